@@ -1,0 +1,125 @@
+"""Architectures of LaViT.
+
+The sizes of tiny, small and base are ours, found by matching the parameters and multiply-adds that the paper
+publishes; nano is a small one for demos and tests, with references for its own size of 128 px instead of 224.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+STRIDES = (4, 8, 16, 32)
+"""Strides of the four stages."""
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Sizes of the four stages.
+
+    Args:
+        embed_dims: Channels.
+        num_heads: Attention heads; each divides its ``embed_dims``.
+        depths: Layers.
+        num_va_layers: Vanilla-attention layers, the first ones of a stage; the others are less-attention layers.
+        mlp_ratios: Hidden channels of the feed-forward over ``embed_dims``.
+        patch_kernels: Kernels of the patch embeddings: the stride (4, 2, 2, 2), or odd and larger, then padded by half.
+        key_grid: Side of the reference key grid: the side of the stride-32 map at the architecture's own size.
+        query_grids: Sides of the reference query grids.
+        norm_eps: Epsilons of the LayerNorms of patch embeddings, of spatial reductions, and of blocks and outputs; a
+            converted checkpoint may bring its own.
+    """
+
+    embed_dims: Sequence[int]
+    num_heads: Sequence[int]
+    depths: Sequence[int]
+    num_va_layers: Sequence[int]
+    mlp_ratios: Sequence[float]
+    patch_kernels: Sequence[int] = (4, 2, 2, 2)
+    key_grid: int = 7
+    query_grids: Sequence[int] = (7, 7, 14, 7)
+    norm_eps: Sequence[float] = (1e-6, 1e-6, 1e-6)
+
+    def __post_init__(self) -> None:
+        """Check lengths and ranges.
+
+        Raises:
+            ValueError: If a value does not fit; the message names the key.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == 'key_grid':
+                if not isinstance(value, int) or value < 1:
+                    raise ValueError(f"arch['key_grid'] must be a positive integer, got {value!r}")
+                continue
+            length = 3 if field.name == 'norm_eps' else 4
+            if not isinstance(value, Sequence) or len(value) != length or any(v <= 0 for v in value):
+                raise ValueError(f'arch[{field.name!r}] must be {length} positive numbers, got {value!r}')
+        for dim, heads in zip(self.embed_dims, self.num_heads, strict=True):
+            if dim % heads:
+                raise ValueError(f"arch['embed_dims']: {dim} channels do not divide into {heads} heads")
+        for kernel, stride in zip(self.patch_kernels, (4, 2, 2, 2), strict=True):
+            if kernel != stride and (kernel < stride or kernel % 2 == 0):
+                raise ValueError(
+                    f"arch['patch_kernels']: {kernel} is neither the stride {stride} nor an odd number above it"
+                )
+
+
+ARCH_ZOO = {
+    'nano': Arch((32, 64, 128, 192), (1, 2, 4, 6), (2, 2, 3, 2), (1, 1, 1, 1), (4, 4, 4, 4), key_grid=4,
+                 query_grids=(4, 4, 8, 4)),
+    'tiny': Arch((64, 128, 256, 512), (1, 2, 4, 8), (2, 2, 2, 2), (1, 1, 1, 1), (4, 8, 4, 4)),
+    'small': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 6, 3), (1, 1, 2, 1), (4, 8, 4, 4)),
+    'base': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 18, 3), (1, 1, 2, 1), (4, 8, 4, 4)),
+}  # fmt: skip
+
+
+def resolve_arch(arch: str | Mapping) -> Arch:
+    """Look up a named architecture or check a dict.
+
+    Args:
+        arch: 'nano', 'tiny', 'small', 'base', the first letter of one, or a mapping with the keys of :class:`Arch`.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        ValueError: If the name is unknown, a key is unknown or missing, or a value does not fit.
+    """
+    if isinstance(arch, str):
+        for name, value in ARCH_ZOO.items():
+            if arch.lower() in (name, name[0]):
+                return value
+        raise ValueError(f'arch must be one of {", ".join(ARCH_ZOO)} (or its first letter) or a dict, got {arch!r}')
+    known = [field.name for field in fields(Arch)]
+    required = known[:5]
+    unknown, missing = [k for k in arch if k not in known], [k for k in required if k not in arch]
+    if unknown or missing:
+        raise ValueError(f'arch dict has unknown keys {unknown} and lacks {missing}; known keys: {", ".join(known)}')
+    return Arch(**arch)
+
+
+def resolve_num_va_layers(num_va_layers: int | Sequence[int] | None, arch: Arch) -> tuple[int, ...]:
+    """Vanilla layers of each stage.
+
+    Args:
+        num_va_layers: One number for all stages, one for each stage, or None for the architecture's own.
+        arch: Architecture.
+
+    Returns:
+        Four numbers, each between 1 and the depth of its stage.
+
+    Raises:
+        ValueError: If a number is out of that range or there are not four.
+    """
+    if num_va_layers is None:
+        num_va_layers = arch.num_va_layers
+    elif isinstance(num_va_layers, int):
+        num_va_layers = (num_va_layers,) * 4
+    num_va_layers = tuple(num_va_layers)
+    if len(num_va_layers) != 4 or any(not 1 <= n <= depth for n, depth in zip(num_va_layers, arch.depths, strict=True)):
+        raise ValueError(
+            f'num_va_layers must be between 1 and the depth of each stage {tuple(arch.depths)}, got {num_va_layers}: '
+            'the first layer of a stage computes the scores that the others reuse'
+        )
+    return num_va_layers

@@ -1,0 +1,98 @@
+"""Resampling of token grids to and from the reference grids (ours; the paper has one image size).
+
+Both D (to a reference grid) and U (from it) are separable: one small matrix per axis, computed from the two sizes
+alone. Every row sums to one and equal sizes give exactly the identity, so at the reference size the model is the
+paper's. Plain matrix products are deterministic on CUDA and survive ``torch.compile`` and export with dynamic sizes,
+which adaptive pooling does not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Grid = tuple[int, int]
+"""Height and width of a token grid; tokens are in row-major order, N = height * width."""
+
+_matrices: dict[tuple, Tensor] = {}
+
+
+def resample_matrix(
+    src: int,
+    dst: int,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Build the matrix that resamples one axis (ours).
+
+    Args:
+        src: Number of positions before.
+        dst: Number of positions after. Fewer: the mean over equal, fractional bins. More: bilinear interpolation
+            with ``align_corners=False``. Equal: exactly the identity.
+        device: Device of the result.
+        dtype: Floating point type of the result; torch's default when None.
+
+    Returns:
+        Matrix of shape (dst, src) whose rows sum to one.
+    """
+    dtype = dtype or torch.get_default_dtype()
+    # Positions are exact in double precision; a half-precision arange could not even count beyond 256.
+    rows = torch.arange(dst, device=device, dtype=torch.float64)[:, None]
+    cols = torch.arange(src, device=device, dtype=torch.float64)[None, :]
+    step = src / dst
+    if dst <= src:
+        # Overlap of the bin [row * step, (row + 1) * step) with the pixel [col, col + 1).
+        overlap = torch.minimum((rows + 1) * step, cols + 1) - torch.maximum(rows * step, cols)
+        matrix = overlap.clamp(min=0) / step
+    else:
+        centre = ((rows + 0.5) * step - 0.5).clamp(0, src - 1)
+        matrix = (1 - (centre - cols).abs()).clamp(min=0)
+    return matrix.to(dtype)
+
+
+def _matrix_like(src: int, dst: int, x: Tensor) -> Tensor:
+    """Return ``resample_matrix(src, dst)`` on the device and in the type of x, from a cache in eager mode."""
+    if torch.compiler.is_compiling():  # sizes may be symbolic, and a cache would be a side effect
+        return resample_matrix(src, dst, device=x.device, dtype=x.dtype)
+    key = (src, dst, x.device, x.dtype)
+    matrix = _matrices.get(key)
+    if matrix is None:
+        # A matrix made under inference_mode could not be used by a later training step.
+        with torch.inference_mode(False):
+            matrix = resample_matrix(src, dst, device=x.device, dtype=x.dtype)
+        if type(matrix) is Tensor:  # not a fake tensor of some tracing mode
+            _matrices[key] = matrix
+    return matrix
+
+
+def resample_tokens(x: Tensor, src: Grid, dst: Grid) -> Tensor:
+    """Resample a token grid, each axis by :func:`resample_matrix` (ours; D and U of the design).
+
+    Args:
+        x: Tokens of shape (B, src_h * src_w, C).
+        src: Grid of x.
+        dst: Grid of the result.
+
+    Returns:
+        Tokens of shape (B, dst_h * dst_w, C); x itself if the grids are equal.
+    """
+    if src == dst:
+        return x
+    batch, _, channels = x.shape
+    (height, width), (dst_h, dst_w) = src, dst
+
+    def resample_rows(x: Tensor) -> Tensor:
+        matrix = _matrix_like(height, dst_h, x)
+        return torch.matmul(matrix, x.reshape(batch, height, -1))  # (B, dst_h, width * C)
+
+    # The rows come first where they shrink and last where they grow: the other axis then sees the smaller map.
+    if dst_h < height:
+        x = resample_rows(x)
+    if dst_w != width:
+        matrix = _matrix_like(width, dst_w, x)
+        x = torch.matmul(matrix, x.reshape(-1, width, channels))  # (B * rows, dst_w, C)
+        width = dst_w
+    if dst_h > height:
+        x = resample_rows(x)
+    return x.reshape(batch, dst_h * dst_w, channels)
