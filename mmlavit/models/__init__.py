@@ -1,0 +1,20 @@
+"""The LaViT backbone and its parts."""
+
+from .arch import ARCH_ZOO, Arch
+from .diagonality import diagonality_loss, score_statistics, square_scores
+from .lavit import AttentionResidual, LaViT, LessAttention, VanillaAttention
+from .resample import resample_matrix, resample_tokens
+
+__all__ = [
+    'ARCH_ZOO',
+    'Arch',
+    'AttentionResidual',
+    'LaViT',
+    'LessAttention',
+    'VanillaAttention',
+    'diagonality_loss',
+    'resample_matrix',
+    'resample_tokens',
+    'score_statistics',
+    'square_scores',
+]

@@ -1,0 +1,86 @@
+"""Diagonality-preserving loss (paper, "Diagonality Preserving Loss"; normalisation and averaging ours)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .resample import Grid, resample_tokens
+
+
+def square_scores(scores: Tensor, heads: int, query_grid: Grid, key_grid: Grid, reference_grid: Grid) -> Tensor:
+    """Average less-attention scores to a square matrix, queries and keys on one grid (ours).
+
+    That grid is the reference key grid, or on each axis the key grid where that is smaller: averaging to more
+    positions than there are keys would only compare interpolated copies. In stage 4 at the architecture's own image
+    size nothing is averaged and the result is the paper's matrix.
+
+    Args:
+        scores: Pre-softmax scores of shape (B, N, heads * K), K reference keys.
+        heads: Number of heads.
+        query_grid: Grid of the N queries.
+        key_grid: Grid of the spatially reduced keys, stride 32 of the image.
+        reference_grid: Grid of the K reference keys.
+
+    Returns:
+        Scores of shape (B, heads, S, S), S positions on the common grid, in float32 (float64 stays).
+    """
+    grid = (min(reference_grid[0], key_grid[0]), min(reference_grid[1], key_grid[1]))
+    size, keys = grid[0] * grid[1], reference_grid[0] * reference_grid[1]
+    batch = scores.shape[0]
+    scores = resample_tokens(scores, query_grid, grid)  # (B, S, heads * K)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    scores = scores.view(batch, size, heads, keys).permute(0, 2, 3, 1)  # (B, heads, K, S)
+    scores = resample_tokens(scores.reshape(-1, keys, size), reference_grid, grid)  # (B * heads, S keys, S queries)
+    return scores.view(batch, heads, size, size).transpose(2, 3)
+
+
+def diagonality_loss(scores: Tensor) -> Tensor:
+    """Penalise square scores that are not symmetric or whose diagonal does not dominate its row.
+
+    With S the scores divided by their detached standard deviation, ``mean|S_ij - S_ji| + mean_{j != i} relu(S_ij -
+    S_ii)``. The division is ours: without it, shrinking all scores would minimise the loss.
+
+    Args:
+        scores: Square pre-softmax scores of shape (..., S, S).
+
+    Returns:
+        Scalar, the mean over all leading dimensions (images and heads). Zero if S is 1.
+    """
+    size = scores.shape[-1]
+    if size == 1:
+        return scores.sum() * 0  # one key: nothing to compare, and a standard deviation of one number is undefined
+    fixed = scores.detach()
+    deviation = fixed.std(dim=(-2, -1), keepdim=True)
+    # Scores that differ by rounding only (a uniform image) must not have that noise blown up to unit variance.
+    floor = 1e-5 * fixed.abs().mean(dim=(-2, -1), keepdim=True) + torch.finfo(scores.dtype).tiny
+    scores = scores / torch.maximum(deviation, floor)
+    asymmetry = (scores - scores.transpose(-2, -1)).abs().mean()
+    excess = (scores - scores.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)).relu()  # zero on the diagonal
+    return asymmetry + excess.sum(dim=(-2, -1)).mean() / (size * (size - 1))
+
+
+class ScoreStatistics(NamedTuple):
+    """Scalars that tell how sharp less-attention is; both detached."""
+
+    magnitude: Tensor
+    """Mean absolute score."""
+    entropy: Tensor
+    """Mean entropy of the softmax over keys, in nats."""
+
+
+@torch.no_grad()
+def score_statistics(scores: Tensor) -> ScoreStatistics:
+    """Summarise square scores for the log (ours).
+
+    Args:
+        scores: Pre-softmax scores of shape (..., S, S), queries by keys.
+
+    Returns:
+        Mean absolute score and mean entropy of the attention over the S keys.
+    """
+    log_probs = scores.log_softmax(dim=-1)
+    entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+    return ScoreStatistics(scores.abs().mean(), entropy.mean())

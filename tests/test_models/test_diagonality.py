@@ -1,0 +1,90 @@
+"""The diagonality-preserving loss."""
+
+import literal
+import pytest
+import torch
+
+from mmlavit.models import diagonality_loss, score_statistics, square_scores
+
+
+def by_loop(scores):
+    """The formula for one matrix, element by element."""
+    size = len(scores)
+    scores = scores / scores.std()
+    asymmetry = sum(abs(scores[i, j] - scores[j, i]) for i in range(size) for j in range(size)) / size**2
+    excess = sum(max(scores[i, j] - scores[i, i], 0) for i in range(size) for j in range(size) if i != j)
+    return asymmetry + excess / (size * (size - 1))
+
+
+def symmetric_dominant(size=6):
+    scores = torch.rand(size, size, dtype=torch.float64)
+    return scores + scores.T + 3 * torch.eye(size, dtype=torch.float64)
+
+
+def test_equals_the_loop():
+    scores = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    expected = sum(by_loop(scores[b, h]) for b in range(2) for h in range(3)) / 6
+    torch.testing.assert_close(diagonality_loss(scores), torch.as_tensor(expected), rtol=0, atol=1e-12)
+
+
+def test_zero_for_symmetric_and_dominant():
+    assert diagonality_loss(symmetric_dominant()) == 0
+
+
+def test_positive_if_not_symmetric():
+    scores = symmetric_dominant()
+    scores[0, 1] -= 0.1
+    assert diagonality_loss(scores) > 0
+
+
+def test_positive_if_the_diagonal_does_not_dominate():
+    scores = symmetric_dominant()
+    scores[2, 3] = scores[3, 2] = scores[2, 2] + 0.1
+    assert diagonality_loss(scores) > 0
+
+
+@pytest.mark.parametrize('factor', [1e-6, 0.5, 1e3])
+def test_unchanged_when_scaled(factor):
+    scores = torch.randn(4, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(diagonality_loss(factor * scores), diagonality_loss(scores))
+
+
+def test_rounding_noise_of_constant_scores_has_a_small_gradient():
+    scores = (0.3 + 1e-9 * torch.randn(1, 9, 9)).requires_grad_()
+    loss = diagonality_loss(scores)
+    loss.backward()
+    assert loss < 0.1
+    assert scores.grad.isfinite().all()
+
+
+def test_one_key_costs_nothing():
+    scores = torch.randn(2, 3, 1, 1, requires_grad=True)
+    loss = diagonality_loss(scores)
+    loss.backward()
+    assert loss == 0
+    assert not scores.grad.any()
+
+
+@pytest.mark.parametrize(
+    ('query_grid', 'key_grid', 'grid'),
+    [((14, 14), (7, 7), (7, 7)), ((8, 12), (2, 3), (2, 3)), ((30, 12), (15, 6), (7, 6))],
+    ids=['reference', 'small', 'mixed'],
+)
+def test_square_scores_are_literal_averages(query_grid, key_grid, grid):
+    heads, n = 2, query_grid[0] * query_grid[1]
+    scores = torch.randn(3, n, heads * 49, dtype=torch.float64)
+    square = square_scores(scores, heads, query_grid, key_grid, (7, 7))
+    rows, cols = literal.grid_matrix(query_grid, grid), literal.grid_matrix((7, 7), grid)
+    for b in range(3):
+        for h in range(heads):
+            expected = rows @ scores[b, :, 49 * h : 49 * (h + 1)] @ cols.T
+            torch.testing.assert_close(square[b, h], expected, rtol=0, atol=1e-12)
+
+
+def test_statistics():
+    scores = torch.tensor([[0.0, 0.0], [2.0, -2.0]])
+    magnitude, entropy = score_statistics(scores)
+    assert magnitude == 1
+    p = torch.tensor([4.0, 0.0]).softmax(0)
+    expected = (torch.log(torch.tensor(2.0)) - (p * p.log()).sum()) / 2
+    torch.testing.assert_close(entropy, expected)

@@ -1,0 +1,328 @@
+"""The backbone against literal matrices, timm's PVTv2, and its own promises."""
+
+import math
+
+import literal
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmlavit import LaViT
+from mmlavit.models import LessAttention, VanillaAttention, resample_matrix, resample_tokens
+
+TOY = dict(
+    embed_dims=(8, 16, 24, 24), num_heads=(1, 2, 2, 3), depths=(2, 2, 4, 2), num_va_layers=(1, 1, 2, 1),
+    mlp_ratios=(2, 3, 2, 2),
+)  # fmt: skip
+SIZES = [(1, 1), (31, 33), (224, 224), (97, 161)]
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter a value that a wrong formula would show."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        fan_in = max(parameter[0].numel(), 1) if parameter.dim() > 1 else 1
+        offset = 1.0 if 'norm' in name and name.endswith('weight') else 0.0
+        scale = 1.5 if name.endswith(('q.weight', 'kv.weight')) else 1.0  # scores of order one
+        parameter.data = offset + noise * (scale / math.sqrt(fan_in) if parameter.dim() > 1 else 0.2)
+    for name, buffer in model.named_buffers():
+        if name.endswith(('running_mean', 'running_var')):
+            buffer.data = torch.rand(buffer.shape, generator=generator, dtype=buffer.dtype) + 0.5
+    return model
+
+
+def toy(**kwargs) -> LaViT:
+    return randomise(LaViT(TOY, drop_path_rate=0.0, **kwargs).double())
+
+
+class TestResampling:
+    @pytest.mark.parametrize(('src', 'dst'), [(7, 7), (14, 7), (25, 7), (10, 7), (3, 7), (1, 7), (7, 50), (7, 3)])
+    def test_matrix_is_the_literal_one(self, src, dst):
+        matrix = resample_matrix(src, dst, dtype=torch.float64)
+        torch.testing.assert_close(matrix, literal.axis_matrix(src, dst), rtol=0, atol=1e-12)
+        torch.testing.assert_close(matrix.sum(1), torch.ones(dst, dtype=torch.float64))
+
+    def test_equal_sizes_give_exactly_the_identity(self):
+        for size in range(1, 400):
+            assert torch.equal(resample_matrix(size, size), torch.eye(size))
+
+    @pytest.mark.parametrize('dst', [(7, 7), (2, 9), (9, 2), (12, 20), (5, 3)])
+    def test_tokens(self, dst):
+        x = torch.randn(2, 15, 4, dtype=torch.float64)
+        expected = literal.grid_matrix((5, 3), dst) @ x
+        torch.testing.assert_close(resample_tokens(x, (5, 3), dst), expected, rtol=0, atol=1e-12)
+
+    def test_a_matrix_cached_in_inference_mode_serves_training(self):
+        with torch.inference_mode():
+            resample_tokens(torch.rand(1, 169, 1), (13, 13), (11, 11))
+        x = torch.rand(1, 169, 1, requires_grad=True)
+        resample_tokens(x, (13, 13), (11, 11)).sum().backward()
+        assert x.grad is not None
+
+
+class TestAgainstLiteralMatrices:
+    @pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
+    @pytest.mark.parametrize(
+        'size',
+        [(224, 224), (256, 288), (64, 96), (96, 256)],
+        ids=['reference', 'larger', 'smaller', 'mixed'],
+    )
+    def test_backbone(self, size, key_reduction):
+        model = toy(key_reduction=key_reduction).eval()
+        x = torch.randn(1, 3, *size, dtype=torch.float64)
+        with torch.no_grad():
+            for out, expected in zip(model(x), literal.backbone(model, x)):
+                torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize('num_va_layers', [1, (2, 2, 4, 2)], ids=['one', 'all'])
+    def test_training_statistics_of_the_attention_residual(self, num_va_layers):
+        model = toy(num_va_layers=num_va_layers).train()
+        x = torch.randn(2, 3, 96, 160, dtype=torch.float64)
+        with torch.no_grad():
+            for out, expected in zip(model(x), literal.backbone(model, x)):
+                torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize('stage', [2, 3])
+    def test_less_attention_is_the_papers_own_form_at_224(self, stage):
+        """Psi as a free N x N matrix and two linears around transposes, as the paper writes it."""
+        side = (14, 7)[stage - 2]
+        n, heads, dim = side * side, 2, 16
+        attn = randomise(LessAttention(dim, heads, (2, 1)[stage - 2], (7, 7), (side, side), 1e-6).double())
+        psi = nn.Linear(n, n, bias=False, dtype=torch.float64)
+        theta = nn.Linear(49, 49, bias=False, dtype=torch.float64)
+        psi.weight.data = torch.eye(n, dtype=torch.float64) + attn.delta_psi.data
+        theta.weight.data = torch.eye(49, dtype=torch.float64) + attn.delta_theta.data
+        x = torch.randn(2, n, dim, dtype=torch.float64)
+        scores = torch.randn(2, heads, n, 49, dtype=torch.float64)
+        expected = psi(theta(scores).transpose(2, 3)).transpose(2, 3)  # rows, then columns
+        out, new_scores = attn(x, (side, side), scores.transpose(1, 2).flatten(2))
+        new_scores = new_scores.unflatten(2, (heads, 49)).transpose(1, 2)
+        torch.testing.assert_close(new_scores, expected, rtol=0, atol=1e-10)
+        values = attn.v(attn.reduction(x, (side, side))).unflatten(2, (heads, -1)).transpose(1, 2)
+        expected_out = attn.proj((expected.softmax(-1) @ values).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(out, expected_out, rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize('key_grid', [(9, 11), (3, 4), (5, 9)])
+    def test_extra_columns_equal_a_mask_of_all_keys(self, key_grid):
+        heads, dim = 2, 16
+        attn = randomise(VanillaAttention(dim, heads, 1, (7, 7), False, True, 1e-6).double())
+        n = key_grid[0] * key_grid[1]
+        x = torch.randn(2, n, dim, dtype=torch.float64)
+        residual = torch.randn(2, n, heads * 49, dtype=torch.float64)
+        out, _ = attn(x, key_grid, residual)
+        mask = residual.unflatten(2, (heads, 49)).transpose(1, 2) @ literal.grid_matrix((7, 7), key_grid).T
+        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (attn.q(x), *attn.kv(x).chunk(2, dim=-1)))
+        expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        expected = attn.proj(expected.transpose(1, 2).flatten(2))
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ('arch', 'millions'),
+        [('tiny', 10.87), ('small', 22.39), ('base', 40.29)],
+        ids=['tiny', 'small', 'base'],
+    )
+    def test_parameters_with_a_1000_way_head(self, arch, millions):
+        count = sum(p.numel() for p in LaViT(arch).parameters()) + 512 * 1000 + 1000
+        assert count / 1e6 == pytest.approx(millions, abs=0.006)
+
+    @pytest.mark.parametrize('arch', ['tiny', 'small', 'base'])
+    def test_parameters_are_the_papers_within_two_percent(self, arch):
+        count = sum(p.numel() for p in LaViT(arch).parameters()) + 512 * 1000 + 1000
+        assert count / 1e6 == pytest.approx({'tiny': 10.9, 'small': 22.4, 'base': 39.6}[arch], rel=0.02)
+
+    @pytest.mark.parametrize('size', SIZES, ids=str)
+    @pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
+    def test_any_size(self, size, training):
+        model = LaViT('nano').train(training)
+        outs = model(torch.randn(2, 3, *size))
+        for out, channels, stride in zip(outs, (32, 64, 128, 192), (4, 8, 16, 32)):
+            assert out.shape == (
+                2,
+                channels,
+                math.ceil(size[0] / stride),
+                math.ceil(size[1] / stride),
+            )
+            assert out.isfinite().all()
+
+    @pytest.mark.parametrize('size', [(1, 1), (31, 33), (97, 161)], ids=str)
+    def test_equals_the_crop_of_the_padded_input(self, size):
+        model = toy().eval()
+        x = torch.randn(1, 3, *size, dtype=torch.float64)
+        padded = torch.zeros(1, 3, -(-size[0] // 32) * 32, -(-size[1] // 32) * 32, dtype=torch.float64)
+        padded[..., : size[0], : size[1]] = x
+        with torch.no_grad():
+            for out, full in zip(model(x), model(padded)):
+                torch.testing.assert_close(out, full[..., : out.shape[2], : out.shape[3]], rtol=0, atol=1e-12)
+
+    def test_one_weight_file_runs_at_224_and_384(self, tmp_path):
+        source = randomise(LaViT(TOY))
+        torch.save(source.state_dict(), tmp_path / 'weights.pth')
+        model = LaViT(TOY).eval()
+        model.load_state_dict(torch.load(tmp_path / 'weights.pth', weights_only=True), strict=True)
+        with torch.no_grad():
+            assert [o.shape[2] for o in model(torch.randn(1, 3, 224, 224))] == [56, 28, 14, 7]
+            assert [o.shape[2] for o in model(torch.randn(1, 3, 384, 384))] == [96, 48, 24, 12]
+
+    def test_pool_is_the_same_function_at_the_own_size_and_another_one_elsewhere(self):
+        conv, pool = toy().eval(), toy(key_reduction='pool').eval()
+        pool.load_state_dict(conv.state_dict(), strict=True)
+        with torch.no_grad():
+            for size, same in ((224, True), (320, False)):
+                x = torch.randn(1, 3, size, size, dtype=torch.float64)
+                difference = (conv(x)[-1] - pool(x)[-1]).abs().max().item()
+                assert (difference < 1e-12) is same
+
+
+class TestTraining:
+    @pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
+    @pytest.mark.parametrize('size', [(96, 128), (256, 320)], ids=str)
+    def test_every_parameter_gets_a_gradient(self, size, key_reduction):
+        model = LaViT('nano', drop_path_rate=0.0, key_reduction=key_reduction).train()
+        generator = torch.Generator().manual_seed(0)
+        outs = model(torch.randn(2, 3, *size, generator=generator))
+        sum((out * torch.randn(out.shape, generator=generator)).sum() for out in outs).backward()
+        dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+        assert not dead
+
+    def test_with_cp_changes_nothing(self):
+        torch.manual_seed(0)
+        plain, checkpointed = (LaViT(TOY, drop_path_rate=0.3, with_cp=cp).double().train() for cp in (False, True))
+        checkpointed.load_state_dict(plain.state_dict())
+        x = torch.randn(2, 3, 96, 160, dtype=torch.float64)
+        gradients, outputs = [], []
+        for model in (plain, checkpointed):
+            torch.manual_seed(1)
+            outputs.append(model(x))
+            sum(out.square().sum() for out in outputs[-1]).backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters()})
+        torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
+        torch.testing.assert_close(gradients[0], gradients[1])
+        torch.testing.assert_close(dict(plain.named_buffers()), dict(checkpointed.named_buffers()), rtol=0, atol=0)
+
+    def test_bf16_autocast_stays_close(self):
+        model = LaViT('nano', drop_path_rate=0.0).eval()
+        model.init_weights()
+        x = torch.randn(2, 3, 160, 192)
+        with torch.no_grad():
+            expected = model(x)
+            with torch.autocast('cpu', dtype=torch.bfloat16):
+                outs = model(x)
+        for out, target in zip(outs, expected):
+            error = (out.float() - target).norm() / target.norm()
+            assert 0 < error < 0.03
+
+    def test_bf16_autocast_trains(self):
+        model = LaViT('nano').train()
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            loss = sum(out.float().square().mean() for out in model(torch.randn(2, 3, 160, 192)))
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+    def test_drop_path_grows_linearly_and_drops_whole_images(self):
+        model = LaViT('small', drop_path_rate=0.3)
+        rates = [block.drop_path.rate for stage in model.stages for block in stage.blocks]
+        assert rates == pytest.approx([0.3 * i / 15 for i in range(16)])
+        drop = model.stages[3].blocks[-1].drop_path.train()
+        torch.manual_seed(0)
+        kept = drop(torch.ones(4000, 2, 1))
+        assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+        assert torch.equal(kept[:, 0], kept[:, 1])
+        assert kept.mean().item() == pytest.approx(1, abs=0.05)
+
+
+class TestInterface:
+    def test_initialisation(self):
+        model = LaViT('nano')
+        before = {n: p.clone() for n, p in model.named_parameters() if 'delta' in n or 'residual' in n}
+        assert before
+        model.init_weights()
+        after = dict(model.named_parameters())
+        for name, value in before.items():
+            assert torch.equal(after[name], value), name
+        fc1 = model.stages[0].blocks[0].mlp.fc1
+        assert fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert not fc1.bias.any()
+        dwconv = model.stages[3].blocks[0].mlp.dwconv.weight
+        assert dwconv.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+        assert torch.equal(after['stages.1.residual.dwconv'], torch.full((1, 1, 2, 2), 0.25))
+
+    def test_pretrained_without_checkpoint_says_so_once(self, capsys):
+        from mmengine.logging import MMLogger
+
+        MMLogger.get_instance('scratch', logger_name='scratch')
+        model = LaViT('nano', init_cfg=dict(type='Pretrained', checkpoint=None, prefix='backbone.'))
+        model.init_weights()
+        text = ''.join(capsys.readouterr())
+        assert text.count('LaViT starts from scratch') == 1
+        assert model.stages[0].blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+    def test_pretrained_checkpoint_is_loaded(self, tmp_path):
+        source = randomise(LaViT(TOY))
+        state = {f'backbone.{k}': v for k, v in source.state_dict().items()}
+        torch.save(dict(state_dict=state), tmp_path / 'weights.pth')
+        cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'), prefix='backbone.')
+        model = LaViT(TOY, init_cfg=cfg)
+        model.init_weights()
+        torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+    def test_stages_after_the_last_output_are_not_built(self):
+        model = LaViT('nano', out_indices=(0, 2)).train()
+        assert len(model.stages) == 3
+        outs = model(torch.randn(2, 3, 128, 160))
+        assert [out.shape[1] for out in outs] == [32, 128]
+        sum(out.square().mean() for out in outs).backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+    @pytest.mark.parametrize('frozen', [-1, 0, 1, 2, 4])
+    def test_frozen_stages(self, frozen):
+        model = LaViT('nano', frozen_stages=frozen).train()
+        for i, stage in enumerate(model.stages):
+            whole = i < frozen
+            for name, parameter in stage.named_parameters():
+                in_embed = i == 0 and frozen >= 0 and name.startswith('patch_embed')
+                assert parameter.requires_grad is not (whole or in_embed), name
+            assert stage.norm.training is not whole
+            if stage.residual is not None:
+                assert stage.residual.norm.training is not whole
+
+    def test_norm_eval(self):
+        model = LaViT('nano', norm_eval=True)
+        assert model.train() is model
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
+        assert len(norms) == 3
+        assert not any(norm.training for norm in norms)
+        assert model.stages[0].blocks[0].training
+
+    def test_vanilla_twin_has_no_less_attention_and_keeps_nothing(self):
+        model = LaViT('small', num_va_layers=(3, 4, 6, 3), attention_residual=False)
+        assert not any(isinstance(m, LessAttention) for m in model.modules())
+        assert not any(m.keep_scores for m in model.modules() if isinstance(m, VanillaAttention))
+        assert all(stage.residual is None for stage in model.stages)
+
+    @pytest.mark.parametrize(
+        ('kwargs', 'message'),
+        [
+            (dict(arch='huge'), "arch must be one of nano, tiny, small, base .* got 'huge'"),
+            (dict(arch=dict(TOY, dims=1)), r"unknown keys \['dims'\]"),
+            (dict(arch={k: v for k, v in TOY.items() if k != 'depths'}), r"lacks \['depths'\]"),
+            (dict(arch=dict(TOY, num_heads=(3, 2, 2, 3))), '8 channels do not divide into 3 heads'),
+            (dict(arch=dict(TOY, depths=(2, 2, 2))), 'must be 4 positive numbers'),
+            (dict(arch=dict(TOY, patch_kernels=(6, 2, 2, 2))), '6 is neither the stride 4'),
+            (dict(num_va_layers=0), 'num_va_layers must be between 1 and the depth'),
+            (dict(num_va_layers=(1, 1, 1)), 'num_va_layers must be'),
+            (dict(num_va_layers=5), 'num_va_layers must be'),
+            (dict(key_reduction='mean'), "key_reduction must be 'conv' or 'pool', got 'mean'"),
+            (dict(out_indices=(1, 0)), 'out_indices must be increasing'),
+            (dict(out_indices=()), 'out_indices must be increasing'),
+            (dict(out_indices=(0, 4)), 'out_indices must be increasing'),
+            (dict(frozen_stages=5), 'frozen_stages must be in -1..4'),
+            (dict(drop_path_rate=1.0), 'drop_path_rate must be in'),
+        ],
+    )
+    def test_errors_name_the_argument(self, kwargs, message):
+        with pytest.raises(ValueError, match=message):
+            LaViT(**kwargs)
