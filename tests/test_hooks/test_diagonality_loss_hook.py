@@ -1,0 +1,184 @@
+"""The diagonality loss inside mmengine's training step."""
+
+import os
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from mmlavit import DiagonalityLossHook, LaViT
+from mmlavit.models import diagonality_loss, square_scores
+
+TOY = dict(
+    embed_dims=(8, 16, 16, 24), num_heads=(1, 2, 2, 3), depths=(2, 2, 3, 2), num_va_layers=(1, 1, 1, 1),
+    mlp_ratios=(2, 2, 2, 2),
+)  # fmt: skip
+
+
+class Regressor(BaseModel):
+    """Smallest model of the mmengine kind: the mean of the last map is fitted to zero."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.backbone = LaViT(TOY, drop_path_rate=0.0, out_indices=(3,), **kwargs)
+        self.head = nn.Linear(24, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        out = self.head(self.backbone(inputs)[-1].mean(dim=(2, 3)))
+        return dict(loss_fit=out.square().mean()) if mode == 'loss' else out
+
+
+def build(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    model = Regressor(**kwargs).double().train()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def attached(model, weight=0.5):
+    hook = DiagonalityLossHook(weight=weight)
+    hook.attach(model)
+    return hook
+
+
+def batch(count=2, size=(96, 160)):
+    return torch.randn(count, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+
+
+def test_loss_is_the_mean_over_less_attention_layers():
+    model, x, seen = build(), batch(), []
+    attached(model)
+    losses = model(x, None, mode='loss')
+    model.backbone.score_observer = lambda *args: seen.append(diagonality_loss(square_scores(*args)))
+    model.backbone(x)
+    assert len(seen) == 5  # depths less vanilla layers
+    torch.testing.assert_close(losses['loss_diag'], 0.5 * sum(seen) / 5)
+    assert set(losses) == {'loss_fit', 'loss_diag', 'la_magnitude', 'la_entropy'}
+    assert not losses['la_entropy'].requires_grad
+
+
+def test_total_loss_and_log():
+    model = build()
+    attached(model)
+    total, log = model.parse_losses(model(batch(), None, mode='loss'))
+    torch.testing.assert_close(total, log['loss_fit'] + log['loss_diag'])
+    assert {'loss_diag', 'la_magnitude', 'la_entropy'} < set(log)
+
+
+def test_only_the_loss_mode_is_touched():
+    model = build().eval()
+    expected = model(batch())
+    hook = attached(model)
+    torch.testing.assert_close(model(batch()), expected, rtol=0, atol=0)
+    hook.detach()
+    assert set(model(batch(), None, mode='loss')) == {'loss_fit'}
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_a_failed_forward_leaves_nothing_behind():
+    model = build()
+    attached(model)
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(2, 5, 64, 96, dtype=torch.float64), None, mode='loss')
+    assert model.backbone.score_observer is None
+    first = model(batch(), None, mode='loss')['loss_diag']
+    assert model(batch(), None, mode='loss')['loss_diag'] == first
+
+
+def test_counted_once_with_checkpointing():
+    results = []
+    for with_cp in (False, True):
+        model = build(with_cp=with_cp)
+        attached(model)
+        losses = model(batch(), None, mode='loss')
+        (losses['loss_fit'] + losses['loss_diag']).backward()
+        results.append((losses['loss_diag'], {n: p.grad for n, p in model.named_parameters()}))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_falls_when_trained():
+    model = build().float()
+    attached(model, weight=1.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    x, values = batch().float(), []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = model(x, None, mode='loss')['loss_diag']
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[-1] < 0.7 * values[0]
+
+
+def test_gradient_accumulation_equals_one_large_step():
+    """Norms are in eval mode here: batch statistics of two halves are not those of the whole."""
+    x = batch(4)
+    steps = []
+    for chunks in (1, 2):
+        model = build(norm_eval=True)
+        attached(model)
+        optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=chunks)
+        optim.initialize_count_status(model, 0, chunks)
+        for part in x.chunk(chunks):
+            model.train_step(dict(inputs=part, data_samples=None), optim)
+        steps.append(dict(model.named_parameters()))
+    torch.testing.assert_close(steps[0], steps[1])
+
+
+def test_bf16_autocast_computes_the_loss_in_float32():
+    model = build().float()
+    attached(model)
+    x = batch().float()
+    expected = model(x, None, mode='loss')['loss_diag']
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss = model(x, None, mode='loss')['loss_diag']
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize('model', [nn.Linear(2, 2), LaViT(TOY, num_va_layers=(2, 2, 3, 2))], ids=['none', 'vanilla'])
+def test_a_model_without_less_attention_is_an_error(model):
+    with pytest.raises(ValueError, match='no less-attention layer') as caught:
+        DiagonalityLossHook().attach(model)
+    assert '\n' not in str(caught.value)
+
+
+def test_weight_must_be_positive():
+    with pytest.raises(ValueError, match='weight must be positive, got 0'):
+        DiagonalityLossHook(weight=0)
+
+
+def _ddp_worker(rank, port, path):
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2')
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+    model = build(norm_eval=True)
+    wrapped = MMDistributedDataParallel(model)
+    hook = DiagonalityLossHook(weight=0.5)
+
+    class Runner:
+        pass
+
+    runner = Runner()
+    runner.model = wrapped
+    hook.before_train(runner)
+    optim = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.1))
+    log = wrapped.train_step(dict(inputs=batch(4).chunk(2)[rank], data_samples=None), optim)
+    if rank == 0:
+        torch.save((model.state_dict(), sorted(log)), path)
+    torch.distributed.destroy_process_group()
+
+
+def test_ddp_step_equals_the_single_process_step(tmp_path, free_port):
+    model = build(norm_eval=True)
+    attached(model)
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    model.train_step(dict(inputs=batch(4), data_samples=None), optim)
+    mp.spawn(_ddp_worker, args=(free_port, str(tmp_path / 'state.pth')), nprocs=2)
+    state, log = torch.load(tmp_path / 'state.pth', weights_only=True)
+    assert 'loss_diag' in log
+    torch.testing.assert_close(state, dict(model.state_dict()))
