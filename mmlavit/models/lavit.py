@@ -50,8 +50,12 @@ def to_tokens(x: Tensor) -> Tensor:
 
 
 def to_map(x: Tensor, grid: Grid) -> Tensor:
-    """(B, h * w, C) to (B, C, h, w); never a copy: tokens are the bytes of a channels-last map."""
-    return x.transpose(1, 2).unflatten(2, grid)
+    """(B, h * w, C) to (B, C, h, w); no copy: tokens are the bytes of a channels-last map.
+
+    Permuting last leaves the strides of a channels-last map also for one image; transposing first does not, and torch
+    then copies the map before every convolution.
+    """
+    return x.reshape(x.shape[0], *grid, x.shape[2]).permute(0, 3, 1, 2)
 
 
 class DropPath(nn.Module):

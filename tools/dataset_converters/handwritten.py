@@ -1,0 +1,58 @@
+"""Generates the handwritten scenes (see docs/handwritten.md); needs scikit-learn, no network."""
+
+import argparse
+import sys
+
+from mmlavit.datasets import DatasetError, HandwrittenConfig, generate
+
+
+def parse_args(args: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line; every option but root and overwrite is one of the config's."""
+    default = HandwrittenConfig()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--root', default='data/handwritten', help='where to write')
+    numbers = dict(
+        train_scenes='training pictures for detection and segmentation',
+        val_scenes='validation pictures for detection and segmentation',
+        image_size='side of these pictures in pixels',
+        train_crops='training pictures for classification',
+        val_crops='validation pictures for classification',
+        crop_size='side of these pictures in pixels',
+        seed='another seed gives other pictures, with the same split of the scans',
+    )
+    for name, text in numbers.items():
+        flag = '--' + name.replace('_', '-')
+        parser.add_argument(flag, type=int, default=getattr(default, name), help=text)
+    ranges = dict(
+        digits='fewest and most digits in a picture',
+        digit_size='smallest and largest side of a digit in pixels',
+    )
+    for name, text in ranges.items():
+        parser.add_argument(
+            '--' + name.replace('_', '-'),
+            type=int,
+            nargs=2,
+            metavar=('MIN', 'MAX'),
+            default=getattr(default, name),
+            help=text,
+        )
+    parser.add_argument('--overwrite', action='store_true', help='replace a data set made with other options')
+    return parser.parse_args(args)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Generates and prints what is there; exits with one line when that is not possible."""
+    options = vars(parse_args(args))
+    root, overwrite = options.pop('root'), options.pop('overwrite')
+    for name in ('digits', 'digit_size'):
+        options[name] = tuple(options[name])
+    try:
+        print(generate(root, HandwrittenConfig(**options), overwrite))
+    except (DatasetError, OSError) as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted: run the same command again to finish')
+
+
+if __name__ == '__main__':
+    main()
