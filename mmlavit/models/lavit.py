@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .arch import STRIDES, resolve_arch, resolve_num_va_layers
+from .pointwise import is_plain_eager, linear, linear_each, to_map, to_tokens
 from .resample import Grid, resample_tokens
 
 ScoreObserver = Callable[[Tensor, int, Grid, Grid, Grid], None]
@@ -42,20 +43,6 @@ DEFAULT_INIT = [
     dict(type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu', bias=0.0),
     dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
 ]
-
-
-def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, h, w) to (B, h * w, C); no copy for a channels-last map."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def to_map(x: Tensor, grid: Grid) -> Tensor:
-    """(B, h * w, C) to (B, C, h, w); no copy: tokens are the bytes of a channels-last map.
-
-    Permuting last leaves the strides of a channels-last map also for one image; transposing first does not, and torch
-    then copies the map before every convolution.
-    """
-    return x.reshape(x.shape[0], *grid, x.shape[2]).permute(0, 3, 1, 2)
 
 
 class DropPath(nn.Module):
@@ -112,6 +99,10 @@ class FeedForward(nn.Module):
         hidden: Channels between the linears.
     """
 
+    # Inference on the CPU: bytes of the hidden map at a time. At detection sizes the whole map is larger than the
+    # caches, and than what the allocator keeps: every use would fault its pages in anew.
+    strip_bytes = 8 << 20
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -120,8 +111,26 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Map tokens x of shape (B, N, C), N = h * w of the grid, to (B, N, C)."""
-        x = self.dwconv(to_map(self.fc1(x), grid))  # (B, hidden, h, w)
-        return self.fc2(F.gelu(to_tokens(x)))
+        if torch.is_grad_enabled() or x.device.type != 'cpu' or not is_plain_eager():
+            return self._forward_rows(x, grid, 0, grid[0])
+        batch, height, out = x.shape[0], grid[0], torch.empty_like(x)
+        row_bytes = grid[1] * self.fc1.out_features * x.element_size()
+        images = max(1, self.strip_bytes // (row_bytes * height))
+        rows = min(height, max(8, self.strip_bytes // row_bytes))  # below 8, the rows computed twice would cost more
+        for image in range(0, batch, images):
+            for top in range(0, height, rows):
+                bottom = min(top + rows, height)
+                part = self._forward_rows(x[image : image + images], grid, top, bottom)
+                out[image : image + images, top * grid[1] : bottom * grid[1]] = part
+        return out
+
+    def _forward_rows(self, x: Tensor, grid: Grid, top: int, bottom: int) -> Tensor:
+        """Rows top to bottom (excluded) of the result: (B, rows * w, C)."""
+        # The kernel sees one row more on either side; what its padding gives there is cut off again.
+        first, last = max(top - 1, 0), min(bottom + 1, grid[0])
+        x = linear(x[:, first * grid[1] : last * grid[1]], self.fc1.weight, self.fc1.bias)
+        x = self.dwconv(to_map(x, (last - first, grid[1])))[:, :, top - first : bottom - first]
+        return linear(F.gelu(to_tokens(x)), self.fc2.weight, self.fc2.bias)
 
 
 class SpatialReduction(nn.Module):
@@ -167,10 +176,10 @@ def attend(scores: Tensor, values: Tensor, proj: nn.Linear, heads: int) -> Tenso
         Tokens of shape (B, N, C).
     """
     probs = scores.unflatten(-1, (heads, -1)).softmax(dim=-1).flatten(2)  # (B, N, H * K)
-    values = values.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, K, d)
-    weight = proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (H, d, C)
-    projected = torch.matmul(values, weight).flatten(1, 2)  # (B, H * K, C)
-    return torch.matmul(probs, projected) + proj.bias
+    values = values.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)  # (B, H, d, K)
+    weight = proj.weight.unflatten(1, (heads, -1)).transpose(0, 1)  # (H, C, d)
+    projected = torch.matmul(weight, values).transpose(1, 2).flatten(2)  # (B, C, H * K)
+    return linear_each(probs, projected, proj.bias.expand(probs.shape[0], -1))
 
 
 class VanillaAttention(nn.Module):
@@ -229,13 +238,15 @@ class VanillaAttention(nn.Module):
                 resample_tokens(keys, key_grid, self.reference_grid),
                 self.reference_grid,
             )
-        key, value = self.kv(keys).chunk(2, dim=-1)  # (B, M, C) each
+        key, value = linear(keys, self.kv.weight, self.kv.bias).chunk(2, dim=-1)  # (B, M, C) each
 
         if key_grid == self.reference_grid:
             scores = self._reference_scores(x, key, residual)
             return attend(scores, value, self.proj, self.heads), scores if self.keep_scores else None
 
-        out = self.proj(self._attend_all(self.q(x), key, value, key_grid, residual))
+        query = linear(x, self.q.weight, self.q.bias)
+        out = self._attend_all(query, key, value, key_grid, residual)
+        out = linear(out, self.proj.weight, self.proj.bias)
         if not self.keep_scores:
             return out, None
         key = resample_tokens(key, key_grid, self.reference_grid)  # (B, K, C)
@@ -248,10 +259,10 @@ class VanillaAttention(nn.Module):
         projecting N tokens, and the scores of all heads come out side by side.
         """
         key = key.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1) * self.scale  # (B, H, d, K)
-        weight = self.q.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)  # (H, C, d)
-        folded = torch.matmul(weight, key).transpose(1, 2).flatten(2)  # (B, C, H * K)
+        weight = self.q.weight.unflatten(0, (self.heads, -1))  # (H, d, C)
+        folded = torch.matmul(key.transpose(2, 3), weight).flatten(1, 2)  # (B, H * K, C)
         bias = (self.q.bias.view(self.heads, -1, 1) * key).sum(dim=2).flatten(1)  # (B, H * K)
-        scores = torch.matmul(x, folded) + bias[:, None]
+        scores = linear_each(x, folded, bias)
         return scores if residual is None else scores + residual
 
     def _attend_all(self, query: Tensor, key: Tensor, value: Tensor, key_grid: Grid, residual: Tensor | None) -> Tensor:
@@ -331,7 +342,7 @@ class LessAttention(nn.Module):
     def transform(self, scores: Tensor, grid: Grid) -> Tensor:
         """``Psi A Theta^T`` for scores A of shape (B, N, H * K) on the given query grid."""
         theta = torch.eye(self.delta_theta.shape[0], device=scores.device) + self.delta_theta
-        scores = F.linear(scores.unflatten(-1, (self.heads, -1)), theta).flatten(2)
+        scores = linear(scores.reshape(scores.shape[0], -1, theta.shape[0]), theta, None).view_as(scores)
         coarse = resample_tokens(scores, grid, self.query_grid)  # (B, n, H * K)
         return scores + resample_tokens(torch.matmul(self.delta_psi, coarse), self.query_grid, grid)
 

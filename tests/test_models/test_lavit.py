@@ -10,6 +10,7 @@ from torch import nn
 
 from mmlavit import LaViT
 from mmlavit.models import LessAttention, VanillaAttention, resample_matrix, resample_tokens
+from mmlavit.models.lavit import FeedForward
 
 TOY = dict(
     embed_dims=(8, 16, 24, 24), num_heads=(1, 2, 2, 3), depths=(2, 2, 4, 2), num_va_layers=(1, 1, 2, 1),
@@ -117,6 +118,27 @@ class TestAgainstLiteralMatrices:
         expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         expected = attn.proj(expected.transpose(1, 2).flatten(2))
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
+
+
+class TestInferenceOnTheCPU:
+    @pytest.mark.parametrize('strip_bytes', [1, 60_000, 1 << 20], ids=['rows', 'several rows', 'several images'])
+    def test_feed_forward_in_strips_is_the_same(self, strip_bytes, monkeypatch):
+        monkeypatch.setattr(FeedForward, 'strip_bytes', strip_bytes)
+        mlp, grid = FeedForward(8, 24).double(), (37, 20)
+        x = torch.randn(5, 37 * 20, 8, dtype=torch.float64)
+        whole = mlp(x, grid)
+        with torch.no_grad():
+            strips = mlp(x, grid)
+        torch.testing.assert_close(strips, whole, rtol=0, atol=1e-13)
+
+    @pytest.mark.parametrize('size', [(224, 224), (320, 448)], ids=str)
+    def test_inference_equals_the_graph_of_training(self, size):
+        model = randomise(LaViT('nano', drop_path_rate=0.0)).eval()
+        x = torch.randn(3, 3, *size)
+        with torch.inference_mode():
+            outs = model(x)
+        for out, expected in zip(outs, model(x), strict=True):
+            torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
 class TestSizes:
