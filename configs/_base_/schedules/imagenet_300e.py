@@ -1,0 +1,26 @@
+# 300 epochs, as DeiT and PVTv2.
+_base_ = './adamw.py'
+
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+    dict(
+        type='LinearLR',
+        start_factor=1e-3,
+        by_epoch=True,
+        begin=0,
+        end=5,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=1e-5,
+        by_epoch=True,
+        begin=5,
+        end=300,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
+
+# The learning rate is for (8 GPUs) x (128 images per GPU).
+auto_scale_lr = dict(enable=False, base_batch_size=1024)

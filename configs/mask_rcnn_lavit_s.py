@@ -1,0 +1,8 @@
+_base_ = [
+    './_base_/models/mask_rcnn_lavit.py',
+    './_base_/datasets/coco_instance.py',
+    './_base_/schedules/coco_1x.py',
+    './_base_/default_runtime_det.py',
+]
+
+train_dataloader = dict(batch_size=2)  # x 8 GPUs

@@ -1,0 +1,8 @@
+_base_ = [
+    './_base_/models/upernet_lavit.py',
+    './_base_/datasets/ade20k.py',
+    './_base_/schedules/ade20k_160k.py',
+    './_base_/default_runtime_seg.py',
+]
+
+train_dataloader = dict(batch_size=2)  # x 8 GPUs
