@@ -320,7 +320,9 @@ def _write_crops(root: Path, sources: Sources, config: HandwrittenConfig, split:
             number, digit = divmod(index, NUM_CLASSES)
             rng = _rng(config.seed, CROP, split, index)
             scene = draw_scene(sources, split, np.array([digit]), size, digit_size, rng)
-            name = f'{digit}/{number:06d}.png'
+            name = (
+                f'{digit}/{digit}_{number:06d}.png'  # unique without its folder, as pictures of predictions are named
+            )
             _write_png(folder / name, scene.image[..., ::-1])
             table.writerow([name, scene.instances[0].scan, scene.photo, *scene.crop])
 

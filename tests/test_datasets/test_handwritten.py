@@ -227,7 +227,7 @@ def test_crops_are_balanced_and_of_the_right_size(tiny):
     for digit in range(10):
         for split, number in (('train', 2), ('val', 1)):
             files = sorted((tiny / 'classification' / split / str(digit)).iterdir())
-            assert [f.name for f in files] == [f'{i:06d}.png' for i in range(number)]
+            assert [f.name for f in files] == [f'{digit}_{i:06d}.png' for i in range(number)]
             assert all(cv2.imread(str(f), -1).shape == (64, 64, 3) for f in files)
 
 
