@@ -1,0 +1,52 @@
+# make demo      train, test and show a small model on handwritten scenes
+#                TASK=detection (default), classification or segmentation
+# make test      lint, docs checks and the test suite; PYTEST_ARGS='-k name' narrows it
+# make lint      only ruff; `make format` lets it mend what it can
+# make install   only the environment that all of them create first
+#
+# VENV=folder    the environment; default .venv (.venv-official for the official stack)
+# PYTHON=python  the Python 3.10-3.12 to create it with; default: the first found
+# STACK=official OpenMMLab's official releases instead of the maintained builds
+
+TASK ?= detection
+STACK ?= maintained
+VENV ?= $(if $(filter official,$(STACK)),.venv-official,.venv)
+PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3.10 python3)
+BIN = $(VENV)/bin
+# The installer leaves this file where a GPU is present but mmcv's ops work on the CPU only.
+ON_CPU = if [ -e "$(VENV)/.mmlavit/cpu-only" ]; then export CUDA_VISIBLE_DEVICES=; fi;
+
+ifeq ($(filter $(TASK),detection classification segmentation),)
+$(error TASK=$(TASK) is unknown, expected detection, classification or segmentation)
+endif
+ifeq ($(filter $(STACK),maintained official),)
+$(error STACK=$(STACK) is unknown, expected maintained or official)
+endif
+
+.PHONY: demo test lint format install
+
+demo: install
+	@$(ON_CPU) "$(BIN)/python" tools/demo.py --task $(TASK)
+
+test: lint
+	@$(ON_CPU) "$(BIN)/python" -m pytest $(PYTEST_ARGS)
+
+lint: install
+	@"$(BIN)/ruff" check .
+	@"$(BIN)/ruff" format --check .
+
+format: install
+	@"$(BIN)/ruff" check --fix .
+	@"$(BIN)/ruff" format .
+
+install:
+	@for python in $(PYTHONS); do \
+	    if $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	            2>/dev/null; then \
+	        exec $$python tools/dev/install.py --venv "$(VENV)" --stack $(STACK) \
+	            $(if $(PYTHON),--same-python); \
+	    fi; \
+	done; \
+	echo "ERROR: mmlavit needs Python 3.10, 3.11 or 3.12; found none among: $(PYTHONS)." \
+	    "Install one or pass PYTHON=/path/to/python" >&2; \
+	exit 1

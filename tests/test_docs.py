@@ -1,0 +1,109 @@
+"""The documents are checked against the tree: links, paths, commands and stated versions."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmlavit import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(
+    path
+    for pattern in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/**/*.md', 'configs/**/*.md')
+    for path in ROOT.glob(pattern)
+)
+PYTHON_TOOLS = sorted(path for path in (ROOT / 'tools').rglob('*.py') if '__main__' in path.read_text())
+SHELL_TOOLS = sorted((ROOT / 'tools').rglob('*.sh'))
+
+LINK = re.compile(r'!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)|<img[^>]+src=["\']([^"\']+)["\']')
+# A path as users type it. What has a placeholder or a wildcard in it names no single file.
+MENTIONED = re.compile(r'(?<![\w/.-])((?:configs|tools|mmlavit|requirements|tests)/[\w./*{},<>$-]*)')
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def slugs(document):
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r'^#+\s+(.+?)\s*$', document.read_text(encoding='utf-8'), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in headings}
+
+
+def test_required_documents_exist():
+    assert {'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'} <= {name(path) for path in DOCUMENTS}
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=name)
+def test_links(document):
+    broken = []
+    for match in LINK.finditer(document.read_text(encoding='utf-8')):
+        target = match.group(1) or match.group(2)
+        if re.match(r'\w{2,}:', target):  # another site
+            continue
+        path, _, anchor = target.partition('#')
+        linked = (document.parent / path).resolve() if path else document
+        if not linked.exists() or (anchor and linked.suffix == '.md' and anchor not in slugs(linked)):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=name)
+def test_mentioned_paths(document):
+    paths = {m.rstrip('.,') for m in MENTIONED.findall(document.read_text(encoding='utf-8'))}
+    missing = {p for p in paths if not re.search(r'[*{}<>$]', p) and not (ROOT / p).exists()}
+    assert not missing
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=name)
+def test_make_targets(document):
+    targets = re.findall(r'^([a-z]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+    # Only in code: prose also makes sense.
+    code = re.findall(r'`+[^`]+`+', document.read_text(encoding='utf-8'))
+    asked = {target for text in code for target in re.findall(r'\bmake ([a-z]+)', text)}
+    assert asked <= set(targets)
+
+
+def test_python_tools_answer_help():
+    """In one process: most of the time goes into importing torch."""
+    code = (
+        'import runpy, sys\n'
+        'for tool in sys.argv[1:]:\n'
+        '    sys.argv = [tool, "--help"]\n'
+        '    try:\n'
+        '        runpy.run_path(tool, run_name="__main__")\n'
+        '    except SystemExit as end:\n'
+        '        if end.code:\n'
+        '            sys.exit(f"{tool} --help ends with {end.code}")\n'
+        '    else:\n'
+        '        sys.exit(f"{tool} does not know --help")\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, *map(str, PYTHON_TOOLS)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for tool in PYTHON_TOOLS:
+        assert f'usage: {tool.name}' in done.stdout
+
+
+@pytest.mark.parametrize('tool', SHELL_TOOLS, ids=name)
+def test_shell_tool_parses(tool):
+    subprocess.run(['bash', '-n', tool], check=True)
+    assert tool.stat().st_mode & 0o111, 'not executable'
+
+
+def test_version_has_a_changelog_entry():
+    changelog = (ROOT / 'CHANGELOG.md').read_text()
+    assert re.search(rf'^## {re.escape(__version__)} ', changelog, re.MULTILINE)
+
+
+def test_ruff_has_one_version():
+    pinned = re.search(r'^ruff==(.+)$', (ROOT / 'requirements/tests.txt').read_text(), re.M)
+    hook = re.search(r'ruff-pre-commit\s+rev: v(\S+)', (ROOT / '.pre-commit-config.yaml').read_text())
+    assert pinned.group(1) == hook.group(1)
