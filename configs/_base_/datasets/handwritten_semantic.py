@@ -19,11 +19,12 @@ metainfo = dict(
     ],
 )
 
-pipeline = [
+train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
+test_pipeline = train_pipeline  # mmseg's inference_model looks for this name
 
 train_dataloader = dict(
     num_workers=2,
@@ -35,7 +36,7 @@ train_dataloader = dict(
         data_root=data_root,
         data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
         img_suffix='.png',
-        pipeline=pipeline,
+        pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(
@@ -49,7 +50,7 @@ val_dataloader = dict(
         data_root=data_root,
         data_prefix=dict(img_path='images/val', seg_map_path='masks/val'),
         img_suffix='.png',
-        pipeline=pipeline,
+        pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader

@@ -1,0 +1,158 @@
+"""Several processes without a GPU, and single ones: what mmengine takes for granted and a CPU lacks."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import os
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from torch import distributed as dist
+
+from .errors import UserError
+
+# Which variable of the environment holds the rank on this machine, by launcher.
+_LOCAL_RANK = {
+    'pytorch': 'LOCAL_RANK',
+    'slurm': 'SLURM_LOCALID',
+    'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK',
+}
+_LAUNCHED_BY = {
+    'pytorch': 'tools/dist_train.sh or tools/dist_test.sh (torchrun)',
+    'slurm': 'tools/slurm_train.sh or tools/slurm_test.sh (srun)',
+    'mpi': 'mpirun',
+}
+_SYNC_BN = {'SyncBN', 'MMSyncBN', 'SyncBatchNorm'}
+
+
+def local_rank(launcher: str, default: int = 0) -> int:
+    """Give the number of this process on its machine.
+
+    Args:
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+        default (int): Used where the environment does not say.
+
+    Returns:
+        int: 0 for the first process.
+    """
+    return int(os.environ.get(_LOCAL_RANK.get(launcher, ''), default))
+
+
+def require_launcher(launcher: str, rank: int = 0) -> None:
+    """Make sure that the launcher named on the command line did start this process.
+
+    Args:
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+        rank (int): Value of ``--local_rank``, for launchers that pass the option and no variable.
+
+    Raises:
+        UserError: If its variables are not set, or if it started more processes than there are GPUs.
+    """
+    if launcher == 'none':
+        return
+    if launcher == 'pytorch':
+        os.environ.setdefault('LOCAL_RANK', str(rank))
+    needed = {'pytorch': ['RANK', 'WORLD_SIZE'], 'slurm': ['SLURM_PROCID', 'SLURM_NTASKS']}
+    for name in [*needed.get(launcher, []), _LOCAL_RANK[launcher]]:
+        if name not in os.environ:
+            raise UserError(
+                f'--launcher {launcher} expects to be started by {_LAUNCHED_BY[launcher]}, '
+                f'but {name} is not set; for a single process leave the option out'
+            )
+    processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise UserError(
+            f'{processes} processes on this machine but {gpus} GPU(s); start at most {gpus}, '
+            'or hide the GPUs with CUDA_VISIBLE_DEVICES=-1'
+        )
+
+
+def adapt_to_cpu(cfg: Config, training: bool) -> tuple[Config, list[str]]:
+    """Change a config, on a copy, where it would only run on a GPU.
+
+    Synchronised batch norm becomes batch norm (it refuses CPU tensors), memory is not pinned, and in a
+    distributed run the model wrapper is named, since mmengine's default asks for a device number.
+
+    Args:
+        cfg (Config): The config of the run, with its ``launcher``.
+        training (bool): Whether the optimizer will be built.
+
+    Returns:
+        tuple[Config, list[str]]: The config, and one line per change that affects results.
+
+    Raises:
+        UserError: If training asks for mixed precision, which mmengine has for GPUs only.
+    """
+    cfg = copy.deepcopy(cfg)
+    if training and cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
+        raise UserError(
+            'mixed precision (--amp, AmpOptimWrapper) needs a GPU and none was found; leave it out to train in float32'
+        )
+    notes = []
+    replaced = _replace_sync_bn(cfg.model)
+    if cfg.pop('sync_bn', None) or replaced:
+        notes.append('No GPU: SyncBN is built as BN, so each process normalises its own batch.')
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name) is not None and cfg[name].get('pin_memory'):
+            cfg[name].pin_memory = False
+    if cfg.get('launcher', 'none') != 'none':
+        wrapper = cfg.get('model_wrapper_cfg') or ConfigDict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+        cfg.model_wrapper_cfg = ConfigDict(wrapper, device_ids=None)
+        notes.append('No GPU: the processes talk over gloo.')
+    return cfg, notes
+
+
+def _replace_sync_bn(node: Any) -> int:
+    """Name plain batch norm wherever ``node`` names a synchronised one; give the number of places."""
+    if isinstance(node, Mapping):
+        found = 0
+        if isinstance(node.get('type'), str) and node['type'] in _SYNC_BN:
+            node['type'] = 'BN'
+            found = 1
+        return found + sum(_replace_sync_bn(value) for value in node.values())
+    if isinstance(node, (list, tuple)):
+        return sum(_replace_sync_bn(value) for value in node)
+    return 0
+
+
+def init_gloo(launcher: str, timeout: float | None = None) -> None:
+    """Make the process group before mmengine would: its own way goes through ``torch.cuda``.
+
+    Args:
+        launcher (str): 'pytorch', 'slurm' or 'mpi'.
+        timeout (float, optional): Seconds after which a missing answer is an error.
+
+    Raises:
+        UserError: If the address of the first process is not known.
+    """
+    environ = os.environ
+    if launcher == 'slurm':
+        environ['RANK'] = environ['SLURM_PROCID']
+        environ['WORLD_SIZE'] = environ['SLURM_NTASKS']
+        environ['LOCAL_RANK'] = environ['SLURM_LOCALID']
+        if 'MASTER_ADDR' not in environ:
+            environ['MASTER_ADDR'] = _first_slurm_host()
+    elif launcher == 'mpi':
+        environ['RANK'] = environ['OMPI_COMM_WORLD_RANK']
+        environ['WORLD_SIZE'] = environ['OMPI_COMM_WORLD_SIZE']
+        environ['LOCAL_RANK'] = environ['OMPI_COMM_WORLD_LOCAL_RANK']
+        if 'MASTER_ADDR' not in environ:
+            raise UserError('--launcher mpi needs MASTER_ADDR, the host of the first process')
+    environ.setdefault('MASTER_PORT', '29500')
+    options = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}
+    dist.init_process_group('gloo', **options)
+
+
+def _first_slurm_host() -> str:
+    """Ask slurm for the host name of the job's first node."""
+    nodes = os.environ['SLURM_NODELIST']
+    hosts = subprocess.run(['scontrol', 'show', 'hostname', nodes], check=True, capture_output=True, text=True)
+    return hosts.stdout.split()[0]

@@ -1,0 +1,85 @@
+"""``torchrun`` with short endings: a failed process is named in one line, under its own message.
+
+Used by ``tools/dist_train.sh`` and ``tools/dist_test.sh``; takes the options of
+``python -m torch.distributed.run``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+import torch
+from torch.distributed import DistNetworkError, run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from .errors import USER_ERROR_CODE
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Start the processes and wait for them.
+
+    Args:
+        argv (list[str], optional): Options of ``torch.distributed.run``; default: the command line's.
+
+    Returns:
+        int: Exit code: 0, or that of the process which failed first.
+    """
+    args = run.parse_args(argv)
+    os.environ.setdefault('OMP_NUM_THREADS', str(threads_per_process(args.nproc_per_node)))
+    # What its agents say about a failure is in our line.
+    logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    try:
+        run.run(args)
+    except ChildFailedError as error:
+        return _report(error)
+    except DistNetworkError as error:
+        print(
+            f'error: no rendezvous at {args.master_addr}:{args.master_port} ({_first_line(error)}); '
+            'is the port taken? choose another with PORT=...',
+            file=sys.stderr,
+        )
+        return USER_ERROR_CODE
+    return 0
+
+
+def threads_per_process(processes: str) -> int:
+    """Share the cores of this machine: all of them without a GPU, else one each as torchrun does.
+
+    Args:
+        processes (str): Number of processes on this machine, or a word of torchrun's such as 'auto'.
+
+    Returns:
+        int: Threads of one process, at least 1.
+    """
+    if torch.cuda.is_available() or not processes.isdigit():
+        return 1
+    affinity = getattr(os, 'sched_getaffinity', None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // max(1, int(processes)))
+
+
+def _report(error: ChildFailedError) -> int:
+    """Say which process failed first, unless it has already said all there is; give its code."""
+    rank, failure = error.get_first_failure()
+    if failure.exitcode == USER_ERROR_CODE:
+        return USER_ERROR_CODE
+    if failure.exitcode < 0:
+        reason = f'was ended by {signal.Signals(-failure.exitcode).name}'
+        if failure.exitcode == -signal.SIGKILL:
+            reason += ' (out of memory?)'
+    else:
+        reason = f'failed with exit code {failure.exitcode}'
+    print(f'error: process {rank} {reason}; its messages are above', file=sys.stderr)
+    return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+
+
+def _first_line(error: Exception) -> str:
+    """Cut the message of ``error`` to its first line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+if __name__ == '__main__':
+    sys.exit(main())

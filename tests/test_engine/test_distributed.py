@@ -1,0 +1,129 @@
+"""What a CPU lacks, and the process launchers."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from mmlavit.engine import launch
+from mmlavit.engine.distributed import adapt_to_cpu, local_rank, require_launcher
+from mmlavit.engine.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    """Forget a launcher that started the tests."""
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'SLURM_PROCID', 'SLURM_LOCALID'):
+        monkeypatch.setenv(name, '')  # so that what a test sets is undone
+        monkeypatch.delenv(name)
+
+
+def make_config(**entries) -> Config:
+    model = dict(
+        type='EncoderDecoder',
+        decode_head=dict(norm_cfg=dict(type='SyncBN', requires_grad=True)),
+        auxiliary_head=[dict(norm_cfg=dict(type='MMSyncBN')), dict(norm_cfg=dict(type='GN'))],
+    )
+    loaders = dict(train_dataloader=dict(pin_memory=True), val_dataloader=None)
+    return Config(dict(model=model, optim_wrapper=dict(type='OptimWrapper'), **loaders, **entries))
+
+
+def test_sync_bn_becomes_bn():
+    cfg = make_config(launcher='none', sync_bn='torch')
+    adapted, notes = adapt_to_cpu(cfg, training=True)
+    assert adapted.model.decode_head.norm_cfg == dict(type='BN', requires_grad=True)
+    assert [head.norm_cfg.type for head in adapted.model.auxiliary_head] == ['BN', 'GN']
+    assert 'sync_bn' not in adapted
+    assert not adapted.train_dataloader.pin_memory
+    assert len(notes) == 1 and 'SyncBN' in notes[0]
+    assert cfg.model.decode_head.norm_cfg.type == 'SyncBN'  # a copy was changed
+    assert 'model_wrapper_cfg' not in adapted
+
+
+def test_model_wrapper():
+    adapted, notes = adapt_to_cpu(make_config(launcher='pytorch', find_unused_parameters=True), training=True)
+    assert adapted.model_wrapper_cfg == dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=True,
+        device_ids=None,
+    )
+    assert any('gloo' in note for note in notes)
+    own = dict(type='Own', static_graph=True)
+    adapted, _ = adapt_to_cpu(make_config(launcher='slurm', model_wrapper_cfg=own), training=True)
+    assert adapted.model_wrapper_cfg == dict(own, device_ids=None)
+
+
+def test_nothing_to_adapt():
+    cfg = make_config()
+    cfg.model = dict(type='A', norm_cfg=dict(type='LN'))
+    assert adapt_to_cpu(cfg, training=True)[1] == []
+
+
+def test_amp_needs_a_gpu():
+    cfg = make_config()
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    with pytest.raises(UserError, match='needs a GPU'):
+        adapt_to_cpu(cfg, training=True)
+    adapt_to_cpu(cfg, training=False)  # a test builds no optimizer
+
+
+def test_local_rank(monkeypatch):
+    assert local_rank('none') == 0
+    assert local_rank('pytorch', default=3) == 3
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setenv('SLURM_LOCALID', '2')
+    assert local_rank('pytorch') == 1
+    assert local_rank('slurm') == 2
+    assert local_rank('none') == 0
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'script', 'variable'),
+    [('pytorch', 'dist_train.sh', 'RANK'), ('slurm', 'slurm_train.sh', 'SLURM_PROCID')],
+)
+def test_launcher_was_not_used(launcher, script, variable):
+    with pytest.raises(UserError, match=rf'{script}.*{variable} is not set'):
+        require_launcher(launcher)
+
+
+def test_launcher(monkeypatch):
+    require_launcher('none')
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    require_launcher('pytorch', rank=1)
+    assert local_rank('pytorch') == 1
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    with pytest.raises(UserError, match='2 processes on this machine but 1 GPU'):
+        require_launcher('pytorch')
+
+
+def test_threads(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(launch.os, 'sched_getaffinity', lambda _: set(range(8)), raising=False)
+    assert [launch.threads_per_process(n) for n in ('1', '2', '3', '100', 'auto')] == [8, 4, 2, 1, 1]
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert launch.threads_per_process('1') == 1
+
+
+@pytest.mark.parametrize(
+    ('exitcode', 'returned', 'said'),
+    [
+        (2, 2, ''),  # a mistake of the user: the process has said so
+        (1, 1, 'process 1 failed with exit code 1'),
+        (-9, 137, 'process 1 was ended by SIGKILL (out of memory?)'),
+    ],
+)
+def test_failed_process(monkeypatch, capsys, exitcode, returned, said):
+    def fail(args):
+        failure = ProcessFailure(local_rank=1, pid=7, exitcode=exitcode, error_file='')
+        raise ChildFailedError('train.py', {1: failure})
+
+    monkeypatch.setattr(launch.run, 'run', fail)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    assert launch.main(['--nproc_per_node=2', 'train.py']) == returned
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count('\n') == bool(said)

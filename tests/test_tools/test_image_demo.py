@@ -1,0 +1,141 @@
+"""tools/image_demo.py with models of random weights, for all three tasks."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.structures import InstanceData
+from PIL import Image
+
+from mmlavit.engine.inference import build_predictor, find_pictures, read_picture
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs/handwritten'
+DIGITS = tuple('0123456789')
+PALETTE = [[20 * index, 0, 0] for index in range(11)]
+TASKS = {
+    'mask_rcnn_lavit_nano.py': DIGITS,
+    'upernet_lavit_nano.py': ('background', *DIGITS),
+    'classify_lavit_nano.py': tuple(f'digit {digit}' for digit in DIGITS),
+}
+
+
+@pytest.fixture(autouse=True)
+def leave_scope():
+    """Forget the toolbox that a test entered."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with a picture and a subfolder with another of the same name."""
+    rng = np.random.default_rng(0)
+    for folder, size in (('pictures', (97, 120)), ('pictures/more', (64, 64))):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / 'a.png'), rng.integers(0, 256, (*size, 3), np.uint8))
+    (tmp_path / 'pictures/notes.txt').write_text('no picture')
+    return tmp_path / 'pictures'
+
+
+def write_checkpoint(name: str, path: Path) -> str:
+    """Save random weights of a config's model as training would."""
+    cfg = Config.fromfile(CONFIGS / name)
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    meta = dict(dataset_meta=dict(classes=TASKS[name], palette=PALETTE[: len(TASKS[name])]))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    return str(path)
+
+
+def image_demo(monkeypatch, *args):
+    """Run the script in this process, which has imported the toolboxes already."""
+    monkeypatch.setattr(sys, 'argv', ['image_demo.py', *map(str, args)])
+    runpy.run_path(str(ROOT / 'tools/image_demo.py'), run_name='__main__')
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_image_demo(name, tmp_path, pictures, monkeypatch, capsys):
+    checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
+    out = tmp_path / 'out'
+    image_demo(monkeypatch, pictures, CONFIGS / name, checkpoint, '--out-dir', out, '--device', 'cpu')
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(pictures))]
+    assert len(lines) == 2
+    for line, picture in zip(lines, ['a.png', 'more/a.png']):
+        assert line.startswith(f'{pictures / picture}: ')
+        assert line.endswith(f' -> {out / picture}')
+        assert Image.open(out / picture).size == Image.open(pictures / picture).size
+    if 'mask_rcnn' not in name:  # a random detector finds nothing sure
+        assert any(label in lines[0] for label in TASKS[name])
+
+
+def test_found_objects(tmp_path, pictures):
+    name = 'mask_rcnn_lavit_nano.py'
+    cfg = Config.fromfile(CONFIGS / name)
+    predictor = build_predictor(cfg, write_checkpoint(name, tmp_path / 'a.pth'), 'cpu', score_thr=0.5)
+    image = read_picture(pictures / 'a.png')
+    sample = predictor.predict(image)
+    assert predictor.describe(sample) == 'nothing above score 0.5'
+    masks = torch.zeros(3, *image.shape[:2], dtype=torch.bool)
+    masks[:, 10:60, 20:50] = True
+    boxes = torch.tensor([[20.0, 10.0, 50.0, 60.0]]).repeat(3, 1)
+    sample.pred_instances = InstanceData(
+        bboxes=boxes, masks=masks, scores=torch.tensor([0.6, 0.9, 0.2]), labels=torch.tensor([1, 7, 2])
+    )
+    assert predictor.describe(sample) == '2 objects: 7 0.90, 1 0.60'
+    predictor.draw(image, sample, tmp_path / 'drawn.png', enlarge=3)
+    drawn = cv2.imread(str(tmp_path / 'drawn.png'))
+    assert drawn.shape == (97 * 3, 120 * 3, 3)
+    smooth = cv2.resize(image, (120 * 3, 97 * 3), interpolation=cv2.INTER_CUBIC)
+    changed = np.abs(drawn.astype(int) - smooth).max(axis=2) > 30
+    assert changed[35:175, 65:145].mean() > 0.5  # inside the box
+    assert changed[:, 200:].mean() < 0.01  # right of it
+    # Drawing does not change the prediction.
+    assert torch.equal(sample.pred_instances.bboxes, boxes)
+    assert sample.pred_instances.masks.shape == masks.shape
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'pictures': 'nowhere'}, 'error: nowhere does not exist'),
+        ({'checkpoint': 'no.pth'}, 'error: checkpoint no.pth does not exist'),
+        ({'config': 'no.py'}, 'error: config no.py does not exist'),
+        ({'device': 'wombat'}, 'error: --device wombat cannot be used'),
+        ({'out_dir': '.'}, 'error: --out-dir . would overwrite'),
+    ],
+)
+def test_mistakes(changes, message, tmp_path, pictures, monkeypatch, capsys):
+    monkeypatch.chdir(pictures)
+    if 'out_dir' in changes:
+        changes = dict(changes, checkpoint=write_checkpoint('classify_lavit_nano.py', tmp_path / 'a.pth'))
+    (tmp_path / 'b.pth').touch()
+    given = dict(
+        pictures=pictures,
+        config=CONFIGS / 'classify_lavit_nano.py',
+        checkpoint=tmp_path / 'b.pth',
+        device='cpu',
+        out_dir=tmp_path / 'out',
+    )
+    given.update(changes)
+    device, out_dir = given.pop('device'), given.pop('out_dir')
+    with pytest.raises(SystemExit) as stopped:
+        image_demo(monkeypatch, *given.values(), '--device', device, '--out-dir', out_dir)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count('\n') == 1
+
+
+def test_find_pictures(pictures):
+    assert find_pictures(str(pictures)) == [pictures / 'a.png', pictures / 'more/a.png']
+    assert find_pictures(str(pictures / 'a.png')) == [pictures / 'a.png']

@@ -1,0 +1,50 @@
+"""Test a classifier, detector or segmentor; the config decides which."""
+
+import argparse
+
+from mmlavit.engine import (
+    add_common_arguments,
+    load_config,
+    local_rank,
+    merge_test_args,
+    one_line_errors,
+    run,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out',
+        metavar='FILE.pkl|DIR',
+        help='keep the predictions: in a pickle file (FILE.pkl, any task), or as a folder of label maps (segmentation)',
+    )
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='draw predictions into this folder (for segmentation, in DIR/vis_data/vis_image)',
+    )
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows a picture')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help='test-time augmentation as in tta_model and tta_pipeline of the config',
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Test."""
+    args = parse_args()
+    with one_line_errors(local_rank(args.launcher, args.local_rank)):
+        cfg = merge_test_args(load_config(args.config, args.cfg_options), args)
+        run(cfg, 'test', args.cfg_options, args.local_rank)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,45 @@
+"""Train a classifier, detector or segmentor; the config decides which."""
+
+import argparse
+
+from mmlavit.engine import (
+    add_common_arguments,
+    load_config,
+    local_rank,
+    merge_train_args,
+    one_line_errors,
+    run,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision (needs a GPU)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from this checkpoint, or without one from the latest in the work dir',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate from auto_scale_lr.base_batch_size to the batch size in use',
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train."""
+    args = parse_args()
+    with one_line_errors(local_rank(args.launcher, args.local_rank)):
+        cfg = merge_train_args(load_config(args.config, args.cfg_options), args)
+        run(cfg, 'train', args.cfg_options, args.local_rank)
+
+
+if __name__ == '__main__':
+    main()
