@@ -40,8 +40,10 @@ def square_scores(scores: Tensor, heads: int, query_grid: Grid, key_grid: Grid, 
 def diagonality_loss(scores: Tensor) -> Tensor:
     """Penalise square scores that are not symmetric or whose diagonal does not dominate its row.
 
-    With S the scores divided by their detached standard deviation, ``mean|S_ij - S_ji| + mean_{j != i} relu(S_ij -
-    S_ii)``. The division is ours: without it, shrinking all scores would minimise the loss.
+    With S the scores divided by their standard deviation, ``mean|S_ij - S_ji| + mean_{j != i} relu(S_ij - S_ii)``.
+    The division is ours: without it, shrinking all scores would minimise the loss. The gradient passes through the
+    standard deviation, so that it is orthogonal to the scores: with a detached one the value would be the same, but
+    every step would still shrink the scores, ever faster, until attention is uniform.
 
     Args:
         scores: Square pre-softmax scores of shape (..., S, S).
@@ -52,10 +54,9 @@ def diagonality_loss(scores: Tensor) -> Tensor:
     size = scores.shape[-1]
     if size == 1:
         return scores.sum() * 0  # one key: nothing to compare, and a standard deviation of one number is undefined
-    fixed = scores.detach()
-    deviation = fixed.std(dim=(-2, -1), keepdim=True)
+    deviation = scores.std(dim=(-2, -1), keepdim=True)
     # Scores that differ by rounding only (a uniform image) must not have that noise blown up to unit variance.
-    floor = 1e-5 * fixed.abs().mean(dim=(-2, -1), keepdim=True) + torch.finfo(scores.dtype).tiny
+    floor = 1e-5 * scores.detach().abs().mean(dim=(-2, -1), keepdim=True) + torch.finfo(scores.dtype).tiny
     scores = scores / torch.maximum(deviation, floor)
     asymmetry = (scores - scores.transpose(-2, -1)).abs().mean()
     excess = (scores - scores.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)).relu()  # zero on the diagonal

@@ -37,18 +37,17 @@ def resample_matrix(
         Matrix of shape (dst, src) whose rows sum to one.
     """
     dtype = dtype or torch.get_default_dtype()
-    # Positions are exact in double precision; a half-precision arange could not even count beyond 256.
-    rows = torch.arange(dst, device=device, dtype=torch.float64)[:, None]
-    cols = torch.arange(src, device=device, dtype=torch.float64)[None, :]
-    step = src / dst
+    # Positions are whole numbers of 1 / (2 * dst) pixels, or of 1 / dst: exact, also where the sizes are symbols.
+    row = torch.arange(dst, device=device)[:, None]
+    col = torch.arange(src, device=device)[None, :]
     if dst <= src:
-        # Overlap of the bin [row * step, (row + 1) * step) with the pixel [col, col + 1).
-        overlap = torch.minimum((rows + 1) * step, cols + 1) - torch.maximum(rows * step, cols)
-        matrix = overlap.clamp(min=0) / step
-    else:
-        centre = ((rows + 0.5) * step - 0.5).clamp(0, src - 1)
-        matrix = (1 - (centre - cols).abs()).clamp(min=0)
-    return matrix.to(dtype)
+        # Overlap of the bin [row, row + 1) * src / dst with the pixel [col, col + 1), times dst.
+        overlap = torch.minimum((row + 1) * src, (col + 1) * dst) - torch.maximum(row * src, col * dst)
+        return (overlap.clamp(min=0).double() / src).to(dtype)
+    # Distance of the centre (row + 1/2) * src / dst - 1/2, kept inside the axis, from the pixel, times 2 * dst.
+    centre = ((2 * row + 1) * src - dst).clamp(0, 2 * dst * (src - 1))
+    distance = (centre - 2 * dst * col).abs()
+    return ((2 * dst - distance).clamp(min=0).double() / (2 * dst)).to(dtype)
 
 
 def _matrix_like(src: int, dst: int, x: Tensor) -> Tensor:

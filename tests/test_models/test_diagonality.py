@@ -49,6 +49,14 @@ def test_unchanged_when_scaled(factor):
     torch.testing.assert_close(diagonality_loss(factor * scores), diagonality_loss(scores))
 
 
+def test_gradient_does_not_shrink_the_scores():
+    scores = torch.randn(4, 9, 9, dtype=torch.float64, requires_grad=True)
+    diagonality_loss(scores).backward()
+    along = (scores.grad * scores).sum(dim=(1, 2))
+    torch.testing.assert_close(along, torch.zeros_like(along), rtol=0, atol=1e-12)
+    assert scores.grad.abs().max() > 1e-3
+
+
 def test_rounding_noise_of_constant_scores_has_a_small_gradient():
     scores = (0.3 + 1e-9 * torch.randn(1, 9, 9)).requires_grad_()
     loss = diagonality_loss(scores)
