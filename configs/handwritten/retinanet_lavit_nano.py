@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/models/retinanet_lavit.py',
     '../_base_/datasets/handwritten_detection.py',
-    '../_base_/schedules/handwritten_10e.py',
+    '../_base_/schedules/handwritten_8e.py',
     '../_base_/default_runtime_det.py',
 ]
 
@@ -9,7 +9,7 @@ _base_ = [
 # runs on all levels with one set of weights, so it has GroupNorm.
 channels = 64
 model = dict(
-    backbone=dict(arch='nano', init_cfg=None),
+    backbone=dict(arch='nano', drop_path_rate=0.0, init_cfg=None),
     neck=dict(
         in_channels=[32, 64, 128, 192],
         out_channels=channels,

@@ -9,7 +9,7 @@ _base_ = [
 norm_cfg = dict(type='BN')
 model = dict(
     data_preprocessor=dict(size=(160, 160)),
-    backbone=dict(arch='nano', init_cfg=None),
+    backbone=dict(arch='nano', drop_path_rate=0.0, init_cfg=None),
     decode_head=dict(in_channels=[32, 64, 128, 192], channels=64, num_classes=11, norm_cfg=norm_cfg),
     auxiliary_head=dict(in_channels=128, channels=64, num_classes=11, norm_cfg=norm_cfg),
 )

@@ -93,8 +93,8 @@ class HandwrittenConfig:
     train_scenes: int = 800
     val_scenes: int = 120
     image_size: int = 160
-    digits: tuple[int, int] = (1, 6)
-    digit_size: tuple[int, int] = (28, 72)
+    digits: tuple[int, int] = (3, 9)
+    digit_size: tuple[int, int] = (28, 60)
     train_crops: int = 6000
     val_crops: int = 1000
     crop_size: int = 64

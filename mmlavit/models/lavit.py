@@ -39,6 +39,8 @@ ScoreObserver = Callable[[Tensor, int, Grid, Grid, Grid], None]
 
 DEFAULT_INIT = [
     dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
+    # At std 0.02 a narrow model's GELU sees values near zero, where it is linear, and training from scratch stalls.
+    dict(type='Kaiming', layer='Expansion', mode='fan_in', nonlinearity='linear', bias=0.0),
     # fan_in is one kernel for a depthwise convolution, so the same rule fits dense and depthwise ones.
     dict(type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu', bias=0.0),
     dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
@@ -91,6 +93,10 @@ class PatchEmbed(nn.Module):
         return self.norm(to_tokens(x)), (x.shape[2], x.shape[3])
 
 
+class Expansion(nn.Linear):
+    """First linear of a feed-forward; a class of its own so that ``init_cfg`` can name it."""
+
+
 class FeedForward(nn.Module):
     """Two linears with a 3x3 depthwise convolution between them (ours, as in PVTv2): position at any image size.
 
@@ -105,7 +111,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Expansion(dim, hidden)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
@@ -606,7 +612,8 @@ class LaViT(BaseModule):
         for i, stage in enumerate(self.stages):
             x, scores, grid = stage(x, scores, grid, self.score_observer)
             if i in self.out_indices:
-                outs.append(x[..., : -(-height // STRIDES[i]), : -(-width // STRIDES[i])])
+                # Contiguous: mmcv's RoIAlign on the CPU reads a channels-last map as if it were, without a word.
+                outs.append(x[..., : -(-height // STRIDES[i]), : -(-width // STRIDES[i])].contiguous())
         return tuple(outs)
 
     def init_weights(self) -> None:

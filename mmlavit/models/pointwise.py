@@ -3,7 +3,7 @@
 Tokens (B, N, C) and channels-last maps (B, C, h, w) are the same bytes, so a linear is a 1x1 convolution. On the CPU
 torch sends float32 convolutions to oneDNN and linears to the BLAS it was built with, after a copy of the bias over
 the whole result; oneDNN is up to twice as fast where that BLAS does not use the processor's widest vectors, and
-no slower elsewhere. On CUDA a linear is a linear.
+no slower elsewhere. On CUDA, in traces, and with one thread, where torch has another convolution, a linear is a linear.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         Tokens of shape (B, N, C_out).
     """
-    if x.device.type != 'cpu':
+    if x.device.type != 'cpu' or not is_plain_eager() or torch.get_num_threads() == 1:
         return F.linear(x, weight, bias)
     return to_tokens(F.conv2d(to_map(x, (x.shape[1], 1)), weight[:, :, None, None], bias))
 
@@ -57,7 +57,8 @@ def linear_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Tokens of shape (B, N, C_out).
     """
-    if x.device.type != 'cpu' or not is_plain_eager():  # a loop over images would fix the batch size of a trace
+    # A loop over images fixes the batch size of a trace, and in training its many small backward steps cost more.
+    if x.device.type != 'cpu' or torch.is_grad_enabled() or not is_plain_eager():
         return torch.matmul(x, weight.transpose(1, 2)) + bias[:, None]
     return torch.cat([linear(x[i : i + 1], weight[i], bias[i]) for i in range(x.shape[0])])
 
