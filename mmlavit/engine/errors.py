@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mmlavit.errors import ConfigError
 from mmlavit.utils.environment import EnvironmentProblem
 
 USER_ERROR_CODE = 2
@@ -34,11 +35,11 @@ def one_line_errors(local_rank: int = 0) -> Iterator[None]:
             same mistake only number 0 reports it.
 
     Raises:
-        SystemExit: With code 2, after a :class:`UserError` or an ``EnvironmentProblem``.
+        SystemExit: With code 2, after a :class:`UserError`, a ``ConfigError`` or an ``EnvironmentProblem``.
     """
     try:
         yield
-    except (UserError, EnvironmentProblem) as error:
+    except (UserError, ConfigError, EnvironmentProblem) as error:
         if local_rank != 0:
             time.sleep(_GRACE_SECONDS)
         print(f'error: {error}', file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import ConfigError
 from ..models.diagonality import diagonality_loss, score_statistics, square_scores
 from ..models.lavit import LaViT, LessAttention
 from ..models.resample import Grid
@@ -32,12 +33,12 @@ class DiagonalityLossHook(Hook):
         weight: Factor of the loss.
 
     Raises:
-        ValueError: If the weight is not positive.
+        ConfigError: If the weight is not positive.
     """
 
     def __init__(self, weight: float = 0.1) -> None:
         if weight <= 0:
-            raise ValueError(f'DiagonalityLossHook: weight must be positive, got {weight}; remove the hook instead')
+            raise ConfigError(f'DiagonalityLossHook: weight must be positive, got {weight}; remove the hook instead')
         self.weight = weight
         self._handles: list[RemovableHandle] = []
         self._backbones: list[LaViT] = []
@@ -61,11 +62,11 @@ class DiagonalityLossHook(Hook):
             model: Model whose forward takes ``mode`` as mmengine's BaseModel does; not wrapped.
 
         Raises:
-            ValueError: If no LaViT with a less-attention layer is inside.
+            ConfigError: If no LaViT with a less-attention layer is inside.
         """
         self._backbones = [m for m in model.modules() if isinstance(m, LaViT)]
         if not any(isinstance(m, LessAttention) for backbone in self._backbones for m in backbone.modules()):
-            raise ValueError(
+            raise ConfigError(
                 'DiagonalityLossHook: the model has no less-attention layer (a LaViT with num_va_layers below depths); '
                 'remove the hook from custom_hooks'
             )

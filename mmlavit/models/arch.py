@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from ..errors import ConfigError
+
 STRIDES = (4, 8, 16, 32)
 """Strides of the four stages."""
 
@@ -44,23 +46,23 @@ class Arch:
         """Check lengths and ranges.
 
         Raises:
-            ValueError: If a value does not fit; the message names the key.
+            ConfigError: If a value does not fit; the message names the key.
         """
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name == 'key_grid':
                 if not isinstance(value, int) or value < 1:
-                    raise ValueError(f"arch['key_grid'] must be a positive integer, got {value!r}")
+                    raise ConfigError(f"arch['key_grid'] must be a positive integer, got {value!r}")
                 continue
             length = 3 if field.name == 'norm_eps' else 4
             if not isinstance(value, Sequence) or len(value) != length or any(v <= 0 for v in value):
-                raise ValueError(f'arch[{field.name!r}] must be {length} positive numbers, got {value!r}')
+                raise ConfigError(f'arch[{field.name!r}] must be {length} positive numbers, got {value!r}')
         for dim, heads in zip(self.embed_dims, self.num_heads, strict=True):
             if dim % heads:
-                raise ValueError(f"arch['embed_dims']: {dim} channels do not divide into {heads} heads")
+                raise ConfigError(f"arch['embed_dims']: {dim} channels do not divide into {heads} heads")
         for kernel, stride in zip(self.patch_kernels, (4, 2, 2, 2), strict=True):
             if kernel != stride and (kernel < stride or kernel % 2 == 0):
-                raise ValueError(
+                raise ConfigError(
                     f"arch['patch_kernels']: {kernel} is neither the stride {stride} nor an odd number above it"
                 )
 
@@ -84,18 +86,18 @@ def resolve_arch(arch: str | Mapping) -> Arch:
         The architecture.
 
     Raises:
-        ValueError: If the name is unknown, a key is unknown or missing, or a value does not fit.
+        ConfigError: If the name is unknown, a key is unknown or missing, or a value does not fit.
     """
     if isinstance(arch, str):
         for name, value in ARCH_ZOO.items():
             if arch.lower() in (name, name[0]):
                 return value
-        raise ValueError(f'arch must be one of {", ".join(ARCH_ZOO)} (or its first letter) or a dict, got {arch!r}')
+        raise ConfigError(f'arch must be one of {", ".join(ARCH_ZOO)} (or its first letter) or a dict, got {arch!r}')
     known = [field.name for field in fields(Arch)]
     required = known[:5]
     unknown, missing = [k for k in arch if k not in known], [k for k in required if k not in arch]
     if unknown or missing:
-        raise ValueError(f'arch dict has unknown keys {unknown} and lacks {missing}; known keys: {", ".join(known)}')
+        raise ConfigError(f'arch dict has unknown keys {unknown} and lacks {missing}; known keys: {", ".join(known)}')
     return Arch(**arch)
 
 
@@ -110,7 +112,7 @@ def resolve_num_va_layers(num_va_layers: int | Sequence[int] | None, arch: Arch)
         Four numbers, each between 1 and the depth of its stage.
 
     Raises:
-        ValueError: If a number is out of that range or there are not four.
+        ConfigError: If a number is out of that range or there are not four.
     """
     if num_va_layers is None:
         num_va_layers = arch.num_va_layers
@@ -118,7 +120,7 @@ def resolve_num_va_layers(num_va_layers: int | Sequence[int] | None, arch: Arch)
         num_va_layers = (num_va_layers,) * 4
     num_va_layers = tuple(num_va_layers)
     if len(num_va_layers) != 4 or any(not 1 <= n <= depth for n, depth in zip(num_va_layers, arch.depths, strict=True)):
-        raise ValueError(
+        raise ConfigError(
             f'num_va_layers must be between 1 and the depth of each stage {tuple(arch.depths)}, got {num_va_layers}: '
             'the first layer of a stage computes the scores that the others reuse'
         )

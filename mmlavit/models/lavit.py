@@ -30,6 +30,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import ConfigError
 from .arch import STRIDES, resolve_arch, resolve_num_va_layers
 from .pointwise import is_plain_eager, linear, linear_each, to_map, to_tokens
 from .resample import Grid, resample_tokens
@@ -509,7 +510,7 @@ class LaViT(BaseModule):
             ``checkpoint=None`` the backbone starts from scratch and says so in one logged line.
 
     Raises:
-        ValueError: If an argument is out of its range; the message names it.
+        ConfigError: If an argument is out of its range; the message names it.
     """
 
     def __init__(
@@ -533,17 +534,17 @@ class LaViT(BaseModule):
         arch = resolve_arch(arch)
         num_va_layers = resolve_num_va_layers(num_va_layers, arch)
         if key_reduction not in ('conv', 'pool'):
-            raise ValueError(f"key_reduction must be 'conv' or 'pool', got {key_reduction!r}")
+            raise ConfigError(f"key_reduction must be 'conv' or 'pool', got {key_reduction!r}")
         out_indices = tuple(out_indices)
         if not out_indices or any(i not in range(4) for i in out_indices) or sorted(set(out_indices)) != [*out_indices]:
-            raise ValueError(f'out_indices must be increasing stage indices in 0..3, got {out_indices}')
+            raise ConfigError(f'out_indices must be increasing stage indices in 0..3, got {out_indices}')
         num_stages = out_indices[-1] + 1
         if frozen_stages not in range(-1, num_stages + 1):
-            raise ValueError(
+            raise ConfigError(
                 f'frozen_stages must be in -1..{num_stages} for out_indices {out_indices}, got {frozen_stages}'
             )
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
+            raise ConfigError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
 
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages

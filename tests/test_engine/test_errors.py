@@ -4,10 +4,11 @@ import pytest
 
 from mmlavit.engine import errors
 from mmlavit.engine.errors import UserError, one_line_errors
+from mmlavit.errors import ConfigError
 from mmlavit.utils.environment import EnvironmentProblem
 
 
-@pytest.mark.parametrize('error', [UserError, EnvironmentProblem])
+@pytest.mark.parametrize('error', [UserError, ConfigError, EnvironmentProblem])
 def test_one_line(error, capsys):
     with pytest.raises(SystemExit) as stopped, one_line_errors():
         raise error('the thing is missing; get it')

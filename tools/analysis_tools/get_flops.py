@@ -2,15 +2,15 @@
 """Print parameters and multiply-adds of a config's model, attention products included."""
 
 import argparse
-import sys
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mmlavit.engine import UserError, load_config, one_line_errors
 from mmlavit.utils.complexity import DEFAULT_SHAPES, model_complexity
-from mmlavit.utils.environment import EnvironmentProblem, check_environment
+from mmlavit.utils.environment import check_environment
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,15 +41,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Count and print."""
     args = parse_args()
-    try:
-        cfg = Config.fromfile(args.config)
-        check_environment(cfg.get('default_scope'))
-    except (OSError, EnvironmentProblem) as error:
-        sys.exit(f'get_flops: {error}')
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    shape = args.shape or DEFAULT_SHAPES[cfg.default_scope]
-    complexity = model_complexity(cfg, shape)
+    with one_line_errors():
+        cfg = load_config(args.config, args.cfg_options)
+        scope = cfg.get('default_scope')
+        if scope not in DEFAULT_SHAPES:
+            raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(DEFAULT_SHAPES)}')
+        check_environment(scope)
+        shape = args.shape or DEFAULT_SHAPES[scope]
+        complexity = model_complexity(cfg, shape)
 
     table = Table(box=box.SIMPLE, title=f'{args.config}, one image of {shape[0]}x{shape[1]}')
     table.add_column('')

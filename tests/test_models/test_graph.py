@@ -1,0 +1,60 @@
+"""What the backbone looks like to a compiler and to the allocator."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mmlavit import LaViT
+
+
+class Shapes(TorchDispatchMode):
+    """Records the shape of every tensor that an operator returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {tuple(t.shape) for t in tree_leaves(out) if isinstance(t, torch.Tensor)}
+        return out
+
+
+def largest_pairs(shapes, tokens, keys):
+    """Shapes that pair the tokens of a stage with all its keys."""
+    return [shape for shape in shapes if keys in shape and any(n in shape for n in tokens)]
+
+
+SIZE = (544, 736)
+KEYS = 17 * 23  # a number that no channel or grid has
+TOKENS = [136 * 184, 68 * 92, 34 * 46]
+
+
+@pytest.mark.parametrize('training', [False, True], ids=['inference', 'training'])
+def test_nothing_of_all_tokens_by_all_keys_exists(training):
+    model = LaViT('tiny').train(training)
+    with Shapes() as shapes, torch.set_grad_enabled(training):
+        outs = model(torch.rand(1, 3, *SIZE))
+        if training:
+            sum(out.mean() for out in outs).backward()
+    assert any(KEYS in shape for shape in shapes.seen)  # the vanilla layers do read all keys
+    assert not largest_pairs(shapes.seen, TOKENS, KEYS)
+
+
+def test_the_search_for_such_a_matrix_finds_one():
+    query, key = torch.rand(1, TOKENS[2], 8), torch.rand(1, KEYS, 8)
+    with Shapes() as shapes:
+        query @ key.transpose(1, 2)
+    assert largest_pairs(shapes.seen, TOKENS, KEYS) == [(1, TOKENS[2], KEYS)]
+
+
+@pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
+def test_compiles_to_one_graph(key_reduction):
+    torch._dynamo.reset()
+    model = LaViT('nano', key_reduction=key_reduction).eval()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    x = torch.rand(2, 3, 97, 161)
+    with torch.no_grad():
+        for out, expected in zip(compiled(x), model(x), strict=True):
+            torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
