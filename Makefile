@@ -28,8 +28,9 @@ endif
 demo: install
 	@$(ON_CPU) "$(BIN)/python" tools/demo.py --task $(TASK)
 
+# One thread each: the tests start several processes, whose threads would wait for one another.
 test: lint
-	@$(ON_CPU) "$(BIN)/python" -m pytest $(PYTEST_ARGS)
+	@$(ON_CPU) OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest $(PYTEST_ARGS)
 
 lint: install
 	@"$(BIN)/ruff" check .
