@@ -146,7 +146,7 @@ def test_failures_leave_the_others_alone():
     (comparison,) = compare(subjects, [SIZE], QUICK, rounds=3, iterations=2, notify=said.append)
     errors = {result.subject.name: result.error for result in comparison.results}
     assert errors['aborts'] == 'killed by SIGABRT'
-    assert errors['raises'].startswith('ValueError: arch must be one of nano')
+    assert errors['raises'].startswith('ConfigError: arch must be one of nano')
     assert errors['exits'].startswith('ended with code 0')
     assert errors['nano'] is None
     assert [len(seconds) for seconds in comparison.result('nano').rounds] == [2, 2, 2]

@@ -156,7 +156,7 @@ def test_annotations_agree_with_pycocotools(tiny, split):
         assert picture.shape == (160, 160, 3)
         expected = np.zeros_like(classes)
         annotations = [a for a in coco['annotations'] if a['image_id'] == image['id']]
-        assert 1 <= len(annotations) <= 6
+        assert 1 <= len(annotations) <= 9
         for annotation in annotations:
             rle = mask_utils.frPyObjects(annotation['segmentation'], 160, 160)
             mask = mask_utils.decode(rle).astype(bool)
@@ -218,9 +218,9 @@ def test_mmdet_reads_the_masks_and_scores_the_truth_with_one(tiny):
 
 
 def test_classes_are_balanced():
-    digits = [handwritten._planned_digits(HandwrittenConfig(), 'train', i) for i in range(60)]
-    assert np.bincount([len(d) for d in digits]).tolist() == [0] + 6 * [10]
-    assert np.bincount(np.concatenate(digits)).tolist() == 10 * [21]
+    digits = [handwritten._planned_digits(HandwrittenConfig(), 'train', i) for i in range(70)]
+    assert np.bincount([len(d) for d in digits]).tolist() == 3 * [0] + 7 * [10]
+    assert np.bincount(np.concatenate(digits)).tolist() == 10 * [42]
 
 
 def test_crops_are_balanced_and_of_the_right_size(tiny):
@@ -371,7 +371,7 @@ def test_a_file_is_no_folder(tmp_path):
         (dict(crop_size=8), 'crop_size must be at least 32'),
         (dict(digits=(3, 2)), '1 <= smallest <= largest, got 3 2'),
         (dict(digits=(0, 2)), 'digits must be two numbers'),
-        (dict(image_size=64), 'digits of 72 px do not fit pictures of 64 px'),
+        (dict(image_size=56), 'digits of 60 px do not fit pictures of 56 px'),
     ],
 )
 def test_options_out_of_range(options, message):
