@@ -68,10 +68,9 @@ class Report:
         """Return one line that says what is run on what."""
         settings = self.settings
         autocast = '' if settings.dtype == 'fp32' else ' autocast'
-        compiled = 'torch.compile' if settings.compile else 'eager'
         threads = f'{settings.threads} CPU thread{"s" if settings.threads > 1 else ""}'
         device = device_name(settings.device)
-        return f'{_MODES[settings.mode]}, {settings.dtype}{autocast}, {compiled}; {device}, {threads}'
+        return f'{_MODES[settings.mode]}, {settings.dtype}{autocast}; {device}, {threads}'
 
     def software(self) -> str:
         """Return one line with all versions."""

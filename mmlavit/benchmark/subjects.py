@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -26,6 +26,7 @@ class Subject:
         kwargs: Its arguments; plain data, since another process builds the backbone.
         toolbox: The package besides mmlavit that it comes from: 'timm', 'mmdet', 'mmseg' or 'mmpretrain'; None for
             LaViT.
+        compile: Whether ``torch.compile`` compiles it before it is run.
     """
 
     name: str
@@ -33,6 +34,11 @@ class Subject:
     target: str
     kwargs: Mapping[str, object] = field(default_factory=dict)
     toolbox: str | None = None
+    compile: bool = False
+
+    def compiled(self) -> Subject:
+        """Return the same backbone, to be compiled."""
+        return replace(self, name=f'{self.name}_compiled', title=f'{self.title}, torch.compile', compile=True)
 
     def build(self) -> nn.Module:
         """Build the backbone with random weights.

@@ -37,7 +37,6 @@ class Settings:
         dtype: 'fp32', or 'bf16' or 'fp16' by autocast.
         device: 'cpu' or 'cuda'.
         threads: CPU threads.
-        compile: Whether to compile the backbone with ``torch.compile``.
         warmup: Untimed iterations at the size of the input.
         memory_base: Side of the square image, batch 1, that a backbone has seen when its memory begins to count. CPU
             only.
@@ -47,7 +46,6 @@ class Settings:
     dtype: str = 'fp32'
     device: str = 'cpu'
     threads: int = 1
-    compile: bool = False
     warmup: int = 2
     memory_base: int = 224
 
@@ -92,7 +90,7 @@ class Runner:
         self.model = task.subject.build().to(self.device)
         self.model.train(settings.mode == 'train')  # not chained: OpenMMLab's often return nothing
         # Two sizes are run, and the second must not be compiled for any size.
-        self.call: Callable = torch.compile(self.model, dynamic=False) if settings.compile else self.model
+        self.call: Callable = torch.compile(self.model, dynamic=False) if task.subject.compile else self.model
         side = settings.memory_base
         self._step(torch.rand(1, 3, side, side, device=self.device))
         self.base_memory = self._reset_peak_memory()

@@ -106,9 +106,9 @@ class FeedForward(nn.Module):
         hidden: Channels between the linears.
     """
 
-    # Inference on the CPU: bytes of the hidden map at a time. At detection sizes the whole map is larger than the
-    # caches, and than what the allocator keeps: every use would fault its pages in anew.
-    strip_bytes = 8 << 20
+    # Inference on the CPU: bytes of the hidden map at a time. The whole map, of a batch or at detection sizes, is larger
+    # than the caches, and than what the allocator keeps: every use would fault its pages in anew.
+    strip_bytes = 4 << 20
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -241,10 +241,8 @@ class VanillaAttention(nn.Module):
         keys = self.reduction(x, grid)  # (B, M, C)
         key_grid = self.reduction.reduced_grid(grid)
         if self.pool:
-            keys, key_grid = (
-                resample_tokens(keys, key_grid, self.reference_grid),
-                self.reference_grid,
-            )
+            keys = resample_tokens(keys, key_grid, self.reference_grid)
+            key_grid = self.reference_grid
         key, value = linear(keys, self.kv.weight, self.kv.bias).chunk(2, dim=-1)  # (B, M, C) each
 
         if key_grid == self.reference_grid:

@@ -114,6 +114,16 @@ def test_runner(mode, dtype):
     assert macs > 1e6
 
 
+def test_compiled_subject(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: calls.append(options) or model.forward)
+    Runner(Task(NANO, SIZE, QUICK))
+    assert not calls
+    task = Task.from_json(Task(NANO.compiled(), SIZE, QUICK).to_json())
+    assert Runner(task).run(1)
+    assert calls == [{'dynamic': False}]
+
+
 def cpu_seconds(pid):
     fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
@@ -244,7 +254,7 @@ def test_command(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['report.json', 'report.md', 'time.png']
     data = json.loads((tmp_path / 'report.json').read_text())
     assert data['command'].startswith('python tools/analysis_tools/benchmark.py --subjects lavit_t lavit_t_pool')
-    assert data['settings'] | {'mode': 'train', 'dtype': 'fp32', 'threads': 1, 'compile': False} == data['settings']
+    assert data['settings'] | {'mode': 'train', 'dtype': 'fp32', 'threads': 1} == data['settings']
     assert data['device']
     assert data['versions']['torch'] == torch.__version__
     (comparison,) = data['comparisons']
@@ -265,6 +275,26 @@ def tool():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_compile_measures_both(tool, monkeypatch, tmp_path):
+    asked = []
+
+    def compare(subjects, sizes, settings, **options):
+        asked.extend((subject.name, subject.compile) for subject in subjects)
+        return [Comparison(sizes[0], [replace(measured('x', [[1.0]], memory=1.0), subject=s) for s in subjects])]
+
+    monkeypatch.setattr(tool, 'compare', compare)
+    options = '--subjects lavit_t resnet50 --inputs 224 --compile --ratio-to resnet50 --out-dir'.split()
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *options, str(tmp_path)])
+    tool.main()
+    assert asked == [
+        ('lavit_t', False),
+        ('lavit_t_compiled', True),
+        ('resnet50', False),
+        ('resnet50_compiled', True),
+    ]
+    assert '| lavit_t_compiled | LaViT-T, torch.compile |' in (tmp_path / 'report.md').read_text()
 
 
 @pytest.mark.parametrize(

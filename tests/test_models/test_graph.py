@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -9,15 +10,18 @@ from mmlavit import LaViT
 
 
 class Shapes(TorchDispatchMode):
-    """Records the shape of every tensor that an operator returns."""
+    """Records the shape of every tensor that an operator returns, and the elements of the memory behind it."""
 
     def __init__(self):
         super().__init__()
-        self.seen = set()
+        self.seen = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.seen |= {tuple(t.shape) for t in tree_leaves(out) if isinstance(t, torch.Tensor)}
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor):
+                stored = t.untyped_storage().nbytes() // t.element_size()  # an expanded tensor is no memory
+                self.seen[tuple(t.shape)] = max(stored, self.seen.get(tuple(t.shape), 0))
         return out
 
 
@@ -49,6 +53,19 @@ def test_the_search_for_such_a_matrix_finds_one():
     assert largest_pairs(shapes.seen, TOKENS, KEYS) == [(1, TOKENS[2], KEYS)]
 
 
+@pytest.mark.parametrize('training', [False, True], ids=['inference', 'training'])
+@pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
+def test_largest_tensor_at_detection_size(key_reduction, training):
+    """It is the hidden map of the first stage's feed-forward, 64 * 4 channels of stride 4, and no matrix of scores."""
+    with FakeTensorMode():
+        model = LaViT('small', key_reduction=key_reduction).train(training)
+        with Shapes() as shapes, torch.set_grad_enabled(training):
+            outs = model(torch.rand(1, 3, 800, 1344))
+            if training:
+                sum(out.mean() for out in outs).backward()
+    assert max(shapes.seen.values()) == 200 * 336 * 64 * 4
+
+
 @pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
 def test_compiles_to_one_graph(key_reduction):
     torch._dynamo.reset()
@@ -58,3 +75,24 @@ def test_compiles_to_one_graph(key_reduction):
     with torch.no_grad():
         for out, expected in zip(compiled(x), model(x), strict=True):
             torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('key_reduction', 'training'), [('conv', True), ('pool', False)])
+def test_one_graph_serves_many_sizes(key_reduction, training):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    # Two stages have every kind of layer, and compile in half the time.
+    options = dict(key_reduction=key_reduction, drop_path_rate=0.0, out_indices=(0, 1))
+    model = LaViT('nano', **options).train(training)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    with torch.set_grad_enabled(training):
+        for batch, height, width in ((2, 170, 300), (3, 333, 222), (2, 241, 419)):
+            x = torch.rand(batch, 3, height, width)
+            for out, expected in zip(compiled(x), model(x), strict=True):
+                torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 1

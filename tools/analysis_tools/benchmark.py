@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
         help='names of inputs, or BATCHxHEIGHTxWIDTH; nothing, with --growth, measures only that (default: all names)',
     )
     parser.add_argument('--mode', choices=['inference', 'train'], default='inference', help='train: forward, backward')
-    parser.add_argument('--compile', action='store_true', help='with torch.compile')
+    parser.add_argument('--compile', action='store_true', help='measure every backbone also with torch.compile')
     parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='bf16 and fp16 by autocast')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--threads', type=positive, metavar='N', help='CPU threads (default: as many as torch takes)')
@@ -85,7 +85,6 @@ def main() -> None:
             dtype=args.dtype,
             device=args.device,
             threads=args.threads or torch.get_num_threads(),
-            compile=args.compile,
             warmup=args.warmup,
         )
         try:
@@ -110,6 +109,8 @@ def profile(args: argparse.Namespace, settings: Settings) -> None:
 def benchmark(args: argparse.Namespace, settings: Settings) -> None:
     """Compare the backbones at each input; print and save after each."""
     subjects = resolve_subjects(args.subjects)
+    if args.compile:
+        subjects = [each for subject in subjects for each in (subject, subject.compiled())]
     sizes = [parse_input(text) for text in args.inputs]
     growth_subjects = [] if args.growth is None else resolve_subjects(args.growth or GROWTH_SUBJECTS)
     names = [subject.name for subject in subjects]

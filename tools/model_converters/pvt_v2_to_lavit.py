@@ -6,14 +6,14 @@ import sys
 
 import torch
 
-from mmlavit.utils.convert import convert_pvt_v2
+from mmlavit.utils.convert import PVT_V2_EPS, convert_pvt_v2
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description='Convert PVTv2 weights (timm or the official repository) to a backbone checkpoint of a LaViT with '
-        "PVTv2's sizes and patch_kernels=(7, 3, 3, 3), to be loaded by "
+        f"PVTv2's sizes, patch_kernels=(7, 3, 3, 3) and norm_eps={PVT_V2_EPS} in its arch, to be loaded by "
         '--cfg-options model.backbone.init_cfg.checkpoint=OUT.'
     )
     parser.add_argument('source', help='PVTv2 checkpoint')
