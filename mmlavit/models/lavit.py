@@ -106,8 +106,8 @@ class FeedForward(nn.Module):
         hidden: Channels between the linears.
     """
 
-    # Inference on the CPU: bytes of the hidden map at a time. The whole map, of a batch or at detection sizes, is larger
-    # than the caches, and than what the allocator keeps: every use would fault its pages in anew.
+    # Inference on the CPU: bytes of the hidden map at a time. The whole map, of a batch or at detection sizes, is
+    # larger than the caches, and than what the allocator keeps: every use would fault its pages in anew.
     strip_bytes = 4 << 20
 
     def __init__(self, dim: int, hidden: int) -> None:
