@@ -64,7 +64,8 @@ def linear_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # A loop over images fixes the batch size of a trace, and in training its many small backward steps cost more.
     if x.device.type != 'cpu' or torch.is_grad_enabled() or not is_plain_eager():
         return torch.matmul(x, weight.transpose(1, 2)) + bias[:, None]
-    return torch.cat([linear(x[i : i + 1], weight[i], bias[i]) for i in range(x.shape[0])])
+    each = [linear(x[i : i + 1], weight[i], bias[i]) for i in range(x.shape[0])]
+    return each[0] if len(each) == 1 else torch.cat(each)
 
 
 def is_plain_eager() -> bool:
