@@ -61,11 +61,9 @@ def linear_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         Tokens of shape (B, N, C_out).
     """
-    # A loop over images fixes the batch size of a trace, and in training its many small backward steps cost more.
-    if x.device.type != 'cpu' or torch.is_grad_enabled() or not is_plain_eager():
-        return torch.matmul(x, weight.transpose(1, 2)) + bias[:, None]
-    each = [linear(x[i : i + 1], weight[i], bias[i]) for i in range(x.shape[0])]
-    return each[0] if len(each) == 1 else torch.cat(each)
+    if x.shape[0] == 1 and x.device.type == 'cpu' and is_plain_eager():
+        return linear(x, weight[0], bias[0])
+    return torch.baddbmm(bias[:, None].expand(-1, x.shape[1], -1), x, weight.transpose(1, 2))
 
 
 def is_plain_eager() -> bool:
