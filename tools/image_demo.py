@@ -1,43 +1,126 @@
-"""Draw what a trained classifier, detector or segmentor sees in a picture or a folder of pictures."""
+#!/usr/bin/env python
+"""Draw what a trained classifier, detector or segmentor sees in pictures or a video, and list it as JSON."""
 
 import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmengine.device import get_device
+from rich.progress import track
 
 from mmlavit.engine import UserError, load_config, one_line_errors
-from mmlavit.engine.inference import build_predictor, find_pictures, read_picture
+from mmlavit.engine.inference import Predictor, build_predictor, find_pictures, read_picture
+from mmlavit.engine.video import VIDEOS, VideoSink, VideoSource, is_video
+
+PREDICTIONS = 'predictions.json'
+
+Append = Callable[[dict[str, Any]], None]
+"""Takes an entry of the list of predictions."""
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('pictures', help='a picture, or a folder (subfolders included)')
+    parser = argparse.ArgumentParser(
+        description=f'{__doc__} Written are the drawn pictures under their own names, or the drawn video as .mp4, and '
+        f'{PREDICTIONS}: a list with an entry for each picture or frame.'
+    )
+    parser.add_argument(
+        'pictures', help=f'a picture, a folder of them (subfolders included), or a video ({", ".join(VIDEOS)})'
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out-dir', default='outputs', help='where drawn pictures go; default: outputs')
+    parser.add_argument('--out-dir', default='outputs', help='where results go; default: outputs')
     parser.add_argument('--device', default=get_device(), help='cpu or cuda:0; default: %(default)s')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below; default: %(default)s')
     return parser.parse_args()
 
 
 def main() -> None:
-    """Predict and draw, with one line per picture."""
+    """Predict, draw and record."""
     args = parse_args()
     with one_line_errors():
-        pictures = find_pictures(args.pictures)
+        root, out_dir = Path(args.pictures).expanduser(), Path(args.out_dir)
+        if is_video(root):
+            video, files = VideoSource(root), {root: out_dir / f'{root.stem}.mp4'}
+        else:
+            video, pictures = None, find_pictures(args.pictures)
+            files = {path: out_dir / (path.name if path == root else path.relative_to(root)) for path in pictures}
+        for source, out_file in files.items():
+            if source.resolve() == out_file.resolve():
+                raise UserError(f'--out-dir {args.out_dir} would overwrite {source}; choose another')
         cfg = load_config(args.config)
         predictor = build_predictor(cfg, args.checkpoint, args.device, args.score_thr)
-        root = Path(args.pictures).expanduser()
-        for picture in pictures:
-            name = picture.name if picture == root else picture.relative_to(root)
-            out_file = Path(args.out_dir, name)
-            if out_file.resolve() == picture.resolve():
-                raise UserError(f'--out-dir {args.out_dir} would overwrite {picture}; choose another')
-            image = read_picture(picture)
-            sample = predictor.predict(image)
-            predictor.draw(image, sample, out_file)
-            print(f'{picture}: {predictor.describe(sample)} -> {out_file}', flush=True)
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with json_list(out_dir / PREDICTIONS) as append:
+            if video:
+                show_video(predictor, video, root, files[root], append)
+            else:
+                show_pictures(predictor, files, out_dir, append)
+    print(f'predictions -> {out_dir / PREDICTIONS}')
+
+
+@contextmanager
+def json_list(path: Path) -> Iterator[Append]:
+    """Write a JSON list entry by entry, a line each; it is whole also if the block ends early."""
+    with path.open('w') as file:
+        separator = '[\n'
+
+        def append(entry: dict[str, Any]) -> None:
+            nonlocal separator
+            file.write(separator + json.dumps(entry))
+            separator = ',\n'
+
+        try:
+            yield append
+        finally:
+            file.write('\n]\n' if separator == ',\n' else '[]\n')
+
+
+def show_pictures(predictor: Predictor, files: Mapping[Path, Path], out_dir: Path, append: Append) -> None:
+    """Draw pictures, with one line for each.
+
+    Args:
+        predictor (Predictor): Predicts and draws.
+        files (Mapping[Path, Path]): Pictures and where each is drawn.
+        out_dir (Path): Where ``files`` go; the list names them from there.
+        append (Append): Takes entries of the list.
+    """
+    for picture, out_file in files.items():
+        image = read_picture(picture)
+        sample = predictor.predict(image)
+        predictor.draw(image, sample, out_file)
+        height, width = image.shape[:2]
+        name = out_file.relative_to(out_dir).as_posix()
+        append(dict(picture=name, height=height, width=width, **predictor.record(sample)))
+        print(f'{picture}: {predictor.describe(sample)} -> {out_file}', flush=True)
+
+
+def show_video(predictor: Predictor, video: VideoSource, path: Path, out_file: Path, append: Append) -> None:
+    """Draw a video, with a bar of progress.
+
+    Args:
+        predictor (Predictor): Predicts and draws.
+        video (VideoSource): Its frames.
+        path (Path): Its file.
+        out_file (Path): Where it is drawn.
+        append (Append): Takes entries of the list.
+    """
+    start = time.monotonic()
+    height, width = video.size
+    frames = 0
+    with VideoSink(out_file, video.fps, video.size) as sink:
+        for frame in track(video, description=path.name, total=len(video) or None):
+            sample = predictor.predict(frame)
+            sink.write(predictor.render(frame, sample))
+            seconds = round(frames / video.fps, 3)
+            append(dict(frame=frames, seconds=seconds, height=height, width=width, **predictor.record(sample)))
+            frames += 1
+    pace = frames / (time.monotonic() - start)
+    print(f'{path}: {frames} frames of {width}x{height}, {pace:.1f} a second -> {out_file}', flush=True)
 
 
 if __name__ == '__main__':

@@ -8,4 +8,4 @@ default_hooks = dict(
     visualization=dict(type='VisualizationHook'),
 )
 log_processor = dict(window_size=100)
-visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+visualizer = dict(type='UniversalVisualizer', vis_backends=_base_.vis_backends)

@@ -8,4 +8,4 @@ default_hooks = dict(
     visualization=dict(type='DetVisualizationHook'),
 )
 log_processor = dict(window_size=50)
-visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+visualizer = dict(type='DetLocalVisualizer', vis_backends=_base_.vis_backends)

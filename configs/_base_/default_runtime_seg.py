@@ -9,4 +9,4 @@ default_hooks = dict(
     visualization=dict(type='SegVisualizationHook'),
 )
 log_processor = dict(window_size=50, by_epoch=False)
-visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+visualizer = dict(type='SegLocalVisualizer', vis_backends=_base_.vis_backends)

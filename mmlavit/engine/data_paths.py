@@ -52,6 +52,8 @@ def require_data(cfg: Config, splits: Iterable[str]) -> None:
     line = f'missing data: {listed}; section "Data" of the README (README.md#data) has the layout'
     if all('handwritten' in path for path in missing):
         line += '; make it with: python tools/dataset_converters/handwritten.py'
+    else:
+        line += ', and python tools/check_data.py --help tells where to get it'
     raise UserError(line)
 
 

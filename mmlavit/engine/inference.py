@@ -1,43 +1,61 @@
-"""Predictions on single pictures, drawn by the visualizer of the model's toolbox.
+"""Predictions on single pictures.
 
-One small class per task with the same three methods; :func:`build_predictor` picks by the config.
+One small class per task with the same methods; :func:`build_predictor` picks by the config.
 """
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections import Counter
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.structures import BaseDataElement, PixelData
-from torch import Tensor
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
 
+from mmlavit.datasets.handwritten_annotations import run_lengths
 from mmlavit.utils.environment import check_environment
 
 from .checkpoints import require_checkpoint
+from .drawing import build_visualizer, draw_sample
 from .errors import UserError
 
 PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 _MAX_NAMED = 8
+_MAX_RECORDED = 5
 _MIN_SHARE = 0.001
 
 
-class Predictor(Protocol):
-    """A model that predicts on a picture, says what it found and draws it."""
+class Predictor(ABC):
+    """A model that predicts on a picture, says what it found, records it and draws it."""
 
+    visualizer: Visualizer
+    score_thr = 0.0
+
+    @abstractmethod
     def predict(self, image: np.ndarray) -> BaseDataElement:
         """Run the model on ``image``, (H, W, 3) uint8 in BGR; give the toolbox's data sample."""
 
+    @abstractmethod
     def describe(self, sample: BaseDataElement) -> str:
         """Say in a few words what a prediction contains."""
 
+    @abstractmethod
+    def record(self, sample: BaseDataElement) -> dict[str, Any]:
+        """Give what a prediction contains as values for JSON."""
+
+    def render(self, image: np.ndarray, sample: BaseDataElement, enlarge: int = 1) -> np.ndarray:
+        """Draw a prediction over its picture, both ``enlarge`` times as large; give it in BGR."""
+        return draw_sample(self.visualizer, image, sample, enlarge=enlarge, score_thr=self.score_thr)
+
     def draw(self, image: np.ndarray, sample: BaseDataElement, out_file: Path, enlarge: int = 1) -> None:
-        """Draw a prediction over its picture, both ``enlarge`` times as large, into a file."""
+        """Draw a prediction over its picture into a file, whose folder is made."""
+        write_picture(out_file, self.render(image, sample, enlarge))
 
 
 def build_predictor(cfg: Config, checkpoint: str, device: str, score_thr: float = 0.3) -> Predictor:
@@ -126,7 +144,27 @@ def read_picture(path: Path) -> np.ndarray:
     return image
 
 
-class Detector:
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write a picture; its folder is made.
+
+    Args:
+        path (Path): The file; its ending decides the format.
+        image (np.ndarray): (H, W, 3), uint8, BGR.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    import mmcv
+
+    try:
+        written = mmcv.imwrite(np.ascontiguousarray(image), str(path))
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error}') from error
+    if not written:
+        raise UserError(f'{path} cannot be written as a picture')
+
+
+class Detector(Predictor):
     """Boxes, and masks where the model has them.
 
     Args:
@@ -138,13 +176,11 @@ class Detector:
 
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
         from mmdet.apis import init_detector
-        from mmdet.visualization import DetLocalVisualizer
 
         self.model = init_detector(cfg, checkpoint, device=device)
         self.classes = self.model.dataset_meta['classes']
         self.score_thr = score_thr
-        self.visualizer = DetLocalVisualizer(alpha=0.6)
-        self.visualizer.dataset_meta = self.model.dataset_meta
+        self.visualizer = build_visualizer('mmdet', self.model.dataset_meta)
 
     def predict(self, image: np.ndarray) -> BaseDataElement:
         """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmdet's data sample."""
@@ -163,24 +199,27 @@ class Detector:
         rest = ', ...' if len(order) > _MAX_NAMED else ''
         return f'{len(order)} object{"s" if len(order) > 1 else ""}: {", ".join(names)}{rest}'
 
-    def draw(self, image: np.ndarray, sample: BaseDataElement, out_file: Path, enlarge: int = 1) -> None:
-        """Draw boxes and masks into ``out_file``."""
-        sample = sample.cpu()
-        found = sample.pred_instances
-        found.bboxes = found.bboxes * enlarge
-        if 'masks' in found:
-            found.masks = _repeat(found.masks, enlarge)
-        self.visualizer.add_datasample(
-            out_file.name,
-            _enlarge(image, enlarge),
-            sample,
-            draw_gt=False,
-            pred_score_thr=self.score_thr,
-            out_file=str(out_file),
-        )
+    def record(self, sample: BaseDataElement) -> dict[str, Any]:
+        """List the objects, the surest first: class, score, box (x1, y1, x2, y2) and mask."""
+        found = sample.pred_instances.cpu()
+        found = found[found.scores > self.score_thr]
+        objects = []
+        for i in found.scores.argsort(descending=True).tolist():
+            label = int(found.labels[i])
+            box = [round(value, 2) for value in found.bboxes[i].tolist()]
+            entry = {
+                'class': self.classes[label],
+                'label': label,
+                'score': round(float(found.scores[i]), 4),
+                'box': box,
+            }
+            if 'masks' in found:
+                entry['mask'] = run_lengths(found.masks[i].numpy())
+            objects.append(entry)
+        return dict(objects=objects)
 
 
-class Segmentor:
+class Segmentor(Predictor):
     """A class for each pixel.
 
     Args:
@@ -191,14 +230,12 @@ class Segmentor:
 
     def __init__(self, cfg: Config, checkpoint: str, device: str) -> None:
         from mmseg.apis import init_model
-        from mmseg.visualization import SegLocalVisualizer
 
         # mmseg looks for it there, and nowhere else.
         cfg.setdefault('test_pipeline', cfg.test_dataloader.dataset.pipeline)
         self.model = init_model(cfg, checkpoint, device=device)
         self.classes = self.model.dataset_meta['classes']
-        self.visualizer = SegLocalVisualizer(alpha=0.5)
-        self.visualizer.dataset_meta = self.model.dataset_meta
+        self.visualizer = build_visualizer('mmseg', self.model.dataset_meta)
 
     def predict(self, image: np.ndarray) -> BaseDataElement:
         """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmseg's data sample."""
@@ -216,20 +253,23 @@ class Segmentor:
         ]
         return ', '.join(shares)
 
-    def draw(self, image: np.ndarray, sample: BaseDataElement, out_file: Path, enlarge: int = 1) -> None:
-        """Colour the picture by class into ``out_file``."""
-        sample = sample.cpu()
-        sample.pred_sem_seg = PixelData(data=_repeat(sample.pred_sem_seg.data, enlarge))
-        self.visualizer.add_datasample(
-            out_file.name,
-            _enlarge(image, enlarge),
-            sample,
-            draw_gt=False,
-            out_file=str(out_file),
-        )
+    def record(self, sample: BaseDataElement) -> dict[str, Any]:
+        """List the classes in the picture, the largest first: share of the pixels and mask."""
+        labels = sample.pred_sem_seg.data[0].cpu().numpy()
+        counts = Counter(labels.ravel().tolist()).most_common()
+        classes = [
+            {
+                'class': self.classes[label],
+                'label': label,
+                'share': round(count / labels.size, 4),
+                'mask': run_lengths(labels == label),
+            }
+            for label, count in counts
+        ]
+        return dict(classes=classes)
 
 
-class Classifier:
+class Classifier(Predictor):
     """One class for the picture.
 
     Args:
@@ -243,11 +283,10 @@ class Classifier:
         from mmpretrain.apis import get_model
         from mmpretrain.datasets import remove_transform
         from mmpretrain.registry import TRANSFORMS
-        from mmpretrain.visualization import UniversalVisualizer
 
         self.model = get_model(cfg, pretrained=checkpoint, device=device)
         self.classes = self.model._dataset_meta.get('classes')
-        self.visualizer = UniversalVisualizer()
+        self.visualizer = build_visualizer('mmpretrain', dict(classes=self.classes))
         pipeline = remove_transform(cfg.test_dataloader.dataset.pipeline, 'LoadImageFromFile')
         self.pipeline = Compose([TRANSFORMS.build(transform) for transform in pipeline])
 
@@ -266,33 +305,16 @@ class Classifier:
         best = scores.argsort(descending=True)[:3].tolist()
         return ', '.join(f'{self._name(label)} {scores[label]:.2f}' for label in best)
 
-    def draw(self, image: np.ndarray, sample: BaseDataElement, out_file: Path, enlarge: int = 1) -> None:
-        """Write the class over the picture into ``out_file``."""
-        self.visualizer.visualize_cls(
-            _enlarge(image, enlarge),
-            sample,
-            classes=self.classes,
-            draw_gt=False,
-            out_file=str(out_file),
-        )
+    def record(self, sample: BaseDataElement) -> dict[str, Any]:
+        """List the likeliest classes, at most five: scores."""
+        scores = sample.pred_score.cpu()
+        best = scores.argsort(descending=True)[:_MAX_RECORDED].tolist()
+        classes = [{'class': self._name(i), 'label': i, 'score': round(float(scores[i]), 4)} for i in best]
+        return dict(classes=classes)
 
     def _name(self, label: int) -> str:
         """Give the name of a class, or its number where the checkpoint has no names."""
         return self.classes[label] if self.classes else str(label)
-
-
-def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:
-    """Enlarge a BGR picture smoothly; give it in RGB, as visualizers take it."""
-    import mmcv
-
-    if factor != 1:
-        image = mmcv.imrescale(image, factor, interpolation='bicubic')
-    return np.ascontiguousarray(image[..., ::-1])
-
-
-def _repeat(maps: Tensor, factor: int) -> Tensor:
-    """Enlarge (n, H, W) masks or labels by repeating pixels."""
-    return maps.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
 _PREDICTORS = {'mmdet': Detector, 'mmseg': Segmentor, 'mmpretrain': Classifier}

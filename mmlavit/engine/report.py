@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from .curves import Curve, Panel, draw_panels, is_training, keys_of, points_of, read_rows
 
 _GAP = 6
 
@@ -30,26 +31,19 @@ def newest(folder: Path, pattern: str) -> Path:
 
 
 def read_scalars(path: Path, metrics: Sequence[str]) -> tuple[dict[str, list], dict[str, list]]:
-    """Read the log of scalars that mmengine's ``LocalVisBackend`` writes.
+    """Collect the losses and some metrics of a training.
 
     Args:
-        path (Path): A ``scalars.json``, one JSON object per line.
+        path (Path): Its ``scalars.json``.
         metrics (Sequence[str]): Keys of the validation metrics to collect.
 
     Returns:
         tuple[dict, dict]: Points (step, value) of the training losses, by name, and of the metrics.
     """
-    losses, scores = {}, {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        validated = [key for key in metrics if key in row]
-        for key in validated:
-            scores.setdefault(key, []).append((row['step'], row[key]))
-        if not validated:
-            for key, value in row.items():
-                if 'loss' in key.rsplit('.', 1)[-1]:
-                    losses.setdefault(key, []).append((row['step'], value))
-    return losses, scores
+    rows = read_rows(path)
+    losses = [key for key in keys_of([row for row in rows if is_training(row)]) if 'loss' in key.rsplit('.', 1)[-1]]
+    scores = {key: points_of(rows, key) for key in metrics}
+    return {key: points_of(rows, key) for key in losses}, {key: points for key, points in scores.items() if points}
 
 
 def plot_curves(scalars: Path, metrics: Mapping[str, tuple[str, float]], out_file: Path, unit: str) -> None:
@@ -62,26 +56,21 @@ def plot_curves(scalars: Path, metrics: Mapping[str, tuple[str, float]], out_fil
         out_file (Path): Where the picture goes.
         unit (str): What validation counts: 'epoch' or 'iteration'.
     """
-    from matplotlib.figure import Figure
-
     losses, scores = read_scalars(scalars, list(metrics))
-    figure = Figure(figsize=(10, 4), layout='constrained')
-    left, right = figure.subplots(1, 2)
     # The total last, on top of its parts.
-    for name in sorted(losses, key=lambda key: key == 'loss'):
-        width, alpha = (2.5, 1.0) if name == 'loss' else (1.0, 0.7)
-        left.plot(*zip(*losses[name], strict=True), label=name, linewidth=width, alpha=alpha)
-    left.set(xlabel='iteration', ylabel='training loss', yscale='log')
+    trained = [
+        Curve(key, losses[key], dict(linewidth=2.5) if key == 'loss' else dict(linewidth=1.0, alpha=0.7))
+        for key in sorted(losses, key=lambda key: key == 'loss')
+    ]
+    validated = []
     for key, points in scores.items():
         name, largest = metrics[key]
-        steps, values = zip(*points, strict=True)
-        right.plot(steps, [value / largest for value in values], marker='o', label=name)
-    right.set(xlabel=unit, ylabel='validation', ylim=(0, 1))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize='small')
-    figure.savefig(out_file, dpi=120)
+        validated.append(Curve(name, [(step, value / largest) for step, value in points], dict(marker='o')))
+    panels = [
+        Panel('training loss', 'iteration', trained, log=True),
+        Panel('validation', unit, validated, limits=(0, 1)),
+    ]
+    draw_panels(panels, out_file)
 
 
 def make_sheet(pictures: Sequence[Path], out_file: Path, columns: int = 3) -> None:

@@ -1,5 +1,6 @@
 """tools/image_demo.py with models of random weights, for all three tasks."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.structures import InstanceData
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from mmlavit.engine.inference import build_predictor, find_pictures, read_picture
 
@@ -74,8 +76,79 @@ def test_image_demo(name, tmp_path, pictures, monkeypatch, capsys):
         assert line.startswith(f'{pictures / picture}: ')
         assert line.endswith(f' -> {out / picture}')
         assert Image.open(out / picture).size == Image.open(pictures / picture).size
-    if 'mask_rcnn' not in name:  # a random detector finds nothing sure
+    if 'mask_rcnn' not in name:  # a random detector finds next to nothing
         assert any(label in lines[0] for label in TASKS[name])
+    entries = json.loads((out / 'predictions.json').read_text())
+    assert [entry['picture'] for entry in entries] == ['a.png', 'more/a.png']
+    assert [(entry['height'], entry['width']) for entry in entries] == [(97, 120), (64, 64)]
+    for entry in entries:
+        check_entry(name, entry)
+
+
+def check_entry(name, entry):
+    """What a model of random weights says about a picture is complete and consistent."""
+    size = (entry['height'], entry['width'])
+    if 'mask_rcnn' in name:
+        for found in entry['objects']:  # few, if any
+            assert found['class'] == TASKS[name][found['label']] and found['score'] >= 0.3
+            assert decode(found['mask'], size).shape == size
+        return
+    classes = entry['classes']
+    assert [part['class'] for part in classes] == [TASKS[name][part['label']] for part in classes]
+    if 'classify' in name:
+        scores = [part['score'] for part in classes]
+        assert len(scores) == 5 and scores == sorted(scores, reverse=True) and sum(scores) <= 1.001
+        return
+    masks = np.stack([decode(part['mask'], size) for part in classes])
+    assert (masks.sum(axis=0) == 1).all()  # each pixel has one class
+    assert [part['share'] for part in classes] == [round(mask.mean(), 4) for mask in masks]
+
+
+def decode(mask, size):
+    """Read run lengths as COCO's own tool does."""
+    return coco_mask.decode(coco_mask.frPyObjects(mask, *size))
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Five frames of one colour each, ever brighter; five a second."""
+    path = tmp_path / 'camera.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 5, (160, 96))
+    for index in range(5):
+        writer.write(np.full((96, 160, 3), 50 * index, np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize('name', ['upernet_lavit_nano.py', 'classify_lavit_nano.py'])
+def test_video(name, tmp_path, video, monkeypatch, capsys):
+    checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
+    out = tmp_path / 'out'
+    image_demo(monkeypatch, video, CONFIGS / name, checkpoint, '--out-dir', out, '--device', 'cpu')
+    said = capsys.readouterr().out
+    assert f'{video}: 5 frames of 160x96, ' in said and f' -> {out / "camera.mp4"}' in said
+    drawn = cv2.VideoCapture(str(out / 'camera.mp4'))
+    assert drawn.get(cv2.CAP_PROP_FPS) == 5
+    frames = [drawn.read()[1] for _ in range(5)]
+    assert not drawn.read()[0]
+    brightness = [frame[60:].mean() for frame in frames]  # below the class's name
+    assert {frame.shape for frame in frames} == {(96, 160, 3)} and brightness == sorted(brightness)
+    entries = json.loads((out / 'predictions.json').read_text())
+    assert [entry['frame'] for entry in entries] == [0, 1, 2, 3, 4]
+    assert [entry['seconds'] for entry in entries] == [0, 0.2, 0.4, 0.6, 0.8]
+    for entry in entries:
+        check_entry(name, entry)
+
+
+def test_predictions_survive_an_interruption(tmp_path, pictures, monkeypatch):
+    """The list is whole as far as it went."""
+    name = 'classify_lavit_nano.py'
+    checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
+    (pictures / 'z.png').write_text('no picture')
+    with pytest.raises(SystemExit):
+        image_demo(monkeypatch, pictures, CONFIGS / name, checkpoint, '--out-dir', tmp_path / 'out', '--device', 'cpu')
+    entries = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert [entry['picture'] for entry in entries] == ['a.png', 'more/a.png']
 
 
 def test_found_objects(tmp_path, pictures):
@@ -92,6 +165,15 @@ def test_found_objects(tmp_path, pictures):
         bboxes=boxes, masks=masks, scores=torch.tensor([0.6, 0.9, 0.2]), labels=torch.tensor([1, 7, 2])
     )
     assert predictor.describe(sample) == '2 objects: 7 0.90, 1 0.60'
+    record = predictor.record(sample)['objects']
+    assert json.loads(json.dumps(record)) == record
+    decoded = [decode(entry.pop('mask'), image.shape[:2]) for entry in record]
+    box = [20.0, 10.0, 50.0, 60.0]
+    assert record == [
+        {'class': '7', 'label': 7, 'score': 0.9, 'box': box},
+        {'class': '1', 'label': 1, 'score': 0.6, 'box': box},
+    ]
+    assert all(np.array_equal(mask, masks[0].numpy()) for mask in decoded)
     predictor.draw(image, sample, tmp_path / 'drawn.png', enlarge=3)
     drawn = cv2.imread(str(tmp_path / 'drawn.png'))
     assert drawn.shape == (97 * 3, 120 * 3, 3)
@@ -112,6 +194,7 @@ def test_found_objects(tmp_path, pictures):
         ({'config': 'no.py'}, 'error: config no.py does not exist'),
         ({'device': 'wombat'}, 'error: --device wombat cannot be used'),
         ({'out_dir': '.'}, 'error: --out-dir . would overwrite'),
+        ({'pictures': 'empty.mp4'}, 'error: empty.mp4 cannot be read as a video'),
     ],
 )
 def test_mistakes(changes, message, tmp_path, pictures, monkeypatch, capsys):
@@ -119,6 +202,7 @@ def test_mistakes(changes, message, tmp_path, pictures, monkeypatch, capsys):
     if 'out_dir' in changes:
         changes = dict(changes, checkpoint=write_checkpoint('classify_lavit_nano.py', tmp_path / 'a.pth'))
     (tmp_path / 'b.pth').touch()
+    (pictures / 'empty.mp4').touch()
     given = dict(
         pictures=pictures,
         config=CONFIGS / 'classify_lavit_nano.py',
@@ -134,6 +218,7 @@ def test_mistakes(changes, message, tmp_path, pictures, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count('\n') == 1
+    assert not list(tmp_path.rglob('predictions.json'))
 
 
 def test_find_pictures(pictures):

@@ -1,0 +1,97 @@
+"""What was annotated or found in a picture, drawn over it by the visualizer of its toolbox."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement, PixelData
+from mmengine.visualization import Visualizer
+from torch import Tensor
+
+
+def build_visualizer(scope: str, meta: Mapping[str, Any]) -> Visualizer:
+    """Build the visualizer of a toolbox, without backends to write to.
+
+    Args:
+        scope (str): 'mmdet', 'mmseg' or 'mmpretrain'.
+        meta (Mapping): The ``metainfo`` of a data set: classes, and colours where it has them.
+
+    Returns:
+        Visualizer: For :func:`draw_sample`.
+    """
+    if scope == 'mmdet':
+        from mmdet.visualization import DetLocalVisualizer
+
+        visualizer = DetLocalVisualizer(alpha=0.6)
+    elif scope == 'mmseg':
+        from mmseg.visualization import SegLocalVisualizer
+
+        visualizer = SegLocalVisualizer(alpha=0.5)
+    else:
+        from mmpretrain.visualization import UniversalVisualizer
+
+        visualizer = UniversalVisualizer()
+    visualizer.dataset_meta = dict(meta)
+    return visualizer
+
+
+def draw_sample(
+    visualizer: Visualizer,
+    image: np.ndarray,
+    sample: BaseDataElement,
+    truth: bool = False,
+    enlarge: int = 1,
+    score_thr: float = 0.0,
+) -> np.ndarray:
+    """Draw a data sample over its picture, both ``enlarge`` times as large.
+
+    Args:
+        visualizer (Visualizer): That of the sample's toolbox.
+        image (np.ndarray): (H, W, 3), uint8, BGR.
+        sample (BaseDataElement): A data sample of mmdet, mmseg or mmpretrain; it is not changed.
+        truth (bool): Whether annotations are drawn; otherwise predictions.
+        enlarge (int): Factor.
+        score_thr (float): Detections below it are left out.
+
+    Returns:
+        np.ndarray: The drawn picture, uint8, BGR.
+    """
+    sample = sample.cpu()  # a copy
+    picture = _enlarge(image, enlarge)
+    kind = 'gt' if truth else 'pred'
+    options = dict(draw_gt=truth, draw_pred=not truth)
+    if hasattr(visualizer, 'visualize_cls'):
+        return visualizer.visualize_cls(picture, sample, **options)[..., ::-1]
+    if f'{kind}_sem_seg' in sample:
+        labels = getattr(sample, f'{kind}_sem_seg').data
+        setattr(sample, f'{kind}_sem_seg', PixelData(data=_repeat(labels, enlarge)))
+    else:
+        found = getattr(sample, f'{kind}_instances')
+        boxes = getattr(found.bboxes, 'tensor', found.bboxes)  # mmdet wraps annotated ones
+        found.bboxes = boxes * enlarge
+        if 'masks' in found:
+            masks = found.masks if torch.is_tensor(found.masks) else torch.from_numpy(found.masks.to_ndarray())
+            found.masks = _repeat(masks, enlarge)
+        options['pred_score_thr'] = score_thr
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.*out of bounds')  # boxes and outlines at the picture's border
+        visualizer.add_datasample('', picture, sample, **options)
+    return visualizer.get_image()[..., ::-1]
+
+
+def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:
+    """Enlarge a BGR picture smoothly; give it in RGB, as visualizers take it."""
+    import mmcv
+
+    if factor != 1:
+        image = mmcv.imrescale(image, factor, interpolation='bicubic')
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def _repeat(maps: Tensor, factor: int) -> Tensor:
+    """Enlarge (n, H, W) masks or labels by repeating pixels."""
+    return maps.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)

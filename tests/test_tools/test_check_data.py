@@ -1,0 +1,214 @@
+"""tools/check_data.py on data sets in miniature, whole and with one thing wrong at a time."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+from PIL import Image
+
+from mmlavit.datasets import layout
+
+ROOT = Path(__file__).parents[2]
+COCO, ADE, IMAGENET = Path('data/coco'), Path('data/ade/ADEChallengeData2016'), Path('data/imagenet')
+HANDWRITTEN = Path('data/handwritten')
+SPLITS = ('train', 'val')
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A folder with all four data sets in miniature, as the current one; counts are theirs."""
+    monkeypatch.chdir(tmp_path)
+    synthetic.write_coco(tmp_path)
+    synthetic.write_ade20k(tmp_path)
+    synthetic.write_handwritten(tmp_path)
+    for split, number in zip(SPLITS, (3, 1)):
+        for label in range(4):
+            for index in range(number):
+                path = IMAGENET / split / f'n{label:08d}/{index}.JPEG'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new('RGB', (8, 8)).save(path)
+    monkeypatch.setattr(layout, 'COCO_COUNTS', {'train2017': (2, 2), 'val2017': (2, 2)})
+    monkeypatch.setattr(layout, 'ADE20K_COUNTS', {'training': 2, 'validation': 2})
+    monkeypatch.setattr(layout, 'IMAGENET_COUNTS', {'train': 12, 'val': 4})
+    monkeypatch.setattr(layout, 'IMAGENET_CLASSES', 4)
+
+
+@pytest.fixture
+def check_data(monkeypatch, capsys):
+    """Run the script in this process; give its exit code and output."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['check_data.py', *map(str, args)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / 'tools/check_data.py'), run_name='__main__')
+        return end.value.code, capsys.readouterr()
+
+    return run
+
+
+def test_whole(data, check_data):
+    code, said = check_data('coco', 'ade20k', 'imagenet', 'handwritten')
+    assert code == 0, said.out
+    assert [line.split(':')[0] for line in said.out.splitlines()] == ['coco', 'ade20k', 'imagenet', 'handwritten']
+    assert said.out.count(': OK, ') == 4
+
+
+def cut(path):
+    """Keep the first half of a file."""
+    return lambda: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit(path, change):
+    """Change the content of a JSON file."""
+
+    def run():
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return run
+
+
+def move_val_out():
+    for path in sorted((IMAGENET / 'val').glob('*/*')):
+        path.rename(IMAGENET / f'val/{path.parent.name}_{path.name}')
+
+
+PICTURE = COCO / 'train2017/000000000001.jpg'
+TRAIN_JSON = COCO / 'annotations/instances_train2017.json'
+LABELS = ADE / 'annotations/training/0.png'
+CLASS = IMAGENET / 'train/n00000002'
+
+
+@pytest.mark.parametrize(
+    ('name', 'breaks', 'findings'),
+    [
+        (
+            'coco',
+            PICTURE.unlink,
+            [
+                'data/coco/train2017 has 1 pictures, expected 2: unpack train2017.zip again',
+                'data/coco/train2017 misses 1 files that belong to others (000000000001.jpg)',
+            ],
+        ),
+        ('coco', cut(PICTURE), ['data/coco/train2017: 1 of 2 pictures cannot be decoded (000000000001.jpg)']),
+        ('coco', cut(TRAIN_JSON), [f'{TRAIN_JSON} is cut off or damaged: unpack annotations_trainval2017.zip']),
+        ('coco', TRAIN_JSON.unlink, [f'{TRAIN_JSON} does not exist: unpack annotations_trainval2017.zip']),
+        (
+            'coco',
+            edit(TRAIN_JSON, lambda content: content['annotations'].pop()),
+            [f'{TRAIN_JSON} has 1 annotations, expected 2'],
+        ),
+        ('coco', edit(TRAIN_JSON, lambda content: content.pop('categories')), [f'{TRAIN_JSON} has no categories']),
+        (
+            'ade20k',
+            LABELS.unlink,
+            [f'{LABELS.parent} has 1 pictures, expected 2', f'{LABELS.parent} misses 1 files'],
+        ),
+        (
+            'ade20k',
+            lambda: Image.fromarray(np.full((5, 5), 151, np.uint8)).save(LABELS),
+            [f'{LABELS.parent}: 1 of 2 are no label maps with values from 0 to 150 (0.png)'],
+        ),
+        (
+            'ade20k',
+            lambda: (ADE / 'images').rename(ADE / 'other'),
+            ['images/training does not exist', 'images/validation does'],
+        ),
+        ('imagenet', (CLASS / '1.JPEG').unlink, ['data/imagenet/train has 11 pictures, expected 12: unpack ILSVRC']),
+        (
+            'imagenet',
+            move_val_out,
+            ['data/imagenet/val has 4 pictures outside of class folders: move', 'data/imagenet/val'],
+        ),
+        (
+            'imagenet',
+            lambda: CLASS.rename(CLASS.with_name('other')),
+            ['data/imagenet: train/ and val/ differ in class folders (n00000002, other)'],
+        ),
+        (
+            'imagenet',
+            lambda: (IMAGENET / 'train/extra').mkdir(),
+            [
+                'train has 5 class folders, expected 4',
+                'has 1 empty class folders (extra)',
+                'differ in class folders (extra)',
+            ],
+        ),
+        ('handwritten', cut(HANDWRITTEN / 'masks/val/000001.png'), ['masks/val: 1 of 3 pictures cannot be decoded']),
+        (
+            'handwritten',
+            (HANDWRITTEN / 'classification/train/3/3_000002.png').unlink,
+            ['classification/train has 63 pictures, expected 64: run python tools/dataset_converters/handwritten.py'],
+        ),
+        ('handwritten', (HANDWRITTEN / 'meta.json').unlink, ['data/handwritten has no meta.json of theirs: run']),
+    ],
+)
+def test_findings(name, breaks, findings, data, check_data):
+    breaks()
+    code, said = check_data(name)
+    assert code == 1
+    *lines, last = said.out.splitlines()
+    assert last.startswith(f'{name}: {len(lines)} finding')
+    assert len(lines) == len(findings)
+    for line, finding in zip(lines, findings):
+        assert line.startswith(f'{name}: ')
+        assert finding in line
+
+
+def test_nothing_is_decoded_when_not_asked(data, check_data):
+    cut(PICTURE)()
+    assert check_data('coco', '--decode', '0')[0] == 0
+
+
+def test_list_instead_of_folders(data, check_data):
+    """The other layout that mmpretrain reads: val/ without class folders, and a list of labels."""
+    move_val_out()
+    names = sorted(path.name for path in (IMAGENET / 'val').glob('*.JPEG'))
+    (IMAGENET / 'meta').mkdir()
+    lines = [f'{name} {label}' for label, name in enumerate(names)]
+    (IMAGENET / 'meta/val.txt').write_text('\n'.join(lines))
+    code, said = check_data('imagenet')
+    assert code == 0, said.out
+    (IMAGENET / 'meta/val.txt').write_text('\n'.join([*lines[:-1], 'other.JPEG 2']))
+    code, said = check_data('imagenet')
+    assert code == 1
+    assert 'lists 4 pictures of 3 classes, expected 4 of 4' in said.out
+    assert 'misses 1 files that belong to others (other.JPEG)' in said.out
+
+
+@pytest.mark.parametrize('name', layout.DATA_SETS)
+def test_missing(name, tmp_path, check_data, monkeypatch):
+    """It says where to get it and under what terms, and gets nothing."""
+    monkeypatch.chdir(tmp_path)
+    code, said = check_data(name)
+    data = layout.DATA_SETS[name]
+    assert code == 1
+    assert said.out.startswith(f'{name}: {data.root} does not exist')
+    assert data.source in said.out and data.terms in said.out
+    assert said.out.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_roots_are_those_of_the_configs():
+    from mmengine.config import Config
+
+    for name, base in (('coco', 'coco_detection'), ('ade20k', 'ade20k'), ('imagenet', 'imagenet_224')):
+        cfg = Config.fromfile(ROOT / f'configs/_base_/datasets/{base}.py')
+        assert Path(cfg.data_root) == Path(layout.DATA_SETS[name].root)
+
+
+def test_root(data, check_data, tmp_path):
+    COCO.rename('elsewhere')
+    assert check_data('coco')[0] == 1
+    assert check_data('coco', '--root', 'elsewhere')[0] == 0
+    code, said = check_data('coco', 'ade20k', '--root', 'elsewhere')
+    assert code == 2
+    assert said.err == 'error: --root elsewhere is for one data set, but 2 are named\n'
+    code, said = check_data('coco', '--decode', '-1')
+    assert code == 2
+    assert said.err == 'error: --decode -1: expected 0 or more\n'

@@ -1,0 +1,202 @@
+"""tools/model_converters/publish_model.py on a checkpoint that a training with averaged weights wrote."""
+
+import hashlib
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner, load_checkpoint
+
+from mmlavit import LaViT
+
+ROOT = Path(__file__).parents[2]
+KEPT = {'dataset_meta', 'epoch', 'iter', 'mmengine_version', 'cfg', 'mmlavit_version'}
+
+
+class Toy(BaseModel):
+    """A backbone that learns to give small features."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = LaViT(arch='nano', out_indices=(0, 1))
+
+    def forward(self, inputs, mode):
+        """Give the loss of training, in any mode."""
+        return dict(loss=sum(features.square().mean() for features in self.backbone(inputs)))
+
+
+class Data(torch.utils.data.Dataset):
+    """Two pictures of noise, with the classes that a checkpoint takes over."""
+
+    metainfo = dict(classes=('a', 'b'), palette=np.array([[1, 2, 3], [4, 5, 6]]))
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(index)))
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A training of two steps: its runner, with the weights it ended with, and its checkpoint."""
+    folder = tmp_path_factory.mktemp('publish')
+    runner = Runner(
+        Toy(),
+        work_dir=str(folder),
+        experiment_name=str(folder),
+        train_dataloader=dict(
+            dataset=Data(), batch_size=1, sampler=dict(type='DefaultSampler'), collate_fn=dict(type='default_collate')
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.5)),
+        custom_hooks=[dict(type='EMAHook', momentum=0.1)],
+        cfg=Config(dict(work_dir=str(folder), load_from=None, data_root='data', lr=0.5)),
+    )
+    runner.train()
+    return runner, folder / 'epoch_1.pth'
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    """Run the script in this process."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['publish_model.py', *map(str, args)])
+        runpy.run_path(str(ROOT / 'tools/model_converters/publish_model.py'), run_name='__main__')
+
+    return run
+
+
+def test_after_mmengine_loaded_another(trained, publish, tmp_path):
+    """The maintained builds allow their objects for each load, and forbid them afterwards."""
+    load_checkpoint(Toy(), str(trained[1]))
+    publish(trained[1], tmp_path / 'toy.pth')
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def averaged(runner):
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    return hook.ema_model.module.state_dict()
+
+
+def assert_same(published, expected):
+    assert published.keys() == expected.keys()
+    assert all(torch.equal(published[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ('options', 'raw', 'kind'),
+    [
+        ([], False, 'averaged (EMA) weights'),
+        (['--weights', 'ema'], False, 'averaged (EMA) weights'),
+        (['--weights', 'raw'], True, 'raw weights'),
+    ],
+)
+def test_weights(options, raw, kind, trained, publish, tmp_path, capsys):
+    runner, checkpoint = trained
+    key = 'backbone.stages.0.norm.weight'
+    assert not torch.equal(runner.model.state_dict()[key], averaged(runner)[key])
+    publish(checkpoint, tmp_path / 'toy.pth', *options)
+    (file,) = tmp_path.iterdir()
+    assert file.name == f'toy-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth'
+    assert file.stat().st_size < checkpoint.stat().st_size
+    said = capsys.readouterr().out
+    assert said.startswith(f'{file}: ') and kind in said
+    assert 'removed: ' in said and all(name in said for name in ('ema_state_dict', 'message_hub', 'optimizer'))
+
+    # Without mmlavit and mmengine: torch alone must find it safe.
+    code = f'import torch; print(sorted(torch.load({str(file)!r}, weights_only=True)))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout == "['meta', 'state_dict']\n", done.stderr
+    published = torch.load(file, weights_only=True)
+    assert_same(published['state_dict'], runner.model.state_dict() if raw else averaged(runner))
+
+    # What init_cfg.checkpoint does with it.
+    backbone = LaViT(
+        arch='nano', out_indices=(0, 1), init_cfg=dict(type='Pretrained', checkpoint=str(file), prefix='backbone.')
+    )
+    backbone.init_weights()
+    expected = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
+    assert_same(published['state_dict'], expected)
+
+
+def test_meta(trained, publish, tmp_path):
+    runner, checkpoint = trained
+    publish(checkpoint, tmp_path / 'toy.pth')
+    (file,) = tmp_path.iterdir()
+    meta = torch.load(file, weights_only=True)['meta']
+    assert meta.keys() == KEPT
+    assert meta['dataset_meta'] == dict(classes=('a', 'b'), palette=[[1, 2, 3], [4, 5, 6]])
+    assert Config.fromstring(meta['cfg'], '.py').to_dict() == dict(data_root='data', lr=0.5)
+    assert runner.work_dir.encode() not in file.read_bytes()
+
+
+def test_hash_depends_on_the_content_alone(trained, publish, tmp_path):
+    _, checkpoint = trained
+    for name in ('a', 'another_name'):
+        publish(checkpoint, tmp_path / f'{name}.pth')
+    (one, two) = (path.stem.rsplit('-', 1)[1] for path in tmp_path.iterdir())
+    assert one == two
+    publish(checkpoint, tmp_path / 'raw.pth', '--weights', 'raw')
+    (raw,) = tmp_path.glob('raw-*')
+    assert one not in raw.name
+
+
+def test_plain_weights(publish, tmp_path):
+    """A converted file, without a training around it."""
+    weights = {'backbone.a': torch.ones(2)}
+    torch.save(weights, tmp_path / 'plain.pth')
+    publish(tmp_path / 'plain.pth', tmp_path / 'out.pth')
+    (file,) = tmp_path.glob('out-*.pth')
+    assert_same(torch.load(file, weights_only=True)['state_dict'], weights)
+
+
+class Harmful:
+    """Would run code when it is loaded."""
+
+    def __reduce__(self):
+        return print, ('code from a checkpoint',)
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'options', 'message'),
+    [
+        ('no.pth', [], 'checkpoint no.pth does not exist'),
+        ('notes.pth', [], 'notes.pth cannot be loaded as a checkpoint of weights and numbers: it is none'),
+        ('harmful.pth', [], 'harmful.pth cannot be loaded as a checkpoint of weights and numbers: it has a print'),
+        ('empty.pth', [], 'empty.pth has no weights'),
+        ('plain.pth', ['--weights', 'ema'], 'the checkpoint has no averaged (EMA) weights'),
+    ],
+)
+def test_mistakes(checkpoint, options, message, publish, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('notes.pth').write_text('no checkpoint')
+    torch.save(dict(state_dict={'a': torch.ones(1)}, hook=Harmful()), 'harmful.pth')
+    torch.save(dict(meta={}), 'empty.pth')
+    torch.save(dict(state_dict={'a': torch.ones(1)}), 'plain.pth')
+    with pytest.raises(SystemExit) as stopped:
+        publish(checkpoint, 'out.pth', *options)
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f'error: {message}') and said.err.count('\n') == 1
+    assert 'code from a checkpoint' not in said.out
+    assert not list(tmp_path.glob('out*'))
+
+
+@pytest.mark.parametrize(
+    ('out', 'message'), [('out', 'out: expected a name that ends in .pth'), ('no/out.pth', 'the folder no does not')]
+)
+def test_where_it_goes(out, message, publish, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        publish('any.pth', out)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f'error: {message}')

@@ -1,0 +1,110 @@
+#!/usr/bin/env python
+"""Draw the curves of one or several trainings into a picture and print how fast they ran."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mmlavit.engine import UserError, one_line_errors
+from mmlavit.engine.curves import (
+    Curve,
+    Panel,
+    Rows,
+    counts_epochs,
+    draw_panels,
+    is_training,
+    keys_of,
+    mean_times,
+    points_of,
+    read_run,
+    resolve_keys,
+)
+
+# Drawn without --keys: these, as far as they were logged.
+MAIN_KEYS = ('loss', 'lr', 'accuracy/top1', 'coco/bbox_mAP', 'coco/segm_mAP', 'mIoU')
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=f'{__doc__} Each key gets a panel, in which every training is a curve. '
+        'A training that was resumed in its work dir is one curve.'
+    )
+    parser.add_argument(
+        'logs', type=Path, nargs='+', metavar='LOG', help='work dir of a training, or a scalars.json below it'
+    )
+    parser.add_argument(
+        '--keys',
+        nargs='+',
+        metavar='KEY',
+        help="what to draw: names as in the log, or patterns such as 'coco/*' "
+        f'(default: those logged of {", ".join(MAIN_KEYS)})',
+    )
+    parser.add_argument('--legend', nargs='+', metavar='NAME', help='what to call the trainings (default: their paths)')
+    parser.add_argument(
+        '--out', type=Path, default='outputs/curves.png', metavar='FILE', help='picture to write; default: %(default)s'
+    )
+    args = parser.parse_args()
+    if args.legend and len(args.legend) != len(args.logs):
+        parser.error(f'--legend has {len(args.legend)} names for {len(args.logs)} logs')
+    return args
+
+
+def main() -> None:
+    """Draw and print."""
+    args = parse_args()
+    with one_line_errors():
+        if args.out.suffix.lower() not in ('.png', '.pdf', '.svg', '.jpg'):
+            raise UserError(f'--out {args.out}: expected a file ending in .png, .pdf, .svg or .jpg')
+        runs = [read_run(path) for path in args.logs]
+        for path, rows in zip(args.logs, runs, strict=True):
+            if not any(map(is_training, rows)):
+                raise UserError(f'{path} has no row of a training; it may have stopped before its first log')
+        names = args.legend or [shorten(path) for path in args.logs]
+        logged = {key for rows in runs for key in keys_of(rows)}
+        keys = resolve_keys(args.keys or [key for key in MAIN_KEYS if key in logged], runs)
+        draw_panels([make_panel(key, names, runs) for key in keys], args.out, columns=3 if len(keys) > 4 else 2)
+    print_times(names, runs)
+    print(f'{", ".join(keys)} -> {args.out}')
+
+
+def shorten(path: Path) -> str:
+    """Name a training by its work dir."""
+    return str(path.parents[1]) if path.name == 'scalars.json' else str(path)
+
+
+def make_panel(key: str, names: list[str], runs: list[Rows]) -> Panel:
+    """Collect the curves of one key; each training has the same colour in all panels."""
+    curves, units = [], set()
+    for index, (name, rows) in enumerate(zip(names, runs, strict=True)):
+        points = points_of(rows, key)
+        trained = any(key in row for row in rows if is_training(row))
+        if points:
+            units.add('epoch' if counts_epochs(rows) and not trained else 'iteration')
+            curves.append(Curve(name, points, dict(color=f'C{index}', marker='' if trained else 'o')))
+    positive = all(value > 0 for curve in curves for _, value in curve.points)
+    return Panel(key, ' or '.join(sorted(units)), curves, log='loss' in key and positive)
+
+
+def print_times(names: list[str], runs: list[Rows]) -> None:
+    """Print a table of mean times."""
+    table = Table(box=box.SIMPLE)
+    table.add_column('training', overflow='fold')
+    for title in ('iterations', 'step (s)', 'of which data (s)', 'memory (MB)'):
+        table.add_column(title, justify='right')
+    for name, rows in zip(names, runs, strict=True):
+        means = mean_times(rows)
+        numbers = [f'{means[key]:.4f}' if key in means else '-' for key in ('time', 'data_time')]
+        steps = max(row['step'] for row in rows if is_training(row))
+        # Without a GPU mmengine logs a memory of 0 or none.
+        table.add_row(name, str(steps), *numbers, f'{means["memory"]:.0f}' if means.get('memory') else '-')
+    # Without a terminal rich would squeeze the table into 80 columns.
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+if __name__ == '__main__':
+    main()

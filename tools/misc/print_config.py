@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Print a config as a run would see it: bases merged, --cfg-options applied."""
+
+import argparse
+from pathlib import Path
+
+from mmlavit.engine import UserError, load_config, one_line_errors
+from mmlavit.engine.arguments import OptionsAction
+
+FORMATS = ('.py', '.json', '.yml', '.yaml')
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=OptionsAction,
+        metavar='KEY=VALUE',
+        help='change the config, as in train.py, e.g. model.backbone.arch=tiny',
+    )
+    parser.add_argument(
+        '--save-path', type=Path, metavar='FILE', help=f'write it to a file instead, ending in {", ".join(FORMATS)}'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print or save."""
+    args = parse_args()
+    with one_line_errors():
+        cfg = load_config(args.config, args.cfg_options)
+        if args.save_path is None:
+            print(cfg.pretty_text)
+            return
+        if args.save_path.suffix not in FORMATS:
+            raise UserError(f'--save-path {args.save_path}: expected a file ending in {", ".join(FORMATS)}')
+        args.save_path.parent.mkdir(parents=True, exist_ok=True)
+        cfg.dump(str(args.save_path))
+    print(f'{args.config} -> {args.save_path}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Make a checkpoint of a training ready to be given away: weights, classes and config only."""
+
+import argparse
+from pathlib import Path
+
+from mmlavit.engine import UserError, one_line_errors
+from mmlavit.engine.checkpoints import load_checkpoint, save_published, strip_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=f'{__doc__} Optimizer, schedules, log and states of hooks go, and with them the work dir and other '
+        'paths of the machine that stand at the top level of the config. The first 8 digits of the SHA-256 of the '
+        'file become part of its name, which mim and torch.hub check after a download. The result is what '
+        '--cfg-options model.backbone.init_cfg.checkpoint=FILE, test.py and image_demo.py take.'
+    )
+    parser.add_argument('checkpoint', help='checkpoint of a training')
+    parser.add_argument('out', type=Path, help='such as DIR/lavit_s.pth; written is DIR/lavit_s-<hash>.pth')
+    parser.add_argument(
+        '--weights',
+        choices=['ema', 'raw'],
+        help='of a training with EMAHook: the averaged weights or those before averaging '
+        '(default: the averaged ones if there are any; they are what test.py measures)',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Load, strip and write."""
+    args = parse_args()
+    with one_line_errors():
+        if args.out.suffix != '.pth':
+            raise UserError(f'{args.out}: expected a name that ends in .pth')
+        if not args.out.parent.is_dir():
+            raise UserError(f'the folder {args.out.parent} does not exist; make it first')
+        checkpoint = load_checkpoint(args.checkpoint)
+        published = strip_checkpoint(checkpoint, args.weights)
+        file = save_published(published, args.out)
+    averaged = 'ema_state_dict' in checkpoint
+    kind = 'weights' if not averaged else 'raw weights' if args.weights == 'raw' else 'averaged (EMA) weights'
+    removed = ', '.join(key for key in checkpoint if key not in published) or 'nothing'
+    before, after = Path(args.checkpoint).expanduser().stat().st_size, file.stat().st_size
+    print(f'{file}: {len(published["state_dict"])} tensors, {kind}, {before / 1e6:.1f} -> {after / 1e6:.1f} MB')
+    print(f'removed: {removed}')
+
+
+if __name__ == '__main__':
+    main()
