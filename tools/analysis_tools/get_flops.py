@@ -1,25 +1,37 @@
 #!/usr/bin/env python
-"""Print parameters and multiply-adds of a config's model, attention products included."""
+"""Count parameters and multiply-adds of configs' models: in parts, by role and stage, or side by side."""
 
 import argparse
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Mapping
 
-from mmengine.config import DictAction
+from mmengine.config import Config
+from mmengine.logging import MMLogger
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from mmlavit.engine import UserError, load_config, one_line_errors
-from mmlavit.utils.complexity import DEFAULT_SHAPES, model_complexity
-from mmlavit.utils.environment import check_environment
+from mmlavit.engine.arguments import OptionsAction, blame_options
+from mmlavit.utils.breakdown import Row, break_down, part_of
+from mmlavit.utils.complexity import DEFAULT_SHAPES, find_config, model_complexity
+from mmlavit.utils.flops import Complexity
+
+STAGES = range(4)
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description='Parameters and multiply-adds of the model of a config, for one image. Matrix products, '
-        'convolutions and attention are counted; norms, activations, softmax, RoIAlign and NMS are not.'
+        description="Count parameters and multiply-adds of a config's model for one image: all matrix products, "
+        'convolutions and attention products. Norms, softmax, activations and resizing are no multiply-adds; they are '
+        'reported apart, as the numbers that they write. Nothing is downloaded, and no GPU is needed.',
+        epilog='A CONFIG is a file, or one that an installed toolbox brings along, as TOOLBOX::FILE: for instance '
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py. What is counted, and how: docs/flops.md.',
     )
-    parser.add_argument('config', help='config file of a classifier, detector or segmentor')
+    parser.add_argument('config', metavar='CONFIG', help='config of a classifier, detector or segmentor')
     parser.add_argument(
         '--shape',
         type=int,
@@ -29,7 +41,21 @@ def parse_args() -> argparse.Namespace:
         + ', '.join(f'{h}x{w} for {scope}' for scope, (h, w) in DEFAULT_SHAPES.items())
         + ')',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
+    parser.add_argument(
+        '--breakdown',
+        action='store_true',
+        help='show what is spent on what: for LaViT by role and stage, for the rest by part of the model',
+    )
+    parser.add_argument(
+        '--compare', nargs='+', metavar='CONFIG', default=[], help='count these, too, with ratios to the first'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=OptionsAction,
+        metavar='KEY=VALUE',
+        help='change the first config, such as model.backbone.key_reduction=pool',
+    )
     args = parser.parse_args()
     if args.shape is not None:
         if len(args.shape) > 2 or min(args.shape) < 1:
@@ -41,26 +67,111 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Count and print."""
     args = parse_args()
+    # What is said while a model is built is about its training.
+    MMLogger.get_current_instance().setLevel('ERROR')
+    warnings.simplefilter('ignore')
+    # Without a terminal rich would squeeze the tables into 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     with one_line_errors():
-        cfg = load_config(args.config, args.cfg_options)
-        scope = cfg.get('default_scope')
-        if scope not in DEFAULT_SHAPES:
-            raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(DEFAULT_SHAPES)}')
-        check_environment(scope)
-        shape = args.shape or DEFAULT_SHAPES[scope]
-        complexity = model_complexity(cfg, shape)
+        cfg = read_config(args.config, args.cfg_options)
+        shape = args.shape or DEFAULT_SHAPES.get(cfg.get('default_scope'))
+        with blame_options(args.cfg_options):
+            first, notes = model_complexity(cfg, shape)
+        compared = {args.config: first}
+        for name in args.compare:
+            compared[name], more = model_complexity(read_config(name), shape)
+            notes += [f'{name}: {note}' for note in more]
 
-    table = Table(box=box.SIMPLE, title=f'{args.config}, one image of {shape[0]}x{shape[1]}')
+    console.print(f'{args.config}, one image of {shape[0]}x{shape[1]}, {first.params / 1e6:.2f} M parameters')
+    if args.breakdown:
+        console.print('\nMultiply-adds')
+        console.print(breakdown_table(break_down(first.cells)))
+        if first.elements:
+            console.print('Other work, in numbers written')
+            console.print(breakdown_table(break_down(first.elements)))
+    elif not args.compare:
+        console.print(parts_table(first))
+        console.print(f'other work, in numbers written: {in_millions(first.elements)}')
+    if args.compare:
+        console.print(comparison_table(compared))
+    for note in notes:
+        console.print(note, style='dim')
+
+
+def read_config(name: str, options: Mapping | None = None) -> Config:
+    """Read a config that may be a toolbox's own.
+
+    Raises:
+        UserError: If it cannot be read, or imports what is not there.
+        EnvironmentProblem: If the toolbox is not installed.
+    """
+    file = find_config(name)
+    try:
+        return load_config(file, options)
+    except ImportError as error:
+        raise UserError(f'{name} cannot be read: {" ".join(str(error).split())}') from error
+
+
+def parts_table(complexity: Complexity) -> Table:
+    """Show the multiply-adds of the parts of a model."""
+    parts = Counter()
+    for (path, _), macs in complexity.cells.items():
+        parts[part_of(path)] += macs
+    table = Table(box=box.SIMPLE)
     table.add_column('')
     table.add_column('multiply-adds (G)', justify='right')
-    for name, macs in complexity.parts.items():
-        table.add_row(name, f'{macs / 1e9:.3f}')
+    for part, macs in parts.items():
+        table.add_row(part, f'{macs / 1e9:.3f}')
     table.add_section()
     table.add_row('model', f'{complexity.macs / 1e9:.3f}')
-    console = Console()
-    console.print(table)
-    console.print(f'parameters: {complexity.params / 1e6:.2f} M')
-    console.print('[dim]Not counted: norms, activations, softmax, RoIAlign, NMS.[/dim]')
+    return table
+
+
+def breakdown_table(rows: list[Row]) -> Table:
+    """Show rows with their stages, in whole numbers: they add up to the last row."""
+    whole = Row('model', sum(row.total for row in rows), sum((row.stages for row in rows), Counter()))
+    table = Table(box=box.SIMPLE)
+    table.add_column('')
+    numbered = STAGES if whole.stages else ()
+    for stage in numbered:
+        table.add_column(f'stage {stage + 1}', justify='right')
+    table.add_column('total', justify='right')
+    table.add_column('share', justify='right')
+    for row in [*rows, whole]:
+        if row is whole:
+            table.add_section()
+        stages = [f'{row.stages[stage]:,}' if row.stages else '' for stage in numbered]
+        table.add_row(row.name, *stages, f'{row.total:,}', f'{row.total / whole.total:.1%}')
+    return table
+
+
+def comparison_table(compared: Mapping[str, Complexity]) -> Table:
+    """Show several models side by side, with ratios to the first."""
+    first = next(iter(compared.values()))
+    table = Table(box=box.SIMPLE)
+    table.add_column('', overflow='fold')
+    for name in ('parameters (M)', 'ratio', 'backbone (G)', 'other parts (G)', 'multiply-adds (G)', 'ratio'):
+        table.add_column(name, justify='right')
+    for name, complexity in compared.items():
+        backbone = sum(macs for (path, _), macs in complexity.cells.items() if part_of(path) == 'backbone')
+        table.add_row(
+            name,
+            f'{complexity.params / 1e6:.2f}',
+            f'{complexity.params / first.params:.2f}',
+            f'{backbone / 1e9:.2f}',
+            f'{(complexity.macs - backbone) / 1e9:.2f}',
+            f'{complexity.macs / 1e9:.2f}',
+            f'{complexity.macs / first.macs:.2f}',
+        )
+    return table
+
+
+def in_millions(elements: Mapping[tuple[str, str], int]) -> str:
+    """Write the numbers of each kind in one line."""
+    kinds = Counter()
+    for (_, kind), count in elements.items():
+        kinds[kind] += count
+    return ', '.join(f'{kind} {count / 1e6:.1f} M' for kind, count in kinds.items())
 
 
 if __name__ == '__main__':

@@ -33,7 +33,8 @@ model = dict(
             ratios=[0.5, 1.0, 2.0],
             strides=[8, 16, 32, 64, 128],
         ),
-        loss_cls=dict(type='FocalLoss'),
+        # Said here although it is the default: the head reads it, and would else score a background class by softmax.
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
         loss_bbox=dict(type='L1Loss', loss_weight=1.0),
     ),
     train_cfg=dict(
