@@ -5,9 +5,11 @@ environment, silently without its compiled ops. `make install` installs them in 
 """
 
 import runpy
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -18,6 +20,21 @@ def read_requirements(name):
     return [line for line in lines if line.strip() and not line.startswith('#')]
 
 
+class BuildWithZoo(build_py):
+    """Put configs, tools and the model index beside the modules, in the folder .mim, where ``mim`` looks for them."""
+
+    def run(self):
+        """Build, then copy. An editable installation uses the files of the clone."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, 'mmlavit', '.mim')
+        shutil.rmtree(target, ignore_errors=True)  # what an earlier build left
+        for folder in ('configs', 'tools'):
+            shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns('__pycache__', 'dev'))
+        shutil.copy(ROOT / 'model-index.yml', target)
+
+
 setup(
     name='mmlavit',
     version=runpy.run_path(str(ROOT / 'mmlavit' / 'version.py'))['__version__'],
@@ -26,6 +43,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmlavit', 'mmlavit.*']),
+    cmdclass={'build_py': BuildWithZoo},
     python_requires='>=3.10,<3.13',
     install_requires=read_requirements('runtime'),
     extras_require={

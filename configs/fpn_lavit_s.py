@@ -1,3 +1,4 @@
+# Semantic FPN, LaViT-S.
 _base_ = [
     './_base_/models/fpn_lavit.py',
     './_base_/datasets/ade20k.py',
@@ -5,4 +6,4 @@ _base_ = [
     './_base_/default_runtime_seg.py',
 ]
 
-train_dataloader = dict(batch_size=4)  # x 4 GPUs
+train_dataloader = dict(batch_size=4)  # 4 GPUs x 4 images = 16

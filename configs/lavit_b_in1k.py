@@ -1,3 +1,4 @@
+# LaViT-B.
 _base_ = './lavit_s_in1k.py'
 
 # 28 layers instead of 16 want more drop path.

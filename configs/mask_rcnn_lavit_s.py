@@ -1,3 +1,4 @@
+# Mask R-CNN, LaViT-S, 1x.
 _base_ = [
     './_base_/models/mask_rcnn_lavit.py',
     './_base_/datasets/coco_instance.py',
@@ -5,4 +6,4 @@ _base_ = [
     './_base_/default_runtime_det.py',
 ]
 
-train_dataloader = dict(batch_size=2)  # x 8 GPUs
+train_dataloader = dict(batch_size=2)  # 8 GPUs x 2 images = 16

@@ -1,3 +1,4 @@
+# UperNet, LaViT-S.
 _base_ = [
     './_base_/models/upernet_lavit.py',
     './_base_/datasets/ade20k.py',
@@ -5,4 +6,4 @@ _base_ = [
     './_base_/default_runtime_seg.py',
 ]
 
-train_dataloader = dict(batch_size=2)  # x 8 GPUs
+train_dataloader = dict(batch_size=2)  # 8 GPUs x 2 images = 16

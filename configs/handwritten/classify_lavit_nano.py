@@ -1,3 +1,4 @@
+# LaViT-nano, ten classes of crops.
 _base_ = [
     '../_base_/models/classifier_lavit.py',
     '../_base_/datasets/handwritten_classification.py',

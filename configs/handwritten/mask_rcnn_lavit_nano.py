@@ -1,3 +1,4 @@
+# Mask R-CNN, LaViT-nano, slim heads.
 _base_ = [
     '../_base_/models/mask_rcnn_lavit.py',
     '../_base_/datasets/handwritten_instance.py',

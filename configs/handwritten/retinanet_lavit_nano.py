@@ -1,3 +1,4 @@
+# RetinaNet, LaViT-nano, slim head.
 _base_ = [
     '../_base_/models/retinanet_lavit.py',
     '../_base_/datasets/handwritten_detection.py',

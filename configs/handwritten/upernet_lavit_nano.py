@@ -1,3 +1,4 @@
+# UperNet, LaViT-nano, slim heads.
 _base_ = [
     '../_base_/models/upernet_lavit.py',
     '../_base_/datasets/handwritten_semantic.py',

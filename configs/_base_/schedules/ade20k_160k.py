@@ -8,5 +8,5 @@ param_scheduler = [
 ]
 train_cfg = dict(by_epoch=False, max_iters=160000, val_interval=16000)
 
-# The learning rate is for (8 GPUs) x (2 images per GPU).
+# The learning rate is for (8 GPUs) x (2 images per GPU) = 16.
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -22,5 +22,5 @@ param_scheduler = [
 ]
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
 
-# The learning rate is for (8 GPUs) x (128 images per GPU).
+# The learning rate is for (8 GPUs) x (128 images per GPU) = 1024.
 auto_scale_lr = dict(enable=False, base_batch_size=1024)

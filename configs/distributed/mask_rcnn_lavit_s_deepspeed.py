@@ -1,0 +1,6 @@
+# Mask R-CNN, LaViT-S, 1x; the optimizer's state is sharded over the GPUs by DeepSpeed's ZeRO, stage 1.
+_base_ = '../mask_rcnn_lavit_s.py'
+
+runner_type = 'FlexibleRunner'
+strategy = dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=1))
+optim_wrapper = dict(type='DeepSpeedOptimWrapper')

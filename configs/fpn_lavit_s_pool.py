@@ -1,0 +1,4 @@
+# Semantic FPN, LaViT-S, vanilla layers with keys averaged to 7x7: linear in pixels.
+_base_ = './fpn_lavit_s.py'
+
+model = dict(backbone=dict(key_reduction='pool'))

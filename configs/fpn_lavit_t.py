@@ -1,0 +1,4 @@
+# Semantic FPN, LaViT-T.
+_base_ = './fpn_lavit_s.py'
+
+model = dict(backbone=dict(arch='tiny'), neck=dict(in_channels=[64, 128, 256, 512]))

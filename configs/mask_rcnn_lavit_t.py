@@ -1,0 +1,4 @@
+# Mask R-CNN, LaViT-T, 1x.
+_base_ = './mask_rcnn_lavit_s.py'
+
+model = dict(backbone=dict(arch='tiny'), neck=dict(in_channels=[64, 128, 256, 512]))

@@ -1,0 +1,5 @@
+# RetinaNet, LaViT-B, 1x.
+_base_ = './retinanet_lavit_s.py'
+
+# 28 layers instead of 16 want more drop path.
+model = dict(backbone=dict(arch='base', drop_path_rate=0.3))

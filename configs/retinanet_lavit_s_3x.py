@@ -1,0 +1,9 @@
+# RetinaNet, LaViT-S, 3x multi-scale.
+_base_ = [
+    './_base_/models/retinanet_lavit.py',
+    './_base_/datasets/coco_detection_multiscale.py',
+    './_base_/schedules/coco_3x.py',
+    './_base_/default_runtime_det.py',
+]
+
+train_dataloader = dict(batch_size=2)  # 8 GPUs x 2 images = 16
