@@ -32,6 +32,7 @@ _OPTIONAL_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', '
     'find_unused_parameters',
     'model_wrapper_cfg',
     'runner_type',
+    'strategy',
     'sync_bn',
     'tta_model',
     'tta_pipeline',
@@ -234,6 +235,9 @@ def merge_test_args(cfg: Config, args: argparse.Namespace) -> Config:
     cfg = _merge_common_args(cfg, args, 'test')
     cfg.load_from = args.checkpoint
     cfg.resume = False
+    # A strategy shards what training needs; a test runs on whole models.
+    for key in ('runner_type', 'strategy'):
+        cfg.pop(key, None)
     if args.show or args.show_dir:
         _draw_predictions(cfg, args)
     if args.tta:

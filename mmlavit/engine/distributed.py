@@ -7,6 +7,7 @@ import datetime
 import os
 import subprocess
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -27,6 +28,20 @@ _LAUNCHED_BY = {
     'mpi': 'mpirun',
 }
 _SYNC_BN = {'SyncBN', 'MMSyncBN', 'SyncBatchNorm'}
+# What mmengine's Runner reads and its FlexibleRunner ignores.
+_RUNNER_ONLY = (
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+)
+# What to do about gradient clipping where parameters are sharded.
+_CLIPPING = {
+    'DeepSpeedStrategy': 'write optim_wrapper without it (_delete_=True) and set strategy.gradient_clipping',
+    'FSDPStrategy': 'each process would clip by the norm of its own shard; set it to None',
+}
 
 
 def local_rank(launcher: str, default: int = 0) -> int:
@@ -56,19 +71,66 @@ def require_launcher(launcher: str, rank: int = 0) -> None:
         return
     if launcher == 'pytorch':
         os.environ.setdefault('LOCAL_RANK', str(rank))
-    needed = {'pytorch': ['RANK', 'WORLD_SIZE'], 'slurm': ['SLURM_PROCID', 'SLURM_NTASKS']}
+    needed = {'pytorch': ['RANK', 'WORLD_SIZE'], 'slurm': ['SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_JOB_ID']}
     for name in [*needed.get(launcher, []), _LOCAL_RANK[launcher]]:
         if name not in os.environ:
             raise UserError(
                 f'--launcher {launcher} expects to be started by {_LAUNCHED_BY[launcher]}, '
                 f'but {name} is not set; for a single process leave the option out'
             )
+    if launcher == 'slurm':
+        # Jobs may share a node, and mmengine has one port for all of them.
+        os.environ.setdefault('MASTER_PORT', str(20000 + int(os.environ['SLURM_JOB_ID']) % 10000))
     processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
     if 0 < gpus < processes:
         raise UserError(
             f'{processes} processes on this machine but {gpus} GPU(s); start at most {gpus}, '
             'or hide the GPUs with CUDA_VISIBLE_DEVICES=-1'
         )
+
+
+def require_strategy(cfg: Config) -> None:
+    """Make sure that the strategy of a config, if it has one, is used and can work.
+
+    Args:
+        cfg (Config): The config of a training, with its ``launcher``.
+
+    Raises:
+        UserError: If the strategy or an option beside it would be ignored, or fail, or train something else.
+    """
+    strategy = cfg.get('strategy')
+    if cfg.get('runner_type') != 'FlexibleRunner':
+        if strategy:
+            raise UserError("strategy is only read with runner_type='FlexibleRunner'; add that to the config")
+        return
+    ignored = [key for key in _RUNNER_ONLY if cfg.get(key)]
+    if ignored:
+        raise UserError(f'FlexibleRunner does not read {", ".join(ignored)}; set it in strategy or leave it out')
+    name = str((strategy or {}).get('type', 'DDPStrategy')).rsplit('.', 1)[-1]
+    kind = next((kind for kind in _CLIPPING if name.endswith(kind)), None)
+    if kind is None:
+        return
+    if cfg.get('launcher', 'none') == 'none':
+        raise UserError(f'{name} shards over processes; start it with tools/dist_train.sh or tools/slurm_train.sh')
+    if kind == 'DeepSpeedStrategy':
+        _require_deepspeed()
+    # DeepSpeedOptimWrapper does not even take clip_grad=None.
+    if cfg.optim_wrapper.get('clip_grad') or (kind == 'DeepSpeedStrategy' and 'clip_grad' in cfg.optim_wrapper):
+        raise UserError(f'optim_wrapper.clip_grad does not work with {name}: {_CLIPPING[kind]}')
+    if any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
+        raise UserError(f'EMAHook does not work with {name}, whose processes have no whole model; remove the hook')
+
+
+def _require_deepspeed() -> None:
+    """Raise a UserError unless there is a DeepSpeed that mmengine can use."""
+    try:
+        version = metadata.version('deepspeed')
+    except metadata.PackageNotFoundError:
+        version = None
+    # 0.19 removed the 1-bit optimizers, which mmengine imports.
+    if version is None or tuple(map(int, version.split('.')[:2])) >= (0, 19):
+        found = f'deepspeed {version} is too new for mmengine' if version else 'deepspeed is not installed'
+        raise UserError(f"{found}; install it with: pip install 'deepspeed<0.19'")
 
 
 def adapt_to_cpu(cfg: Config, training: bool) -> tuple[Config, list[str]]:
@@ -100,14 +162,22 @@ def adapt_to_cpu(cfg: Config, training: bool) -> tuple[Config, list[str]]:
         if cfg.get(name) is not None and cfg[name].get('pin_memory'):
             cfg[name].pin_memory = False
     if cfg.get('launcher', 'none') != 'none':
-        wrapper = cfg.get('model_wrapper_cfg') or ConfigDict(
-            type='MMDistributedDataParallel',
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
-        cfg.model_wrapper_cfg = ConfigDict(wrapper, device_ids=None)
+        if cfg.get('runner_type') != 'FlexibleRunner':
+            cfg.model_wrapper_cfg = _wrapper_on_cpu(cfg, 'model_wrapper_cfg')
+        elif cfg.setdefault('strategy', ConfigDict(type='DDPStrategy')).type == 'DDPStrategy':
+            cfg.strategy.model_wrapper = _wrapper_on_cpu(cfg.strategy, 'model_wrapper')
         notes.append('No GPU: the processes talk over gloo.')
     return cfg, notes
+
+
+def _wrapper_on_cpu(node: Mapping[str, Any], key: str) -> ConfigDict:
+    """Give the model wrapper that ``node[key]`` asks for, or mmengine's default, for processes without a GPU."""
+    wrapper = node.get(key) or ConfigDict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=node.get('find_unused_parameters', False),
+    )
+    return ConfigDict(wrapper, device_ids=None)
 
 
 def _replace_sync_bn(node: Any) -> int:

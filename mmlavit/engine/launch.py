@@ -6,13 +6,14 @@ Used by ``tools/dist_train.sh`` and ``tools/dist_test.sh``; takes the options of
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
 import sys
 
 import torch
-from torch.distributed import DistNetworkError, run
+from torch.distributed import DistNetworkError, DistStoreError, run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from .errors import USER_ERROR_CODE
@@ -31,16 +32,15 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault('OMP_NUM_THREADS', str(threads_per_process(args.nproc_per_node)))
     # What its agents say about a failure is in our line.
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
+    if args.nnodes != '1':
+        # torch waits for a quarter of an hour without a word.
+        print(f'node {args.node_rank} of {args.nnodes} meets the others at {_address(args)}', flush=True)
     try:
         run.run(args)
     except ChildFailedError as error:
         return _report(error)
-    except DistNetworkError as error:
-        print(
-            f'error: no rendezvous at {args.master_addr}:{args.master_port} ({_first_line(error)}); '
-            'is the port taken? choose another with PORT=...',
-            file=sys.stderr,
-        )
+    except (DistNetworkError, DistStoreError) as error:
+        print(f'error: no rendezvous at {_address(args)} ({_first_line(error)}); {_advice(args)}', file=sys.stderr)
         return USER_ERROR_CODE
     return 0
 
@@ -74,6 +74,21 @@ def _report(error: ChildFailedError) -> int:
         reason = f'failed with exit code {failure.exitcode}'
     print(f'error: process {rank} {reason}; its messages are above', file=sys.stderr)
     return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+
+
+def _address(args: argparse.Namespace) -> str:
+    """Where the nodes meet."""
+    return f'{args.master_addr}:{args.master_port}'
+
+
+def _advice(args: argparse.Namespace) -> str:
+    """Say what to look at when the nodes did not meet."""
+    if args.nnodes == '1':
+        return 'is the port taken? choose another with PORT=...'
+    return (
+        f'start the same command on {args.nnodes} nodes, with NODE_RANK=0 at MASTER_ADDR, 1 on the next and so on, '
+        'and a PORT that is free there and open to the others'
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import distributed as dist
 
 from mmlavit.utils.environment import SCOPES, check_environment
@@ -17,7 +18,8 @@ from mmlavit.utils.environment import SCOPES, check_environment
 from .arguments import blame_options
 from .checkpoints import require_checkpoints
 from .data_paths import require_data
-from .distributed import adapt_to_cpu, init_gloo, require_launcher
+from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
+from .resume import TotalBatchHook
 
 
 def run(
@@ -38,7 +40,7 @@ def run(
         dict, optional: The metrics of a test.
 
     Raises:
-        UserError: If data, checkpoint, GPU or launcher are missing that the config asks for.
+        UserError: If data, checkpoint, GPU, launcher or strategy are missing that the config asks for.
         EnvironmentProblem: If the config's toolbox cannot work as installed.
     """
     scope = cfg.get('default_scope')
@@ -48,6 +50,10 @@ def run(
     require_data(cfg, splits)
     launcher = cfg.get('launcher', 'none')
     require_launcher(launcher, local_rank)
+    require_strategy(cfg)
+    if cfg.get('randomness', {}).get('deterministic'):
+        # Without it, cuBLAS refuses to be deterministic.
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     notes = []
     if get_device() == 'cpu':
         cfg, notes = adapt_to_cpu(cfg, training=mode == 'train')
@@ -70,18 +76,40 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
     for note in notes:
         runner.logger.info(note)
     if mode == 'train':
+        runner.register_hook(TotalBatchHook())
         runner.train()
         return None
     return runner.test()
 
 
-def build_runner(cfg: Config) -> Runner:
+class _FlexibleRunner(FlexibleRunner):
+    """mmengine's runner with strategies, except that a checkpoint's epoch is what ``CheckpointHook`` says it is.
+
+    mmengine's own takes every checkpoint for one made at the end of a training epoch. With ``save_best`` it is written
+    once more after the validation, when an epoch too many would be counted and a resumed training would leave one out.
+    """
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args, meta: dict, by_epoch: bool = True, **kwargs) -> None:
+        """Save a checkpoint; arguments as for ``Runner.save_checkpoint``."""
+        loop = self.train_loop
+        now = loop._epoch, loop._iter
+        # One of the two is about to be counted up.
+        loop._epoch, loop._iter = meta['epoch'] - by_epoch, meta['iter'] - (not by_epoch)
+        try:
+            super().save_checkpoint(out_dir, filename, *args, meta=meta, by_epoch=by_epoch, **kwargs)
+        finally:
+            loop._epoch, loop._iter = now
+
+
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     """Build mmengine's runner, or the one that ``runner_type`` names.
 
     Args:
         cfg (Config): The config of the run.
 
     Returns:
-        Runner: Ready to train or test.
+        Runner or FlexibleRunner: Ready to train or test.
     """
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        return _FlexibleRunner.from_cfg(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -120,6 +120,12 @@ def test_checkpoint_is_loaded():
     assert (cfg.load_from, cfg.resume) == ('some.pth', False)
 
 
+def test_testing_needs_no_strategy():
+    cfg = make_config(runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy'))
+    assert not {'runner_type', 'strategy'} & merge_test_args(cfg, test_args()).keys()
+    assert merge_train_args(cfg, train_args()).strategy == cfg.strategy
+
+
 def test_out_file():
     det = merge_test_args(make_config('mmdet'), test_args(out='x.pkl'))
     assert [metric.type for metric in det.test_evaluator] == ['Metric', 'DumpDetResults']

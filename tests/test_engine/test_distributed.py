@@ -1,19 +1,24 @@
 """What a CPU lacks, and the process launchers."""
 
+import os
+from importlib import metadata
+
 import pytest
 import torch
 from mmengine.config import Config
+from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mmlavit.engine import launch
-from mmlavit.engine.distributed import adapt_to_cpu, local_rank, require_launcher
+from mmlavit.engine.distributed import adapt_to_cpu, local_rank, require_launcher, require_strategy
 from mmlavit.engine.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
     """Forget a launcher that started the tests."""
-    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'SLURM_PROCID', 'SLURM_LOCALID'):
+    slurm = [f'SLURM_{name}' for name in ('PROCID', 'LOCALID', 'NTASKS', 'JOB_ID')]
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_PORT', *slurm):
         monkeypatch.setenv(name, '')  # so that what a test sets is undone
         monkeypatch.delenv(name)
 
@@ -52,6 +57,67 @@ def test_model_wrapper():
     own = dict(type='Own', static_graph=True)
     adapted, _ = adapt_to_cpu(make_config(launcher='slurm', model_wrapper_cfg=own), training=True)
     assert adapted.model_wrapper_cfg == dict(own, device_ids=None)
+
+
+def test_flexible_runner():
+    """Of its strategies only DDP needs the wrapper, and its own arguments stay."""
+    flexible = dict(launcher='pytorch', runner_type='FlexibleRunner')
+    adapted, _ = adapt_to_cpu(make_config(**flexible), training=True)
+    wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=False)
+    assert adapted.strategy == dict(type='DDPStrategy', model_wrapper=dict(wrapper, device_ids=None))
+    own = dict(type='FSDPStrategy', model_wrapper=dict(use_orig_params=True))
+    adapted, _ = adapt_to_cpu(make_config(**flexible, strategy=own), training=True)
+    assert adapted.strategy == own
+    assert 'model_wrapper_cfg' not in adapted
+
+
+FSDP = dict(type='mmlavit.engine.sharding.ResumableFSDPStrategy')
+DEEPSPEED = dict(type='DeepSpeedStrategy')
+
+
+@pytest.mark.parametrize(
+    ('strategy', 'entries', 'message'),
+    [
+        (FSDP, dict(runner_type='Runner'), "only read with runner_type='FlexibleRunner'"),
+        (None, dict(sync_bn='torch', compile=True), 'does not read compile, sync_bn'),
+        (FSDP, dict(launcher='none'), 'ResumableFSDPStrategy shards over processes; start it with'),
+        (FSDP, dict(optim_wrapper=dict(clip_grad=dict(max_norm=5))), 'clip by the norm of its own shard'),
+        (DEEPSPEED, dict(optim_wrapper=dict(clip_grad=None)), 'set strategy.gradient_clipping'),
+        (FSDP, dict(custom_hooks=[dict(type='A'), dict(type='EMAHook')]), 'EMAHook does not work with'),
+    ],
+)
+def test_strategy_that_cannot_work(monkeypatch, strategy, entries, message):
+    monkeypatch.setattr(metadata, 'version', lambda name: '0.16.9')
+    cfg = make_config(launcher='pytorch', runner_type='FlexibleRunner', strategy=strategy)
+    cfg.merge_from_dict(entries)
+    with pytest.raises(UserError, match=message):
+        require_strategy(cfg)
+
+
+def test_strategy_that_works(monkeypatch):
+    require_strategy(make_config(sync_bn='torch'))
+    flexible = dict(launcher='pytorch', runner_type='FlexibleRunner')
+    require_strategy(make_config(**flexible))
+    cfg = make_config(**flexible, strategy=FSDP)
+    cfg.optim_wrapper.clip_grad = None
+    require_strategy(cfg)
+    monkeypatch.setattr(metadata, 'version', lambda name: '0.18.9')
+    require_strategy(make_config(**flexible, strategy=DEEPSPEED))
+
+
+@pytest.mark.parametrize(
+    ('version', 'message'),
+    [(None, 'deepspeed is not installed; .*pip install'), ('0.19.0', 'deepspeed 0.19.0 is too new for mmengine; ')],
+)
+def test_deepspeed_is_missing(monkeypatch, version, message):
+    def find(name):
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, 'version', find)
+    with pytest.raises(UserError, match=message):
+        require_strategy(make_config(launcher='slurm', runner_type='FlexibleRunner', strategy=DEEPSPEED))
 
 
 def test_nothing_to_adapt():
@@ -100,6 +166,16 @@ def test_launcher(monkeypatch):
         require_launcher('pytorch')
 
 
+def test_slurm_jobs_have_ports_of_their_own(monkeypatch):
+    for name, value in dict(PROCID='0', LOCALID='0', NTASKS='2', JOB_ID='123456').items():
+        monkeypatch.setenv(f'SLURM_{name}', value)
+    require_launcher('slurm')
+    assert os.environ['MASTER_PORT'] == '23456'
+    monkeypatch.setenv('MASTER_PORT', '1234')
+    require_launcher('slurm')
+    assert os.environ['MASTER_PORT'] == '1234'
+
+
 def test_threads(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(launch.os, 'sched_getaffinity', lambda _: set(range(8)), raising=False)
@@ -127,3 +203,22 @@ def test_failed_process(monkeypatch, capsys, exitcode, returned, said):
     error = capsys.readouterr().err
     assert said in error
     assert error.count('\n') == bool(said)
+
+
+@pytest.mark.parametrize('error', [DistNetworkError('first\nsecond'), DistStoreError('first\nsecond')])
+@pytest.mark.parametrize(
+    ('nodes', 'said'),
+    [('1', 'is the port taken?'), ('3', 'start the same command on 3 nodes, with NODE_RANK=0 at MASTER_ADDR')],
+)
+def test_no_rendezvous(monkeypatch, capsys, error, nodes, said):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(launch.run, 'run', fail)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    where = ['--master_addr=10.0.0.1', '--master_port=1234']
+    assert launch.main([f'--nnodes={nodes}', '--node_rank=0', *where, 'train.py']) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith('error: no rendezvous at 10.0.0.1:1234 (first); ') and said in error
+    assert error.count('\n') == 1
+    assert out == ('node 0 of 3 meets the others at 10.0.0.1:1234\n' if nodes == '3' else '')

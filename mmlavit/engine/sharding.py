@@ -1,0 +1,66 @@
+"""Fully sharded training (FSDP) of models with a LaViT, through mmengine's strategy.
+
+Configs name both by their full path, so nothing else imports this module: mmengine's strategies are slow to import.
+"""
+
+from __future__ import annotations
+
+from mmengine._strategy import FSDPStrategy
+from mmengine.device import get_device
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from mmlavit.models.lavit import Block
+
+
+def shard_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """Make each block of a LaViT a unit of its own; everything else is one unit with the whole model.
+
+    Nothing smaller can be a unit: a block reads weights of its linears without calling them, and the parameters of a
+    unit are there only while the unit itself is called. Nor can a head: its ``loss`` is called, not its ``forward``.
+
+    Args:
+        module (nn.Module): The module in question.
+        recurse (bool): Whether the question is about its children.
+        nonwrapped_numel (int): Parameters in it; not looked at.
+
+    Returns:
+        bool: Whether to look into the module, or whether it becomes a unit.
+    """
+    return recurse or isinstance(module, Block)
+
+
+class ResumableFSDPStrategy(FSDPStrategy):
+    """mmengine's strategy, whose checkpoints can also be resumed, and which runs without a GPU as well.
+
+    Takes the arguments of ``FSDPStrategy``.
+    """
+
+    def optim_state_dict(self) -> dict:
+        """Give the optimizer's state, and what else its wrapper has: base learning rate, loss scale."""
+        return {**super().optim_state_dict(), **_extras(self.optim_wrapper.state_dict())}
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """Load the optimizer's state.
+
+        Args:
+            state_dict (dict): As :meth:`optim_state_dict` gives it.
+        """
+        # torch 2.1 changed the order of these arguments; mmengine still passes them in the old one.
+        sharded = FullyShardedDataParallel.optim_state_dict_to_load(
+            model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
+        )
+        self.optim_wrapper.load_state_dict({**sharded, **_extras(state_dict)})
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        if get_device() == 'cpu':
+            self.model_wrapper = dict(self.model_wrapper or {}, device_id='cpu')
+            # What is on the CPU is not copied there, so torch would free it twice.
+            for config in (self.state_dict_config, self.optim_state_dict_config):
+                config.offload_to_cpu = False
+        return super()._wrap_model(model)
+
+
+def _extras(state_dict: dict) -> dict:
+    """What an optimizer wrapper adds to the state of its optimizer; torch's FSDP drops it."""
+    return {key: value for key, value in state_dict.items() if key not in ('state', 'param_groups')}
