@@ -2,6 +2,7 @@
 #                TASK=detection (default), classification or segmentation
 # make test      lint, docs checks and the test suite; PYTEST_ARGS='-k name' narrows it
 # make lint      only ruff; `make format` lets it mend what it can
+# make docs      the documentation as HTML, in docs/_build/html
 # make install   only the environment that all of them create first
 #
 # VENV=folder    the environment; default .venv (.venv-official for the official stack)
@@ -23,7 +24,7 @@ ifeq ($(filter $(STACK),maintained official),)
 $(error STACK=$(STACK) is unknown, expected maintained or official)
 endif
 
-.PHONY: demo test lint format install
+.PHONY: demo test lint format docs install
 
 demo: install
 	@$(ON_CPU) "$(BIN)/python" tools/demo.py --task $(TASK)
@@ -39,6 +40,10 @@ lint: install
 format: install
 	@"$(BIN)/ruff" check --fix .
 	@"$(BIN)/ruff" format .
+
+docs: install
+	@"$(BIN)/python" -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 install:
 	@for python in $(PYTHONS); do \

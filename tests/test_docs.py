@@ -3,28 +3,18 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from documents import DOCUMENTS, FENCE, ROOT, code_blocks, example_files, name
 
 from mmlavit import __version__
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted(
-    path
-    for pattern in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/**/*.md', 'configs/**/*.md')
-    for path in ROOT.glob(pattern)
-)
 PYTHON_TOOLS = sorted(path for path in (ROOT / 'tools').rglob('*.py') if '__main__' in path.read_text())
 SHELL_TOOLS = sorted((ROOT / 'tools').rglob('*.sh'))
 
 LINK = re.compile(r'!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)|<img[^>]+src=["\']([^"\']+)["\']')
 # A path as users type it. What has a placeholder or a wildcard in it names no single file.
 MENTIONED = re.compile(r'(?<![\w/.-])((?:configs|tools|mmlavit|requirements|tests)/[\w./*{},<>$-]*)')
-
-
-def name(path):
-    return str(path.relative_to(ROOT))
 
 
 def slugs(document):
@@ -40,7 +30,7 @@ def test_required_documents_exist():
 @pytest.mark.parametrize('document', DOCUMENTS, ids=name)
 def test_links(document):
     broken = []
-    for match in LINK.finditer(document.read_text(encoding='utf-8')):
+    for match in LINK.finditer(FENCE.sub('', document.read_text(encoding='utf-8'))):
         target = match.group(1) or match.group(2)
         if re.match(r'\w{2,}:', target):  # another site
             continue
@@ -55,7 +45,7 @@ def test_links(document):
 def test_mentioned_paths(document):
     paths = {m.rstrip('.,') for m in MENTIONED.findall(document.read_text(encoding='utf-8'))}
     missing = {p for p in paths if not re.search(r'[*{}<>$]', p) and not (ROOT / p).exists()}
-    assert not missing
+    assert not missing - set(example_files(document))
 
 
 @pytest.mark.parametrize('document', DOCUMENTS, ids=name)
@@ -96,6 +86,27 @@ def test_python_tools_answer_help():
 def test_shell_tool_parses(tool):
     subprocess.run(['bash', '-n', tool], check=True)
     assert tool.stat().st_mode & 0o111, 'not executable'
+
+
+@pytest.mark.parametrize('file', ['mminstall.txt', 'openmmlab.txt'])
+def test_versions_to_install_by_hand_are_the_pinned_ones(file):
+    """The page has a command for each package that make installs, with the same version."""
+    page = '\n'.join(code_blocks(ROOT / 'docs/get_started.md', 'bash')).replace('\\\n', ' ')
+    lines = (ROOT / 'requirements' / file).read_text().splitlines()
+    packages = [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+    shown = {word.strip('"') for line in page.splitlines() if 'pip install' in line for word in line.split()}
+    assert set(packages) <= shown
+
+
+def test_figures_are_those_of_the_script(tmp_path):
+    """Drawn anew, the pictures of the method have the same shapes and texts; fonts may differ in a coordinate."""
+    script = ROOT / 'docs/figures/stage.py'
+    subprocess.run([sys.executable, script, '--out-dir', tmp_path], check=True, cwd=ROOT)
+    for figure in ('stage.svg', 'stages.svg'):
+        drawn, kept = ((folder / figure).read_text() for folder in (tmp_path, ROOT / 'docs/images'))
+        for tag in ('<g id="patch', '<g id="text', '<!-- '):
+            assert drawn.count(tag) == kept.count(tag) > 0
+        assert re.findall('<!-- (.*?) -->', drawn) == re.findall('<!-- (.*?) -->', kept)
 
 
 def test_version_has_a_changelog_entry():

@@ -36,7 +36,7 @@ REQUIREMENTS = ROOT / 'requirements'
 STACK_FILES = {'maintained': 'mminstall.txt', 'official': 'openmmlab.txt'}
 OFFICIAL_NAMES = {'mmcv', 'mmcv-lite', 'mmengine', 'mmdet', 'mmsegmentation', 'mmpretrain'}
 MAINTAINED_PREFIX = 'onedl-mm'
-EXTRA_FILES = ('runtime.txt', 'optional.txt', 'tests.txt')
+EXTRA_FILES = ('runtime.txt', 'optional.txt', 'tests.txt', 'docs.txt')
 
 # 9 minutes on 2 cores, measured with gcc 12; the CUDA kernels take several times longer.
 COMPILE_CORE_MINUTES = 18
@@ -439,7 +439,7 @@ class Installer:
             ('build', 'build tools', steps['build'], install('build')),
             ('mmcv', 'mmcv with its ops', [*steps['torch'], *steps['mmcv'], find_nvcc()[1]], self._install_mmcv),
             ('toolboxes', 'mmengine, mmdet, mmseg, mmpretrain', steps['toolboxes'], install('toolboxes')),
-            ('extras', 'what demo, lint and tests need', extras, install_extras),
+            ('extras', 'what demo, lint, tests and docs need', extras, install_extras),
             ('opencv', 'OpenCV', [*steps['toolboxes'], *extras], self._repair_opencv),
             ('mmlavit', 'mmlavit itself', [str(ROOT), *package, *extras], self._install_mmlavit),
         )

@@ -1,0 +1,45 @@
+"""docs/own_project.md, word for word: a project outside of this repository, trained by mmdet's own script."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import synthetic
+import torch
+from documents import ROOT, code_blocks, example_files
+
+PAGE = ROOT / 'docs/own_project.md'
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """The page's files, and COCO in miniature."""
+    root = tmp_path_factory.mktemp('example')
+    for path, block in example_files(PAGE).items():
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text(block)
+    synthetic.write_coco(root / 'my_project')
+    return root
+
+
+def test_it_is_ten_lines():
+    block = example_files(PAGE)['my_project/retinanet_lavit.py']
+    assert len(block.splitlines()) == 1 + 10  # the first says where it goes
+
+
+def test_first_try_trains_and_validates(project):
+    train, first_try = code_blocks(PAGE, 'bash')
+    *setup, run = train.splitlines()
+    assert first_try.startswith(run)  # the same command, with options that make it short
+    env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    env['PATH'] = os.pathsep.join([os.path.dirname(sys.executable), env['PATH']])
+    script = '\n'.join(['set -e', *setup, first_try])
+    done = subprocess.run(['bash', '-c', script], cwd=project, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    log = done.stdout + done.stderr
+    assert 'Epoch(train) [1][1/1]' in log and 'Epoch(val) [1][2/2]' in log
+    for loss in ('loss_cls', 'loss_bbox', 'loss_diag'):
+        assert f'{loss}: ' in log
+    checkpoint = torch.load(project / 'my_project/first_try/epoch_1.pth', weights_only=True)
+    assert any(key.startswith('backbone.stages.3.blocks.1.attn.delta_psi') for key in checkpoint['state_dict'])
