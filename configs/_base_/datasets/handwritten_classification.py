@@ -5,7 +5,7 @@ data_root = 'data/handwritten/classification'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomCrop', crop_size=64, padding=6, padding_mode='edge'),
+    dict(type='RandomCrop', crop_size=64, padding=6),
     dict(type='PackInputs'),
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
