@@ -1,5 +1,6 @@
 """Every shipped config: its name, its model, its data, one training step, and that each of its keys is read."""
 
+import gc
 import re
 from pathlib import Path
 
@@ -334,6 +335,9 @@ def test_builds_and_takes_a_training_step(name, data_root, tmp_path, monkeypatch
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     views = DATASETS.build(cfg.test_dataloader.dataset)[0]
     assert len(views['inputs']) == len(views['data_samples']) > 1
+    # A runner refers to itself, so all of them together would take 10 GB.
+    del runner, loop
+    gc.collect()
 
 
 def take_step(runner: Runner) -> None:
