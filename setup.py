@@ -49,5 +49,6 @@ setup(
     extras_require={
         'optional': read_requirements('optional'),
         'tests': read_requirements('tests'),
+        'docs': read_requirements('docs'),
     },
 )

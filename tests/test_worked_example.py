@@ -9,6 +9,8 @@ import synthetic
 import torch
 from documents import ROOT, code_blocks, example_files
 
+import mmlavit  # noqa: F401  lets torch load a training checkpoint
+
 PAGE = ROOT / 'docs/own_project.md'
 
 

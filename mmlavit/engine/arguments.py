@@ -155,7 +155,7 @@ def _check_new_key(key: str, walked: str, part: str, node: Mapping[str, Any]) ->
         return
     known = sorted(set(node) | _OPTIONAL_KEYS) if not walked else sorted(node)
     # Names of one letter's difference; at the top level everything unknown is wrong anyway.
-    close = difflib.get_close_matches(part, known, n=1, cutoff=0.6 if not walked else 0.85)
+    close = difflib.get_close_matches(part, known, n=1, cutoff=0.6 if not walked else 0.9)
     hint = f'; did you mean {close[0]}?' if close else ''
     if close or not walked:
         raise UserError(f'--cfg-options {key}: {where} has no {part!r}{hint}')

@@ -195,6 +195,7 @@ def test_tta():
         'model.backbone.arch',
         'model.backbone.with_cp',  # an argument the config does not spell out
         'optim_wrapper.clip_grad.max_norm',
+        'optim_wrapper.dtype',  # near to type
         'param_scheduler.1.end',
         'randomness.seed',  # read by mmengine, seldom in a config
         'find_unused_parameters',
