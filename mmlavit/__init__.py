@@ -1,6 +1,6 @@
 """mmlavit: the Less-Attention Vision Transformer for dense prediction on OpenMMLab.
 
-Importing the package registers ``LaViT`` and ``DiagonalityLossHook`` in mmengine's root registries, from where
+Importing the package registers ``LaViT``, ``DiagonalityLossHook`` and ``SyncStatisticsHook`` in mmengine's root registries, from where
 mmpretrain, mmdet and mmseg configs resolve them: ``custom_imports = dict(imports=['mmlavit'])``. It needs torch and
 mmengine only.
 """
@@ -9,11 +9,11 @@ from .utils.environment import check_environment
 
 check_environment()  # before the imports below, whose errors would not say what to do
 
-from .hooks import DiagonalityLossHook  # noqa: E402
+from .hooks import DiagonalityLossHook, SyncStatisticsHook  # noqa: E402
 from .models import LaViT  # noqa: E402
 from .utils.checkpoint import allow_mmengine_checkpoints  # noqa: E402
 from .version import __version__  # noqa: E402
 
 allow_mmengine_checkpoints()
 
-__all__ = ['DiagonalityLossHook', 'LaViT', '__version__']
+__all__ = ['DiagonalityLossHook', 'LaViT', 'SyncStatisticsHook', '__version__']

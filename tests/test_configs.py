@@ -440,7 +440,7 @@ def test_readme_options(tmp_path):
     cfg = Config.fromfile(file)
     init_default_scope(cfg.default_scope)
     assert [HOOKS.build(hook).__class__.__name__ for hook in cfg.custom_hooks] == [
-        'SyncBuffersHook',
+        'SyncStatisticsHook',
         'DiagonalityLossHook',
         'EMAHook',
     ]

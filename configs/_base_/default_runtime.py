@@ -2,9 +2,9 @@
 custom_imports = dict(imports=['mmlavit'], allow_failed_imports=False)
 
 custom_hooks = [
-    # DDP of mmengine does not broadcast buffers: without this hook each rank would validate with
-    # its own BatchNorm statistics (the backbone's attention residual has a BatchNorm).
-    dict(type='SyncBuffersHook'),
+    # Each process normalises by its own images (the backbone's attention residuals have BatchNorms): without this
+    # hook the processes would validate, average (EMA) and save statistics of their own.
+    dict(type='SyncStatisticsHook'),
     dict(type='DiagonalityLossHook', weight=0.1),
 ]
 

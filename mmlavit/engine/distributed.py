@@ -130,7 +130,7 @@ def _require_deepspeed() -> None:
     # 0.19 removed the 1-bit optimizers, which mmengine imports.
     if version is None or tuple(map(int, version.split('.')[:2])) >= (0, 19):
         found = f'deepspeed {version} is too new for mmengine' if version else 'deepspeed is not installed'
-        raise UserError(f"{found}; install it with: pip install 'deepspeed<0.19'")
+        raise UserError(f'{found}; install the version that was tried: pip install deepspeed==0.16.9')
 
 
 def adapt_to_cpu(cfg: Config, training: bool) -> tuple[Config, list[str]]:

@@ -63,6 +63,7 @@ def weight_decays(model, wrapper):
     return {name.replace('_fsdp_wrapped_module.', ''): decays[id(parameter)] for name, parameter in names}
 
 
+@pytest.mark.filterwarnings('ignore:FSDP is switching')  # one process has nothing to shard
 def test_fsdp(one_process, tmp_path):
     cfg, added = load('mask_rcnn_lavit_s_fsdp.py')
     assert added == {'runner_type', 'strategy'}
