@@ -1,8 +1,8 @@
 """mmlavit: the Less-Attention Vision Transformer for dense prediction on OpenMMLab.
 
-Importing the package registers ``LaViT``, ``DiagonalityLossHook`` and ``SyncStatisticsHook`` in mmengine's root registries, from where
-mmpretrain, mmdet and mmseg configs resolve them: ``custom_imports = dict(imports=['mmlavit'])``. It needs torch and
-mmengine only.
+Importing the package registers ``LaViT`` and the hooks ``DiagonalityLossHook`` and ``SyncStatisticsHook`` in mmengine's
+root registries, from where mmpretrain, mmdet and mmseg configs resolve them:
+``custom_imports = dict(imports=['mmlavit'])``. It needs torch and mmengine only.
 """
 
 from .utils.environment import check_environment
