@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+from mmengine.registry import DefaultScope
 
 
 @pytest.fixture
@@ -11,3 +12,12 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(('127.0.0.1', 0))
         return sock.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def leave_scope():
+    """Forget the toolbox that a test entered."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)

@@ -9,7 +9,7 @@ import synthetic
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model.utils import revert_sync_batchnorm
-from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope, init_default_scope
+from mmengine.registry import DATASETS, HOOKS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
@@ -88,15 +88,6 @@ def load(name: str) -> Config:
 def plain_dumps(monkeypatch):
     """A Runner formats its config three times, which takes longer than most tests here."""
     monkeypatch.setattr(Config, 'pretty_text', property(lambda self: repr(self)))
-
-
-@pytest.fixture(autouse=True)
-def leave_scope():
-    """Forget the toolbox that a test entered."""
-    before = dict(DefaultScope._instance_dict)
-    yield
-    DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
 
 
 @pytest.fixture(scope='session')

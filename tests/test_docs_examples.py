@@ -13,7 +13,7 @@ import torch
 from documents import DOCUMENTS, ROOT, code_blocks, example_files, name
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
-from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope, init_default_scope
+from mmengine.registry import DATASETS, HOOKS, MODELS, init_default_scope
 
 CONFIGS = {
     path: block for document in DOCUMENTS for path, block in example_files(document).items() if '_base_' in block
@@ -24,15 +24,6 @@ SCRIPTS = [
     for number, block in enumerate(code_blocks(document, 'python'))
     if re.search('^(from|import) ', block, re.MULTILINE)
 ]
-
-
-@pytest.fixture(autouse=True)
-def leave_scope():
-    """Forget the toolbox that a test entered."""
-    before = dict(DefaultScope._instance_dict)
-    yield
-    DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
 
 
 @pytest.fixture(scope='module')

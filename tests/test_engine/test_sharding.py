@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, STRATEGIES, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, STRATEGIES, init_default_scope
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -19,15 +19,6 @@ from mmlavit.models.lavit import Block
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 PLAIN = CONFIGS / 'mask_rcnn_lavit_s.py'
-
-
-@pytest.fixture(autouse=True)
-def leave_scope():
-    """Forget the toolbox that a test entered."""
-    before = dict(DefaultScope._instance_dict)
-    yield
-    DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
 
 
 @pytest.fixture

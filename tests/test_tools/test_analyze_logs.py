@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine.config import Config
-from mmengine.registry import VISUALIZERS, DefaultScope, init_default_scope
+from mmengine.registry import VISUALIZERS, init_default_scope
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,15 +16,6 @@ from mmlavit.engine.curves import mean_times, points_of, read_run
 
 ROOT = Path(__file__).parents[2]
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # matplotlib's first colours
-
-
-@pytest.fixture(autouse=True)
-def leave_scope():
-    """Forget the toolbox that a test entered."""
-    before = dict(DefaultScope._instance_dict)
-    yield
-    DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
 
 
 def write_run(folder, train, val=(), start='20260101_000000'):

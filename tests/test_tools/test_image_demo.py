@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -26,15 +26,6 @@ TASKS = {
     'upernet_lavit_nano.py': ('background', *DIGITS),
     'classify_lavit_nano.py': tuple(f'digit {digit}' for digit in DIGITS),
 }
-
-
-@pytest.fixture(autouse=True)
-def leave_scope():
-    """Forget the toolbox that a test entered."""
-    before = dict(DefaultScope._instance_dict)
-    yield
-    DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
 
 
 @pytest.fixture
