@@ -5,11 +5,11 @@ root registries, from where mmpretrain, mmdet and mmseg configs resolve them:
 ``custom_imports = dict(imports=['mmlavit'])``. It needs torch and mmengine only.
 """
 
-from .utils.environment import check_environment
+from .environment import check_environment
 
 check_environment()  # before the imports below, whose errors would not say what to do
 
-from .hooks import DiagonalityLossHook, SyncStatisticsHook  # noqa: E402
+from .engine.hooks import DiagonalityLossHook, SyncStatisticsHook  # noqa: E402
 from .models import LaViT  # noqa: E402
 from .utils.checkpoint import allow_mmengine_checkpoints  # noqa: E402
 from .version import __version__  # noqa: E402

@@ -1,8 +1,52 @@
-"""The error for what a config asks of mmlavit's classes and cannot have."""
+"""Mistakes of the user: one base class, one line, one exit code. Bugs keep their stack trace."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+USER_ERROR_CODE = 2
+
+# How long a process waits for the first process of its machine to report the same mistake. A launcher
+# ends the others as soon as one process fails, so it is the first that has to be heard.
+_GRACE_SECONDS = 30
 
 
-class ConfigError(ValueError):
-    """An argument out of its range or a combination that cannot work; the message is one line.
+class UserError(Exception):
+    """Something the user can fix: a missing file, a wrong key, an option that cannot work here.
 
-    The command line tools print it without a stack trace.
+    The message says what is wrong, what was expected and what to do, in one line. Every tool prints it without a
+    stack trace and exits with code 2.
     """
+
+
+class ConfigError(UserError, ValueError):
+    """An argument out of its range or a combination that cannot work."""
+
+
+class EnvironmentProblem(UserError, ImportError):
+    """A package is missing or unusable; the message says what to do about it."""
+
+
+@contextmanager
+def one_line_errors(local_rank: int = 0) -> Iterator[None]:
+    """Turn a mistake of the user inside the block into one line on stderr and exit code 2.
+
+    Every other exception passes untouched, with its trace.
+
+    Args:
+        local_rank (int): Number of this process on its machine. Of several processes that meet the
+            same mistake only number 0 reports it.
+
+    Raises:
+        SystemExit: With code 2, after a :class:`UserError`.
+    """
+    try:
+        yield
+    except UserError as error:
+        if local_rank != 0:
+            time.sleep(_GRACE_SECONDS)
+        print(f'error: {error}', file=sys.stderr, flush=True)
+        raise SystemExit(USER_ERROR_CODE) from None

@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, HOOKS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from mmlavit.hooks import DiagonalityLossHook
+from mmlavit.engine.hooks import DiagonalityLossHook
 from mmlavit.models.arch import resolve_arch
 
 ROOT = Path(__file__).parents[1] / 'configs'

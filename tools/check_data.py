@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from mmlavit.datasets.layout import DATA_SETS
-from mmlavit.engine import UserError, one_line_errors
+from mmlavit.datasets.check import DATA_SETS
+from mmlavit.errors import UserError, one_line_errors
 
 
 def parse_args() -> argparse.Namespace:

@@ -14,9 +14,11 @@ from typing import NamedTuple
 import torch
 from mmengine.device import get_device
 
-from mmlavit.engine import load_config, missing_data, one_line_errors
-from mmlavit.engine.inference import build_predictor, find_pictures, read_picture
-from mmlavit.engine.report import format_seconds, format_summary, make_sheet, newest, plot_curves
+from mmlavit.analysis.report import format_seconds, format_summary, make_sheet, newest, plot_curves
+from mmlavit.apis.inference import build_predictor, find_pictures, read_picture
+from mmlavit.errors import one_line_errors
+from mmlavit.utils.arguments import load_config
+from mmlavit.utils.data_paths import missing_data
 
 TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/handwritten')

@@ -12,9 +12,10 @@ from typing import Any
 from mmengine.device import get_device
 from rich.progress import track
 
-from mmlavit.engine import UserError, load_config, one_line_errors
-from mmlavit.engine.inference import Predictor, build_predictor, find_pictures, read_picture
-from mmlavit.engine.video import VIDEOS, VideoSink, VideoSource, is_video
+from mmlavit.apis.inference import Predictor, build_predictor, find_pictures, read_picture
+from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.arguments import load_config
+from mmlavit.visualization.video import VIDEOS, VideoSink, VideoSource, is_video
 
 PREDICTIONS = 'predictions.json'
 

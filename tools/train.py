@@ -2,14 +2,9 @@
 
 import argparse
 
-from mmlavit.engine import (
-    add_common_arguments,
-    load_config,
-    local_rank,
-    merge_train_args,
-    one_line_errors,
-    run,
-)
+from mmlavit.engine import local_rank, run
+from mmlavit.errors import one_line_errors
+from mmlavit.utils.arguments import add_common_arguments, load_config, merge_train_args
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mmlavit.errors import ConfigError
+
 from .handwritten_annotations import (
     CLASSES,
     coco_annotations,
@@ -31,7 +33,6 @@ from .handwritten_drawing import (
     BACKGROUND_COLUMNS,
     NUM_CLASSES,
     SPLITS,
-    DatasetError,
     Sources,
     draw_scene,
     load_sources,
@@ -87,7 +88,7 @@ class HandwrittenConfig:
             not depend on it.
 
     Raises:
-        DatasetError: an option is out of range.
+        ConfigError: an option is out of range.
     """
 
     train_scenes: int = 800
@@ -105,13 +106,13 @@ class HandwrittenConfig:
         minima = dict(train_scenes=0, val_scenes=0, train_crops=0, val_crops=0, seed=0)
         for name, least in dict(minima, image_size=32, crop_size=32).items():
             if getattr(self, name) < least:
-                raise DatasetError(f'{name} must be at least {least}, got {getattr(self, name)}')
+                raise ConfigError(f'{name} must be at least {least}, got {getattr(self, name)}')
         for name, least in dict(digits=1, digit_size=12).items():
             low, high = getattr(self, name)
             if not least <= low <= high:
-                raise DatasetError(f'{name} must be two numbers, {least} <= smallest <= largest, got {low} {high}')
+                raise ConfigError(f'{name} must be two numbers, {least} <= smallest <= largest, got {low} {high}')
         if self.digit_size[1] > self.image_size:
-            raise DatasetError(
+            raise ConfigError(
                 f'digits of {self.digit_size[1]} px do not fit pictures of {self.image_size} px: '
                 f'lower digit_size or raise image_size'
             )
@@ -168,7 +169,7 @@ def generate(
         progress: show a progress bar.
 
     Raises:
-        DatasetError: ``root`` holds something else, or this data set made with other options and
+        ConfigError: ``root`` holds something else, or this data set made with other options and
             ``overwrite`` is False, or scikit-learn is missing.
         OSError: a file cannot be written.
     """
@@ -211,7 +212,7 @@ def generate(
 def _read_meta(root: Path) -> dict | None:
     """What is known about a finished data set in ``root``; None if there is none to protect."""
     if root.exists() and not root.is_dir():
-        raise DatasetError(f'{root} is a file: give a folder')
+        raise ConfigError(f'{root} is a file: give a folder')
     ours = (*FOLDERS, README, META)
     if (root / UNFINISHED).exists() or not any((root / name).exists() for name in ours):
         return None
@@ -220,7 +221,7 @@ def _read_meta(root: Path) -> dict | None:
     except (FileNotFoundError, ValueError):  # ValueError: not JSON
         meta = None
     if not isinstance(meta, dict) or meta.get('dataset') != NAME:
-        raise DatasetError(
+        raise ConfigError(
             f'{root} holds other files than handwritten scenes (it has no {META} of theirs): give another folder'
         )
     return meta
@@ -234,7 +235,7 @@ def _check_same_options(root: Path, meta: dict, options: dict) -> None:
         f'{name} {there.get(name)} instead of {value}' for name, value in wanted.items() if there.get(name) != value
     ]
     if different:
-        raise DatasetError(
+        raise ConfigError(
             f'{root} was made with other options ({", ".join(different)}): '
             f'use --overwrite to replace it, or give another folder'
         )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from mmlavit.errors import ConfigError
+
 SPLITS = ('train', 'val')
 NUM_CLASSES = 10
 
@@ -41,10 +43,6 @@ INK_CANDIDATES = 24  # colours that are looked at in each
 RGB_TO_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 CELL = 8  # pixels per cell of the 8x8 scan in the enlarged field
-
-
-class DatasetError(ValueError):
-    """A problem that the user can mend; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +98,14 @@ def load_sources() -> Sources:
     """Reads the digits and photographs that scikit-learn ships; nothing is downloaded.
 
     Raises:
-        DatasetError: scikit-learn (or Pillow, which it needs for photographs) is missing.
+        ConfigError: scikit-learn (or Pillow, which it needs for photographs) is missing.
     """
     try:
         from sklearn.datasets import load_digits, load_sample_images
 
         digits, samples = load_digits(), load_sample_images()
     except ImportError as error:
-        raise DatasetError(
+        raise ConfigError(
             f'the handwritten scenes are made from data inside scikit-learn, which cannot be '
             f'imported ({" ".join(str(error).split())}): run `pip install scikit-learn pillow`'
         ) from error

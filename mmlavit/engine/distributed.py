@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import distributed as dist
 
-from .errors import UserError
+from mmlavit.errors import UserError
 
 # Which variable of the environment holds the rank on this machine, by launcher.
 _LOCAL_RANK = {

@@ -16,7 +16,7 @@ import torch
 from torch.distributed import DistNetworkError, DistStoreError, run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from .errors import USER_ERROR_CODE
+from mmlavit.errors import USER_ERROR_CODE
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,13 +13,13 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import distributed as dist
 
-from mmlavit.utils.environment import SCOPES, check_environment
+from mmlavit.environment import SCOPES, check_environment
+from mmlavit.utils.arguments import blame_options
+from mmlavit.utils.checkpoints import require_checkpoints
+from mmlavit.utils.data_paths import require_data
 
-from .arguments import blame_options
-from .checkpoints import require_checkpoints
-from .data_paths import require_data
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
-from .resume import TotalBatchHook
+from .hooks.total_batch_hook import TotalBatchHook
 
 
 def run(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from ..errors import ConfigError
+from mmlavit.errors import ConfigError
 
 STRIDES = (4, 8, 16, 32)
 """Strides of the four stages."""

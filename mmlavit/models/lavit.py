@@ -30,9 +30,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import ConfigError
+from mmlavit.errors import ConfigError
+
 from .arch import STRIDES, resolve_arch, resolve_num_va_layers
-from .pointwise import is_plain_eager, linear, linear_each, to_map, to_tokens
+from .layout import is_plain_eager, linear, linear_each, to_map, to_tokens
 from .resample import Grid, resample_tokens
 
 ScoreObserver = Callable[[Tensor, int, Grid, Grid, Grid], None]

@@ -1,1 +1,1 @@
-"""Helpers that are no part of a model: the environment, checkpoints, counting, converting."""
+"""What several rooms need: command line arguments, data paths, checkpoint files, masks."""

@@ -12,9 +12,10 @@ import pytest
 
 pytest.importorskip('sklearn')
 
-from mmlavit.datasets import DatasetError, HandwrittenConfig, generate, handwritten
+from mmlavit.datasets import HandwrittenConfig, generate, handwritten
 from mmlavit.datasets import handwritten_drawing as drawing
-from mmlavit.datasets.handwritten_annotations import run_lengths
+from mmlavit.errors import ConfigError
+from mmlavit.utils.masks import run_lengths
 
 TINY = HandwrittenConfig(train_scenes=12, val_scenes=6, train_crops=20, val_crops=10)
 CLI = Path(__file__).parents[2] / 'tools' / 'dataset_converters' / 'handwritten.py'
@@ -352,14 +353,14 @@ def test_foreign_folders_are_left_alone(tmp_path, overwrite):
     (tmp_path / 'annotations').mkdir()
     (tmp_path / 'annotations' / 'instances_train2017.json').write_text('{}')
     before = contents(tmp_path)
-    with pytest.raises(DatasetError, match='give another folder'):
+    with pytest.raises(ConfigError, match='give another folder'):
         generate(tmp_path, TINY, overwrite=overwrite, progress=False)
     assert contents(tmp_path) == before
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(DatasetError, match='is a file'):
+    with pytest.raises(ConfigError, match='is a file'):
         generate(tmp_path / 'file', TINY, progress=False)
 
 
@@ -375,13 +376,13 @@ def test_a_file_is_no_folder(tmp_path):
     ],
 )
 def test_options_out_of_range(options, message):
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(ConfigError, match=message):
         HandwrittenConfig(**options)
 
 
 def test_missing_scikit_learn_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
-    with pytest.raises(DatasetError, match='pip install scikit-learn') as error:
+    with pytest.raises(ConfigError, match='pip install scikit-learn') as error:
         generate(tmp_path / 'data', TINY, progress=False)
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'data').exists()

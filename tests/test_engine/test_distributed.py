@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from mmlavit.engine import launch
 from mmlavit.engine.distributed import adapt_to_cpu, local_rank, require_launcher, require_strategy
-from mmlavit.engine.errors import UserError
+from mmlavit.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_flexible_runner():
     assert 'model_wrapper_cfg' not in adapted
 
 
-FSDP = dict(type='mmlavit.engine.sharding.ResumableFSDPStrategy')
+FSDP = dict(type='mmlavit.engine.strategy.ResumableFSDPStrategy')
 DEEPSPEED = dict(type='DeepSpeedStrategy')
 
 

@@ -12,7 +12,7 @@ from mmengine.registry import VISUALIZERS, init_default_scope
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmlavit.engine.curves import mean_times, points_of, read_run
+from mmlavit.analysis.curves import mean_times, points_of, read_run
 
 ROOT = Path(__file__).parents[2]
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # matplotlib's first colours

@@ -15,7 +15,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mmlavit.engine.inference import build_predictor, find_pictures, read_picture
+from mmlavit.apis.inference import build_predictor, find_pictures, read_picture
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs/handwritten'

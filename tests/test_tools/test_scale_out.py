@@ -16,7 +16,8 @@ import synthetic
 import torch
 from mmengine.registry import DefaultScope
 
-from mmlavit.engine import load_config, run
+from mmlavit.engine import run
+from mmlavit.utils.arguments import load_config
 
 ROOT = Path(__file__).parents[2]
 CLASSIFY = ROOT / 'configs/handwritten/classify_lavit_nano.py'
@@ -51,8 +52,8 @@ _base_ = './ddp.py'
 
 runner_type = 'FlexibleRunner'
 strategy = dict(
-    type='mmlavit.engine.sharding.ResumableFSDPStrategy',
-    model_wrapper=dict(use_orig_params=True, auto_wrap_policy='mmlavit.engine.sharding.shard_blocks'),
+    type='mmlavit.engine.strategy.ResumableFSDPStrategy',
+    model_wrapper=dict(use_orig_params=True, auto_wrap_policy='mmlavit.engine.strategy.shard_blocks'),
     state_dict_cfg='full',
 )
 """

@@ -9,8 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mmlavit.engine import UserError, one_line_errors
-from mmlavit.engine.curves import (
+from mmlavit.analysis.curves import (
     Curve,
     Panel,
     Rows,
@@ -23,6 +22,7 @@ from mmlavit.engine.curves import (
     read_run,
     resolve_keys,
 )
+from mmlavit.errors import UserError, one_line_errors
 
 # Drawn without --keys: these, as far as they were logged.
 MAIN_KEYS = ('loss', 'lr', 'accuracy/top1', 'coco/bbox_mAP', 'coco/segm_mAP', 'mIoU')

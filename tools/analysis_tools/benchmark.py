@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mmlavit.benchmark.measure import Worker, WorkerError, compare
-from mmlavit.benchmark.report import Report, comparison_rows, failures, growth_rows, terminal_table
-from mmlavit.benchmark.subjects import PRESETS, SUBJECTS, parse_input, resolve_subjects
-from mmlavit.benchmark.worker import DTYPES, Settings, Task
-from mmlavit.engine.errors import UserError, one_line_errors
+from mmlavit.analysis.benchmark.measure import Worker, WorkerError, compare
+from mmlavit.analysis.benchmark.report import Report, comparison_rows, failures, growth_rows, terminal_table
+from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, parse_input, resolve_subjects
+from mmlavit.analysis.benchmark.worker import DTYPES, Settings, Task
+from mmlavit.errors import UserError, one_line_errors
 
 GROWTH_SUBJECTS = ['lavit_s', 'lavit_s_pool', 'pvt_v2_b2_mmdet', 'swin_t_mmdet']
 GROWTH_INPUTS = [parse_input(text) for text in ('1x224x224', '1x512x512', '1x800x1344', '1x1024x2048')]

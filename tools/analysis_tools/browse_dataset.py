@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mmengine.visualization import Visualizer
 
-from mmlavit.engine import UserError, load_config, one_line_errors
-from mmlavit.engine.arguments import OptionsAction
-from mmlavit.engine.browse import browse
-from mmlavit.engine.inference import write_picture
+from mmlavit.apis.inference import write_picture
+from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.arguments import OptionsAction, load_config
+from mmlavit.visualization.browse import browse
 
 
 def parse_args() -> argparse.Namespace:

@@ -13,11 +13,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mmlavit.engine import UserError, load_config, one_line_errors
-from mmlavit.engine.arguments import OptionsAction, blame_options
-from mmlavit.utils.breakdown import Row, break_down, part_of
-from mmlavit.utils.complexity import DEFAULT_SHAPES, find_config, model_complexity
-from mmlavit.utils.flops import Complexity
+from mmlavit.analysis.breakdown import Row, break_down, part_of
+from mmlavit.analysis.complexity import DEFAULT_SHAPES, find_config, model_complexity
+from mmlavit.analysis.flops import Complexity
+from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.arguments import OptionsAction, blame_options, load_config
 
 STAGES = range(4)
 

@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from mmlavit.datasets import DatasetError, HandwrittenConfig, generate
+from mmlavit.datasets import HandwrittenConfig, generate
+from mmlavit.errors import UserError, one_line_errors
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -46,12 +47,13 @@ def main(args: list[str] | None = None) -> None:
     root, overwrite = options.pop('root'), options.pop('overwrite')
     for name in ('digits', 'digit_size'):
         options[name] = tuple(options[name])
-    try:
-        print(generate(root, HandwrittenConfig(**options), overwrite))
-    except (DatasetError, OSError) as error:
-        sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        sys.exit('interrupted: run the same command again to finish')
+    with one_line_errors():
+        try:
+            print(generate(root, HandwrittenConfig(**options), overwrite))
+        except OSError as error:
+            raise UserError(str(error)) from error
+        except KeyboardInterrupt:
+            sys.exit('interrupted: run the same command again to finish')
 
 
 if __name__ == '__main__':

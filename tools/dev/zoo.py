@@ -13,9 +13,9 @@ import yaml
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from mmlavit.engine import UserError, one_line_errors
-from mmlavit.utils.complexity import model_complexity
-from mmlavit.utils.flops import Complexity
+from mmlavit.analysis.complexity import model_complexity
+from mmlavit.analysis.flops import Complexity
+from mmlavit.errors import UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'

@@ -4,8 +4,8 @@
 import argparse
 from pathlib import Path
 
-from mmlavit.engine import UserError, load_config, one_line_errors
-from mmlavit.engine.arguments import OptionsAction
+from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.arguments import OptionsAction, load_config
 
 FORMATS = ('.py', '.json', '.yml', '.yaml')
 

@@ -4,8 +4,8 @@
 import argparse
 from pathlib import Path
 
-from mmlavit.engine import UserError, one_line_errors
-from mmlavit.engine.checkpoints import load_checkpoint, save_published, strip_checkpoint
+from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.checkpoints import load_checkpoint, save_published, strip_checkpoint
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from mmlavit.utils.convert import PVT_V2_EPS, convert_pvt_v2
+from mmlavit.converters.pvt_v2 import PVT_V2_EPS, convert_pvt_v2
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,0 +1,310 @@
+"""Tables, documents and JSON of measurements."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.table import Table
+
+from mmlavit.environment import find_installed
+from mmlavit.version import __version__
+
+from .measure import Comparison, Result
+from .plots import plot_comparisons, plot_growth
+from .worker import Settings
+
+_NOTHING = '–'
+_MODES = {'inference': 'inference', 'train': 'training step (forward, backward)'}
+
+
+@dataclass
+class Report:
+    """All that one command measures.
+
+    Args:
+        command: The command.
+        reference: Name of the backbone that ratios are to.
+        settings: How the backbones of the comparisons are run.
+        growth_settings: How those of the growth are run; only ``memory_base`` differs.
+        rounds: Rounds.
+        iterations: Timed iterations of a backbone in a round; one more is not timed.
+        comparisons: One for each input.
+        growth: One for each of increasing inputs.
+    """
+
+    command: str
+    reference: str
+    settings: Settings
+    growth_settings: Settings
+    rounds: int
+    iterations: int
+    comparisons: list[Comparison] = field(default_factory=list)
+    growth: list[Comparison] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write report.md, report.json, and time.png and growth.png if there is something to draw.
+
+        Args:
+            folder: Where; made if it does not exist.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'report.md').write_text(self.to_markdown(), encoding='utf-8')
+        (folder / 'report.json').write_text(json.dumps(self.to_json(), indent=1) + '\n', encoding='utf-8')
+        caption = f'{self.conditions()}\n{self.software()}\n{self.command}'
+        if self.comparisons:
+            plot_comparisons(self.comparisons, caption).savefig(folder / 'time.png', dpi=120)
+        if self.growth:
+            plot_growth(self.growth, caption).savefig(folder / 'growth.png', dpi=120)
+
+    def conditions(self) -> str:
+        """Return one line that says what is run on what."""
+        settings = self.settings
+        autocast = '' if settings.dtype == 'fp32' else ' autocast'
+        threads = f'{settings.threads} CPU thread{"s" if settings.threads > 1 else ""}'
+        device = device_name(settings.device)
+        return f'{_MODES[settings.mode]}, {settings.dtype}{autocast}; {device}, {threads}'
+
+    def software(self) -> str:
+        """Return one line with all versions."""
+        return ', '.join(f'{name} {version}' for name, version in versions().items())
+
+    def method(self) -> str:
+        """Return one line that says how the numbers were measured."""
+        base = self.settings.memory_base
+        memory = (
+            'peak of what tensors take, weights included'
+            if self.settings.device == 'cuda'
+            else f'growth of the peak resident memory since a run at 1x{base}x{base}'
+        )
+        return (
+            f'The backbones take turns, each of one untimed and {self.iterations} timed '
+            f'iteration{"s" if self.iterations > 1 else ""}; rounds: {self.rounds}, after a warm-up of '
+            f'{self.settings.warmup}. Times are medians. Ratios are of medians; in brackets, the median of '
+            f'the ratios within a round. Memory: {memory}. Multiply-adds: for one image.'
+        )
+
+    def growth_method(self) -> str:
+        """Return one line that says how growth was measured."""
+        base = self.growth_settings.memory_base
+        memory = '' if self.settings.device == 'cuda' else f' Memory: here since a run at 1x{base}x{base}.'
+        factor = ''
+        if len(self.growth) > 1:
+            first, last = self.growth[1].size, self.growth[-1].size
+            pixels = last.pixels / first.pixels
+            factor = f' Factor: from {first.image} to {last.image}, {pixels:.3g} times the pixels.'
+        return f'Batch {self.growth[0].size.batch}.{memory}{factor}'
+
+    def to_json(self) -> dict:
+        """Return everything as plain data."""
+        return {
+            'command': self.command,
+            'conditions': self.conditions(),
+            'device': device_name(self.settings.device),
+            'cpu': device_name('cpu'),
+            'versions': versions(),
+            'settings': asdict(self.settings),
+            'rounds': self.rounds,
+            'iterations': self.iterations,
+            'reference': self.reference,
+            'comparisons': [_to_json(comparison, self.reference) for comparison in self.comparisons],
+            'growth': [_to_json(comparison, None) for comparison in self.growth],
+            'growth_factors': growth_factors(self.growth),
+            'growth_memory_base': self.growth_settings.memory_base,
+        }
+
+    def to_markdown(self) -> str:
+        """Return the report as a document."""
+        conditions = self.conditions()
+        lines = ['# Benchmark of backbones', '', f'{conditions[0].upper()}{conditions[1:]}.', '', f'{self.software()}.']
+        lines += ['', self.method(), '', '```bash', self.command, '```', '']
+        for comparison in self.comparisons:
+            lines += [f'## {comparison.size.title}', '', *_markdown(*comparison_rows(comparison, self.reference)), '']
+            lines += [f'- {failure}' for failure in failures([comparison])] + ['']
+        if self.comparisons:
+            lines += ['![Time and memory by backbone](time.png)', '']
+        if self.growth:
+            lines += ['## Growth', '', self.growth_method(), '', *_markdown(*growth_rows(self.growth)), '']
+            lines += [f'- {failure}' for failure in failures(self.growth)] + ['']
+            lines += ['![Time and memory against the size of the image](growth.png)', '']
+        return '\n'.join(lines).replace('\n\n\n', '\n\n')
+
+
+def device_name(device: str) -> str:
+    """Return the name of the processor.
+
+    Args:
+        device: 'cpu' or 'cuda'.
+    """
+    if device == 'cuda':
+        return torch.cuda.get_device_name()
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of what takes part, by the name of the distribution."""
+    found = {'mmlavit': __version__, 'python': platform.python_version(), 'torch': torch.__version__}
+    for part in find_installed().values():
+        found[part.dist or part.module] = part.version
+    for dist in metadata.distributions(name='timm'):
+        found['timm'] = dist.version
+    return found
+
+
+def comparison_rows(comparison: Comparison, reference: str) -> tuple[list[str], list[list[str]]]:
+    """Lay out a comparison.
+
+    Args:
+        comparison: What was measured.
+        reference: Name of the backbone that ratios are to.
+
+    Returns:
+        The header and the rows of a table.
+    """
+    header = ['backbone', 'which is', 'parameters (M)', 'multiply-adds (G)', 'time (ms)', 'quartiles (ms)']
+    header += [f'time / {reference}', 'memory (MB)', f'memory / {reference}']
+    rows, other = [], comparison.result(reference)
+    for result in comparison.results:
+        row = [result.subject.name, result.subject.title]
+        if result.error is not None:
+            rows.append([*row, _NOTHING, _NOTHING, 'failed', *[_NOTHING] * 4])
+            continue
+        row += [f'{result.params / 1e6:.2f}', f'{result.macs / 1e9:.2f}', _milliseconds(result.median)]
+        row += [f'{_milliseconds(result.quantile(0.25))}–{_milliseconds(result.quantile(0.75))}']
+        row += [_ratio(result.time_over(other), result.time_over_in_rounds(other))]
+        row += [f'{result.memory_mb:.0f}', _ratio(result.memory_over(other))]
+        rows.append(row)
+    return header, rows
+
+
+def growth_rows(growth: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Lay out comparisons at increasing inputs.
+
+    Args:
+        growth: Comparisons of the same backbones.
+
+    Returns:
+        The header and the rows of a table.
+    """
+    images = [comparison.size.image for comparison in growth]
+    header = ['backbone', *(f'{image} (ms)' for image in images), 'factor', *(f'{image} (MB)' for image in images)]
+    header.append('factor')
+    factors, rows = growth_factors(growth), []
+    for name in [result.subject.name for result in growth[0].results]:
+        results = [comparison.result(name) for comparison in growth]
+        times = ['failed' if result.error else _milliseconds(result.median) for result in results]
+        memory = [_NOTHING if result.error else f'{result.memory_mb:.0f}' for result in results]
+        factor = factors[name]
+        time_factor = _ratio(factor['time'], factor['time_within_rounds'])
+        rows.append([name, *times, time_factor, *memory, _ratio(factor['memory'])])
+    return header, rows
+
+
+def growth_factors(growth: Sequence[Comparison]) -> dict[str, dict[str, float | None]]:
+    """Return by what time and memory grow from the second input to the last.
+
+    The first input is left out, since there the fixed cost of calling operators weighs most.
+
+    Args:
+        growth: Comparisons of the same backbones at increasing inputs.
+
+    Returns:
+        'time', 'time_within_rounds' and 'memory' by name of the backbone; None where there is no factor.
+    """
+    factors = {}
+    for name in [result.subject.name for result in growth[0].results] if growth else []:
+        first, last = growth[min(1, len(growth) - 1)].result(name), growth[-1].result(name)
+        factors[name] = _ratios(last, first)
+    return factors
+
+
+def failures(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return one line for each backbone that failed, with the reason."""
+    return [
+        f'{result.subject.name} failed at {comparison.size}: {result.error}'
+        for comparison in comparisons
+        for result in comparison.results
+        if result.error is not None
+    ]
+
+
+_WORDS = ('backbone', 'which is')
+
+
+def terminal_table(title: str, header: list[str], rows: list[list[str]]) -> Table:
+    """Lay out a table for a terminal.
+
+    Args:
+        title: What stands above it.
+        header: Names of the columns; all but those of words are aligned to the right.
+        rows: The cells.
+
+    Returns:
+        The table.
+    """
+    table = Table(box=box.SIMPLE, title=title)
+    for i, name in enumerate(header):
+        # Where there is no space for all, headers and titles break into lines, and never a number or a name.
+        width = None if name == 'which is' else max((len(row[i]) for row in rows), default=0)
+        table.add_column(name, justify='left' if name in _WORDS else 'right', min_width=width)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
+    alignment = ['---' if name in _WORDS else '---:' for name in header]
+    return [f'| {" | ".join(cells)} |' for cells in (header, alignment, *rows)]
+
+
+def _to_json(comparison: Comparison, reference: str | None) -> dict:
+    other = None if reference is None else comparison.result(reference)
+    return {
+        'input': asdict(comparison.size),
+        'results': [_result_to_json(result, other) for result in comparison.results],
+    }
+
+
+def _result_to_json(result: Result, reference: Result | None) -> dict:
+    return {
+        'backbone': result.subject.name,
+        'title': result.subject.title,
+        'params': result.params,
+        'macs': result.macs,
+        'median_s': result.median,
+        'quartiles_s': [result.quantile(0.25), result.quantile(0.75)],
+        'rounds_s': result.rounds,
+        'memory_mb': result.memory_mb,
+        **({} if reference is None else {'ratios': _ratios(result, reference)}),
+        'error': result.error,
+    }
+
+
+def _ratios(result: Result, other: Result) -> dict[str, float | None]:
+    return {
+        'time': result.time_over(other),
+        'time_within_rounds': result.time_over_in_rounds(other),
+        'memory': result.memory_over(other),
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    decimals = 0 if seconds >= 0.1 else 1 if seconds >= 0.01 else 2
+    return f'{seconds * 1e3:.{decimals}f}'
+
+
+def _ratio(value: float | None, within_rounds: float | None = None) -> str:
+    if value is None:
+        return _NOTHING
+    return f'{value:.2f}' if within_rounds is None else f'{value:.2f} ({within_rounds:.2f})'

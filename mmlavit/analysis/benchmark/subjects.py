@@ -1,0 +1,227 @@
+"""What the benchmark can measure: backbones, from their public builds, and sizes of inputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec
+
+from torch import nn
+
+from mmlavit.environment import check_environment, find_installed
+from mmlavit.errors import UserError
+from mmlavit.models.arch import ARCH_ZOO
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backbone that returns a map at each of the strides 4, 8, 16 and 32. No weights are downloaded.
+
+    Args:
+        name: What it is called on the command line.
+        title: What it is, for readers.
+        target: Dotted name of the class or function that builds it.
+        kwargs: Its arguments; plain data, since another process builds the backbone.
+        toolbox: The package besides mmlavit that it comes from: 'timm', 'mmdet', 'mmseg' or 'mmpretrain'; None for
+            LaViT.
+        compile: Whether ``torch.compile`` compiles it before it is run.
+    """
+
+    name: str
+    title: str
+    target: str
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+    toolbox: str | None = None
+    compile: bool = False
+
+    def compiled(self) -> Subject:
+        """Return the same backbone, to be compiled."""
+        return replace(self, name=f'{self.name}_compiled', title=f'{self.title}, torch.compile', compile=True)
+
+    def build(self) -> nn.Module:
+        """Build the backbone with random weights.
+
+        Raises:
+            EnvironmentProblem: If its toolbox is unusable in a way that :func:`check_environment` can name.
+            ImportError: If it cannot be imported for another reason.
+        """
+        module, _, name = self.target.rpartition('.')
+        try:
+            factory = getattr(import_module(module), name)
+        except ImportError:
+            if self.toolbox not in (None, 'timm'):
+                check_environment(self.toolbox)  # says what to do
+            raise
+        return factory(**self.kwargs)
+
+
+def _lavit(name: str, title: str, arch: str, **kwargs: object) -> Subject:
+    return Subject(name, title, 'mmlavit.LaViT', dict(arch=arch, **kwargs))
+
+
+def _lavits() -> list[Subject]:
+    subjects = []
+    for arch in ('tiny', 'small', 'base'):
+        name, title = f'lavit_{arch[0]}', f'LaViT-{arch[0].upper()}'
+        subjects += [
+            _lavit(name, title, arch),
+            _lavit(f'{name}_pool', f'{title}, pooled keys', arch, key_reduction='pool'),
+            _lavit(
+                f'{name}_twin',
+                f'{title}, all layers vanilla',
+                arch,
+                num_va_layers=ARCH_ZOO[arch].depths,
+                attention_residual=False,
+            ),
+        ]
+        if arch == 'small':
+            subjects.append(
+                _lavit(f'{name}_no_ar', f'{title} without attention residual', arch, attention_residual=False)
+            )
+    return subjects
+
+
+# Stochastic depth costs the same everywhere when all have it; LaViT's default is 0.1, some peers' is 0.
+_DROP_PATH = 0.1
+_B2 = dict(embed_dims=64, num_layers=[3, 4, 6, 3], drop_path_rate=_DROP_PATH)
+
+SUBJECTS = {
+    subject.name: subject
+    for subject in [
+        *_lavits(),
+        Subject(
+            'pvt_v2_b2',
+            'PVTv2-B2 (timm)',
+            'timm.create_model',
+            dict(model_name='pvt_v2_b2', pretrained=False, features_only=True, drop_path_rate=_DROP_PATH),
+            'timm',
+        ),
+        Subject('pvt_v2_b2_mmdet', 'PVTv2-B2 (mmdet)', 'mmdet.models.PyramidVisionTransformerV2', _B2, 'mmdet'),
+        Subject(
+            'swin_t',
+            'Swin-T (mmpretrain)',
+            'mmpretrain.models.SwinTransformer',
+            # Maps smaller than a window, of inputs below 224 px, are otherwise refused.
+            dict(arch='tiny', out_indices=(0, 1, 2, 3), pad_small_map=True, drop_path_rate=_DROP_PATH),
+            'mmpretrain',
+        ),
+        Subject(
+            'swin_t_mmdet',
+            'Swin-T (mmdet)',
+            'mmdet.models.SwinTransformer',
+            dict(drop_path_rate=_DROP_PATH),
+            'mmdet',
+        ),
+        Subject(
+            'convnext_t',
+            'ConvNeXt-T (mmpretrain)',
+            'mmpretrain.models.ConvNeXt',
+            dict(arch='tiny', out_indices=(0, 1, 2, 3), gap_before_final_norm=False, drop_path_rate=_DROP_PATH),
+            'mmpretrain',
+        ),
+        Subject(
+            'resnet50',
+            'ResNet-50 (mmdet)',
+            'mmdet.models.ResNet',
+            dict(depth=50, style='pytorch', norm_eval=False),
+            'mmdet',
+        ),
+        Subject(
+            'mit_b2', 'MiT-B2 (mmseg)', 'mmseg.models.MixVisionTransformer', dict(_B2, num_heads=[1, 2, 5, 8]), 'mmseg'
+        ),
+    ]
+}
+"""All backbones, by name, in the order of the tables."""
+
+
+def resolve_subjects(names: Sequence[str]) -> list[Subject]:
+    """Look up backbones and check that what they come from is installed.
+
+    Args:
+        names: Keys of :data:`SUBJECTS`; repetitions are dropped.
+
+    Returns:
+        The backbones, in the order of the names.
+
+    Raises:
+        UserError: If a name is unknown, or timm is not installed.
+        EnvironmentProblem: If a toolbox is not installed.
+    """
+    unknown = [name for name in names if name not in SUBJECTS]
+    if unknown:
+        raise UserError(f'unknown backbone {", ".join(unknown)}; known are {", ".join(SUBJECTS)}')
+    subjects = [SUBJECTS[name] for name in dict.fromkeys(names)]
+    installed = find_installed()
+    for toolbox in dict.fromkeys(subject.toolbox for subject in subjects if subject.toolbox):
+        # Only what is not there at all ends the run: for instance, mmcv's ops can lack CUDA, which no backbone uses.
+        if toolbox == 'timm':
+            if find_spec('timm') is None:
+                raise UserError('timm is not installed, but pvt_v2_b2 comes from it; `pip install timm` installs it')
+        elif toolbox not in installed:
+            check_environment(toolbox)
+    return subjects
+
+
+@dataclass(frozen=True)
+class InputSize:
+    """Size of a batch of images.
+
+    Args:
+        batch: Images.
+        height: Rows of each.
+        width: Columns of each.
+    """
+
+    batch: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f'{self.batch}x{self.image}'
+
+    @property
+    def image(self) -> str:
+        """Rows and columns, as text."""
+        return f'{self.height}x{self.width}'
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one image."""
+        return self.height * self.width
+
+    @property
+    def title(self) -> str:
+        """What stands above tables and plots."""
+        return f'{self.image}, batch {self.batch}'
+
+
+PRESETS = {
+    '224': InputSize(8, 224, 224),
+    '512': InputSize(2, 512, 512),
+    'coco': InputSize(1, 800, 1344),
+    'cityscapes': InputSize(1, 1024, 2048),
+}
+"""Inputs as classification, segmentation and detection see them."""
+
+
+def parse_input(text: str) -> InputSize:
+    """Read the size of an input.
+
+    Args:
+        text: A key of :data:`PRESETS` or BATCHxHEIGHTxWIDTH.
+
+    Returns:
+        The size.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    if text in PRESETS:
+        return PRESETS[text]
+    numbers = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)x([1-9]\d*)', text)
+    if not numbers:
+        presets = ', '.join(f'{name} ({size})' for name, size in PRESETS.items())
+        raise UserError(f'unknown input {text!r}; expected BATCHxHEIGHTxWIDTH, such as 2x512x512, or {presets}')
+    return InputSize(*map(int, numbers.groups()))

@@ -1,0 +1,140 @@
+"""Complexity of the whole model of a config."""
+
+from __future__ import annotations
+
+import difflib
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from mmlavit.environment import SCOPES, check_environment
+from mmlavit.errors import UserError
+
+from .breakdown import lavit_roles
+from .flops import Complexity, count_complexity
+
+DEFAULT_SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
+"""Image height and width that each toolbox's models are usually counted at."""
+
+
+def find_config(name: str) -> str:
+    """Find a config that an installed toolbox brings along.
+
+    Args:
+        name: A file, or ``TOOLBOX::FILE`` such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
+
+    Returns:
+        The file; a name without ``::`` as it is.
+
+    Raises:
+        UserError: If the toolbox has no such config.
+        EnvironmentProblem: If the toolbox is not installed.
+    """
+    toolbox, separator, file = name.partition('::')
+    if not separator:
+        return name
+    if toolbox not in SCOPES:
+        raise UserError(f'{name}: expected {", ".join(f"{scope}::FILE" for scope in SCOPES)} or the path of a config')
+    check_environment(toolbox)
+    # Not by mmengine's get_config: it looks for the name of a distribution, which the maintained builds do not have.
+    root = Path(find_spec(toolbox).submodule_search_locations[0], '.mim', 'configs')
+    if (root / file).is_file():
+        return str(root / file)
+    known = {path.name: f'{toolbox}::{path.relative_to(root).as_posix()}' for path in root.rglob('*.py')}
+    close = difflib.get_close_matches(Path(file).name, known, n=3)
+    hint = f'; close are {", ".join(known[name] for name in close)}' if close else ''
+    raise UserError(f'{toolbox} has no config {file}{hint}')
+
+
+def model_complexity(cfg: Config, shape: tuple[int, int]) -> tuple[Complexity, list[str]]:
+    """Build the model of a config, without weights, and count one forward of one image.
+
+    The forward is ``mode='tensor'``: up to the outputs of the heads, without post-processing. RoI heads get as many
+    regions as the test settings keep. Nothing is computed, unless the model needs numbers to go on.
+
+    Args:
+        cfg: Config with ``default_scope`` and ``model``.
+        shape: Height and width of the image.
+
+    Returns:
+        Parameters and multiply-adds, and what a reader has to know about how they were counted, in sentences.
+
+    Raises:
+        UserError: If the config is for none of the toolboxes, or its model refuses an image of this shape.
+        EnvironmentProblem: If its toolbox is not installed.
+    """
+    scope = cfg.get('default_scope')
+    if 'model' not in cfg:
+        raise UserError(f'{cfg.filename} has no model')
+    if scope not in DEFAULT_SHAPES:
+        raise UserError(f'{cfg.filename} has default_scope={scope!r}, expected one of {", ".join(DEFAULT_SHAPES)}')
+    check_environment(scope)
+    # Each build of its own copy: some detectors write into their config.
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(deepcopy(cfg.model)).eval()
+        try:
+            return _count(model.to('meta'), scope, shape)
+        except Exception:
+            pass  # an operator without a form for this device, or a number that has to be known
+        model = MODELS.build(deepcopy(cfg.model)).eval()
+        try:
+            complexity, notes = _count(model, scope, shape)
+        except Exception as error:  # an image too small, or a model that upstream gave no mode='tensor'
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise UserError(f'{cfg.filename} cannot be counted at {shape[0]}x{shape[1]}: {reason}') from error
+    return complexity, [*notes, 'The model was run: a blank image, random weights, and what these led to.']
+
+
+def _count(model: nn.Module, scope: str, shape: tuple[int, int]) -> tuple[Complexity, list[str]]:
+    image = next(model.parameters()).new_zeros(1, 3, *shape)
+    unseen = {type(module).__name__ for module in model.modules() if type(module).__module__.startswith('mmcv.ops')}
+    notes = []
+    if _has_plain_roi_heads(model):
+        proposals, masks = model.test_cfg.rpn.max_per_img, model.test_cfg.rcnn.max_per_img
+        complexity = count_complexity(model, lambda: _run_two_stages(model, image, proposals, masks), lavit_roles)
+        unseen.discard('RoIAlign')
+        notes.append(f'RoI heads: {proposals} proposals, {masks} masks, the most that the test settings keep.')
+    else:
+        samples = _mmdet_samples(shape) if scope == 'mmdet' else None
+        complexity = count_complexity(model, lambda: model(image, samples, mode='tensor'), lavit_roles)
+    if unseen:
+        notes.append(f'Not counted: the operators of mmcv in {", ".join(sorted(unseen))}.')
+    return complexity, notes
+
+
+def _mmdet_samples(shape: tuple[int, int]) -> list:
+    from mmdet.structures import DetDataSample
+
+    return [
+        DetDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, batch_input_shape=shape, scale_factor=(1, 1)))
+    ]
+
+
+def _has_plain_roi_heads(model: nn.Module) -> bool:
+    """Whether box and mask heads are run on regions one after the other, as by Mask R-CNN and Cascade Mask R-CNN."""
+    roi_head = getattr(model, 'roi_head', None)
+    if roi_head is None:
+        return False
+    from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+
+    return type(roi_head) in (StandardRoIHead, CascadeRoIHead) and model.with_rpn
+
+
+def _run_two_stages(model: nn.Module, image: Tensor, num_proposals: int, num_masks: int) -> None:
+    """Run a two-stage detector on regions of which only the number is known: which ones, weights would decide."""
+    features = model.extract_feat(image)
+    model.rpn_head(features)
+    roi_head = model.roi_head
+    stages = [(roi_head.bbox_roi_extractor, roi_head.bbox_head, num_proposals)]
+    if roi_head.with_mask:
+        stages.append((roi_head.mask_roi_extractor, roi_head.mask_head, num_masks))
+    for extractors, heads, count in stages:
+        if not isinstance(heads, nn.ModuleList):  # a cascade has lists
+            extractors, heads = [extractors], [heads]
+        for extractor, head in zip(extractors, heads, strict=True):
+            regions = image.new_zeros(count, extractor.out_channels, *extractor.roi_layers[0].output_size)
+            head(roi_head.shared_head(regions) if roi_head.with_shared_head else regions)

@@ -1,0 +1,319 @@
+"""Predictions on single pictures.
+
+One small class per task with the same methods; :func:`build_predictor` picks by the config.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
+
+from mmlavit.environment import check_environment
+from mmlavit.errors import UserError
+from mmlavit.utils.checkpoints import require_checkpoint
+from mmlavit.utils.masks import run_lengths
+from mmlavit.visualization.drawing import build_visualizer, draw_sample
+
+PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+_MAX_NAMED = 8
+_MAX_RECORDED = 5
+_MIN_SHARE = 0.001
+
+
+class Predictor(ABC):
+    """A model that predicts on a picture, says what it found, records it and draws it."""
+
+    visualizer: Visualizer
+    score_thr = 0.0
+
+    @abstractmethod
+    def predict(self, image: np.ndarray) -> BaseDataElement:
+        """Run the model on ``image``, (H, W, 3) uint8 in BGR; give the toolbox's data sample."""
+
+    @abstractmethod
+    def describe(self, sample: BaseDataElement) -> str:
+        """Say in a few words what a prediction contains."""
+
+    @abstractmethod
+    def record(self, sample: BaseDataElement) -> dict[str, Any]:
+        """Give what a prediction contains as values for JSON."""
+
+    def render(self, image: np.ndarray, sample: BaseDataElement, enlarge: int = 1) -> np.ndarray:
+        """Draw a prediction over its picture, both ``enlarge`` times as large; give it in BGR."""
+        return draw_sample(self.visualizer, image, sample, enlarge=enlarge, score_thr=self.score_thr)
+
+    def draw(self, image: np.ndarray, sample: BaseDataElement, out_file: Path, enlarge: int = 1) -> None:
+        """Draw a prediction over its picture into a file, whose folder is made."""
+        write_picture(out_file, self.render(image, sample, enlarge))
+
+
+def build_predictor(cfg: Config, checkpoint: str, device: str, score_thr: float = 0.3) -> Predictor:
+    """Load a model for pictures.
+
+    Args:
+        cfg (Config): Config of a classifier, detector or segmentor.
+        checkpoint (str): Its weights. Class names are taken from there.
+        device (str): Such as 'cpu' or 'cuda:0'.
+        score_thr (float): Detections below it are left out.
+
+    Returns:
+        Predictor: Ready to predict.
+
+    Raises:
+        UserError: If the checkpoint, the device or the kind of model is not there.
+        EnvironmentProblem: If the toolbox cannot work as installed.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in _PREDICTORS:
+        raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(_PREDICTORS)}')
+    require_checkpoint(checkpoint)
+    require_device(device)
+    check_environment(scope)
+    cls = _PREDICTORS[scope]
+    arguments = (copy.deepcopy(cfg), checkpoint, device)
+    return cls(*arguments, score_thr) if scope == 'mmdet' else cls(*arguments)
+
+
+def require_device(device: str) -> None:
+    """Make sure that a device exists.
+
+    Args:
+        device (str): Such as 'cpu' or 'cuda:0'.
+
+    Raises:
+        UserError: If it does not.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f'--device {device} cannot be used ({reason}); expected cpu or cuda:0') from error
+
+
+def find_pictures(path: str) -> list[Path]:
+    """List the pictures at a path.
+
+    Args:
+        path (str): A picture, or a folder with pictures in it or in its subfolders.
+
+    Returns:
+        list[Path]: At least one, sorted.
+
+    Raises:
+        UserError: If there is none.
+    """
+    root = Path(path).expanduser()
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise UserError(f'{path} does not exist; expected a picture or a folder of pictures')
+    found = sorted(file for file in root.rglob('*') if file.suffix.lower() in PICTURES)
+    if not found:
+        raise UserError(f'{path} has no pictures; expected files ending in {", ".join(PICTURES)}')
+    return found
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Read a picture.
+
+    Args:
+        path (Path): The file.
+
+    Returns:
+        np.ndarray: (H, W, 3), uint8, BGR.
+
+    Raises:
+        UserError: If it is no picture.
+    """
+    import mmcv
+
+    image = mmcv.imread(str(path), channel_order='bgr')
+    if image is None:
+        raise UserError(f'{path} cannot be read as a picture')
+    return image
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write a picture; its folder is made.
+
+    Args:
+        path (Path): The file; its ending decides the format.
+        image (np.ndarray): (H, W, 3), uint8, BGR.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    import mmcv
+
+    try:
+        written = mmcv.imwrite(np.ascontiguousarray(image), str(path))
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error}') from error
+    if not written:
+        raise UserError(f'{path} cannot be written as a picture')
+
+
+class Detector(Predictor):
+    """Boxes, and masks where the model has them.
+
+    Args:
+        cfg (Config): Config with a detector of mmdet.
+        checkpoint (str): Its weights.
+        device (str): Where to run.
+        score_thr (float): Detections below it are neither described nor drawn.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
+        from mmdet.apis import init_detector
+
+        self.model = init_detector(cfg, checkpoint, device=device)
+        self.classes = self.model.dataset_meta['classes']
+        self.score_thr = score_thr
+        self.visualizer = build_visualizer('mmdet', self.model.dataset_meta)
+
+    def predict(self, image: np.ndarray) -> BaseDataElement:
+        """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmdet's data sample."""
+        from mmdet.apis import inference_detector
+
+        return inference_detector(self.model, image)
+
+    def describe(self, sample: BaseDataElement) -> str:
+        """Count the objects and name the surest."""
+        found = sample.pred_instances
+        found = found[found.scores > self.score_thr]
+        if len(found) == 0:
+            return f'nothing above score {self.score_thr:g}'
+        order = found.scores.argsort(descending=True).tolist()
+        names = [f'{self.classes[found.labels[i]]} {found.scores[i]:.2f}' for i in order[:_MAX_NAMED]]
+        rest = ', ...' if len(order) > _MAX_NAMED else ''
+        return f'{len(order)} object{"s" if len(order) > 1 else ""}: {", ".join(names)}{rest}'
+
+    def record(self, sample: BaseDataElement) -> dict[str, Any]:
+        """List the objects, the surest first: class, score, box (x1, y1, x2, y2) and mask."""
+        found = sample.pred_instances.cpu()
+        found = found[found.scores > self.score_thr]
+        objects = []
+        for i in found.scores.argsort(descending=True).tolist():
+            label = int(found.labels[i])
+            box = [round(value, 2) for value in found.bboxes[i].tolist()]
+            entry = {
+                'class': self.classes[label],
+                'label': label,
+                'score': round(float(found.scores[i]), 4),
+                'box': box,
+            }
+            if 'masks' in found:
+                entry['mask'] = run_lengths(found.masks[i].numpy())
+            objects.append(entry)
+        return dict(objects=objects)
+
+
+class Segmentor(Predictor):
+    """A class for each pixel.
+
+    Args:
+        cfg (Config): Config with a segmentor of mmseg.
+        checkpoint (str): Its weights.
+        device (str): Where to run.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str) -> None:
+        from mmseg.apis import init_model
+
+        # mmseg looks for it there, and nowhere else.
+        cfg.setdefault('test_pipeline', cfg.test_dataloader.dataset.pipeline)
+        self.model = init_model(cfg, checkpoint, device=device)
+        self.classes = self.model.dataset_meta['classes']
+        self.visualizer = build_visualizer('mmseg', self.model.dataset_meta)
+
+    def predict(self, image: np.ndarray) -> BaseDataElement:
+        """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmseg's data sample."""
+        from mmseg.apis import inference_model
+
+        return inference_model(self.model, image)
+
+    def describe(self, sample: BaseDataElement) -> str:
+        """Give the share of the picture that each class covers."""
+        labels = sample.pred_sem_seg.data.flatten().tolist()
+        shares = [
+            f'{self.classes[label]} {count / len(labels):.1%}'
+            for label, count in Counter(labels).most_common(_MAX_NAMED)
+            if count >= _MIN_SHARE * len(labels)
+        ]
+        return ', '.join(shares)
+
+    def record(self, sample: BaseDataElement) -> dict[str, Any]:
+        """List the classes in the picture, the largest first: share of the pixels and mask."""
+        labels = sample.pred_sem_seg.data[0].cpu().numpy()
+        counts = Counter(labels.ravel().tolist()).most_common()
+        classes = [
+            {
+                'class': self.classes[label],
+                'label': label,
+                'share': round(count / labels.size, 4),
+                'mask': run_lengths(labels == label),
+            }
+            for label, count in counts
+        ]
+        return dict(classes=classes)
+
+
+class Classifier(Predictor):
+    """One class for the picture.
+
+    Args:
+        cfg (Config): Config with a classifier of mmpretrain.
+        checkpoint (str): Its weights.
+        device (str): Where to run.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str) -> None:
+        from mmengine.dataset import Compose
+        from mmpretrain.apis import get_model
+        from mmpretrain.datasets import remove_transform
+        from mmpretrain.registry import TRANSFORMS
+
+        self.model = get_model(cfg, pretrained=checkpoint, device=device)
+        self.classes = self.model._dataset_meta.get('classes')
+        self.visualizer = build_visualizer('mmpretrain', dict(classes=self.classes))
+        pipeline = remove_transform(cfg.test_dataloader.dataset.pipeline, 'LoadImageFromFile')
+        self.pipeline = Compose([TRANSFORMS.build(transform) for transform in pipeline])
+
+    def predict(self, image: np.ndarray) -> BaseDataElement:
+        """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmpretrain's data sample."""
+        from mmengine.dataset import default_collate
+
+        size = image.shape[:2]
+        data = self.pipeline(dict(img=image, img_shape=size, ori_shape=size))
+        with torch.no_grad():
+            return self.model.test_step(default_collate([data]))[0]
+
+    def describe(self, sample: BaseDataElement) -> str:
+        """Name the three likeliest classes."""
+        scores = sample.pred_score
+        best = scores.argsort(descending=True)[:3].tolist()
+        return ', '.join(f'{self._name(label)} {scores[label]:.2f}' for label in best)
+
+    def record(self, sample: BaseDataElement) -> dict[str, Any]:
+        """List the likeliest classes, at most five: scores."""
+        scores = sample.pred_score.cpu()
+        best = scores.argsort(descending=True)[:_MAX_RECORDED].tolist()
+        classes = [{'class': self._name(i), 'label': i, 'score': round(float(scores[i]), 4)} for i in best]
+        return dict(classes=classes)
+
+    def _name(self, label: int) -> str:
+        """Give the name of a class, or its number where the checkpoint has no names."""
+        return self.classes[label] if self.classes else str(label)
+
+
+_PREDICTORS = {'mmdet': Detector, 'mmseg': Segmentor, 'mmpretrain': Classifier}

@@ -1,0 +1,1 @@
+"""Names of foreign checkpoints turned into ours."""

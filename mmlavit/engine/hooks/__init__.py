@@ -1,0 +1,7 @@
+"""Runner hooks."""
+
+from .diagonality_loss_hook import DiagonalityLossHook
+from .sync_statistics_hook import SyncStatisticsHook
+from .total_batch_hook import TotalBatchHook
+
+__all__ = ['DiagonalityLossHook', 'SyncStatisticsHook', 'TotalBatchHook']

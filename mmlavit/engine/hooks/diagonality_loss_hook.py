@@ -1,0 +1,120 @@
+"""Add the diagonality-preserving loss to the losses of any model with a LaViT backbone."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mmlavit.errors import ConfigError
+from mmlavit.models.diagonality import diagonality_loss, score_statistics, square_scores
+from mmlavit.models.lavit import LaViT, LessAttention
+from mmlavit.models.resample import Grid
+
+
+@HOOKS.register_module()
+class DiagonalityLossHook(Hook):
+    """Train any classifier, detector or segmentor with the diagonality-preserving loss.
+
+    The loss joins the dictionary that the model returns in ``mode='loss'``, inside its forward. So it is parsed,
+    scaled (AMP), accumulated, reduced and logged as every other loss, and DDP sees it as an output. It is the
+    mean over all less-attention layers, each counted once, also with gradient checkpointing.
+
+    Logged: ``loss_diag`` (weighted), and for the same scores ``la_magnitude``, the mean absolute score, and
+    ``la_entropy``, the mean attention entropy in nats.
+
+    Example:
+        >>> custom_hooks = [dict(type='DiagonalityLossHook', weight=0.1)]
+
+    Args:
+        weight: Factor of the loss.
+
+    Raises:
+        ConfigError: If the weight is not positive.
+    """
+
+    def __init__(self, weight: float = 0.1) -> None:
+        if weight <= 0:
+            raise ConfigError(f'DiagonalityLossHook: weight must be positive, got {weight}; remove the hook instead')
+        self.weight = weight
+        self._handles: list[RemovableHandle] = []
+        self._backbones: list[LaViT] = []
+        self._terms: list[Tensor] = []
+        self._magnitudes: list[Tensor] = []
+        self._entropies: list[Tensor] = []
+
+    def before_train(self, runner) -> None:
+        """Attach to the model."""
+        model = runner.model
+        self.attach(model.module if is_model_wrapper(model) else model)
+
+    def after_train(self, runner) -> None:
+        """Detach from the model."""
+        self.detach()
+
+    def attach(self, model: nn.Module) -> None:
+        """Attach to a model outside a Runner.
+
+        Args:
+            model: Model whose forward takes ``mode`` as mmengine's BaseModel does; not wrapped.
+
+        Raises:
+            ConfigError: If no LaViT with a less-attention layer is inside.
+        """
+        self._backbones = [m for m in model.modules() if isinstance(m, LaViT)]
+        if not any(isinstance(m, LessAttention) for backbone in self._backbones for m in backbone.modules()):
+            raise ConfigError(
+                'DiagonalityLossHook: the model has no less-attention layer (a LaViT with num_va_layers below depths); '
+                'remove the hook from custom_hooks'
+            )
+        self._handles = [
+            model.register_forward_pre_hook(self._start, with_kwargs=True),
+            model.register_forward_hook(self._finish, with_kwargs=True, always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Remove everything that :meth:`attach` put on the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._clear()
+
+    def _start(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        if _mode(args, kwargs) == 'loss':
+            for backbone in self._backbones:
+                backbone.score_observer = self._observe
+
+    def _observe(self, scores: Tensor, heads: int, query_grid: Grid, key_grid: Grid, reference_grid: Grid) -> None:
+        """Collect the terms of one layer, in float32 whatever autocast says."""
+        with torch.autocast(scores.device.type, enabled=False):
+            square = square_scores(scores, heads, query_grid, key_grid, reference_grid)
+            self._terms.append(diagonality_loss(square))
+            magnitude, entropy = score_statistics(square)
+        self._magnitudes.append(magnitude)
+        self._entropies.append(entropy)
+
+    def _finish(self, model: nn.Module, args: tuple, kwargs: dict, losses):
+        if _mode(args, kwargs) != 'loss':
+            return None
+        if isinstance(losses, dict) and self._terms:  # not when the forward raised
+            losses = dict(
+                losses,
+                loss_diag=self.weight * torch.stack(self._terms).mean(),
+                la_magnitude=torch.stack(self._magnitudes).mean(),
+                la_entropy=torch.stack(self._entropies).mean(),
+            )
+        self._clear()
+        return losses
+
+    def _clear(self) -> None:
+        for backbone in self._backbones:
+            backbone.score_observer = None
+        self._terms, self._magnitudes, self._entropies = [], [], []
+
+
+def _mode(args: tuple, kwargs: dict) -> str:
+    """The ``mode`` of ``forward(inputs, data_samples, mode)``."""
+    return kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')

@@ -1,6 +1,0 @@
-"""Runner hooks."""
-
-from .diagonality_loss_hook import DiagonalityLossHook
-from .sync_statistics_hook import SyncStatisticsHook
-
-__all__ = ['DiagonalityLossHook', 'SyncStatisticsHook']

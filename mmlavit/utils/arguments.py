@@ -1,0 +1,353 @@
+"""Command line options of ``tools/train.py`` and ``tools/test.py``, and their merge into a config."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import inspect
+import os.path as osp
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.runner import Runner
+
+from mmlavit.errors import UserError
+
+# What the toolboxes' own scripts use when the config is silent about drawing.
+_VISUALIZATION = {
+    'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),
+    'mmseg': ('SegVisualizationHook', 'SegLocalVisualizer'),
+    'mmpretrain': ('VisualizationHook', 'UniversalVisualizer'),
+}
+
+# Top-level keys that mmengine and the toolboxes read although most configs do not carry them.
+_OPTIONAL_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'strategy',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+}
+
+
+class OptionsAction(DictAction):
+    """mmengine's ``KEY=VALUE`` parser, with usage errors instead of stack traces."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Collect ``KEY=VALUE`` words into a dict.
+
+        Raises:
+            argparse.ArgumentError: If a word is not of that form.
+        """
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError) as error:
+            message = f'expected KEY=VALUE words such as model.backbone.arch=tiny, got {values}'
+            raise argparse.ArgumentError(self, message) from error
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share.
+
+    Args:
+        parser (argparse.ArgumentParser): Parser to extend. The positional arguments are its own.
+    """
+    parser.add_argument('--work-dir', help='where logs and results go; default: work_dirs/<name of the config>')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=OptionsAction,
+        metavar='KEY=VALUE',
+        help='change the config, e.g. train_dataloader.batch_size=4 model.backbone.arch=tiny; '
+        'lists as key="[a,b]", elements of lists by number as in param_scheduler.0.end=100',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='who started the processes; set by the dist_*.sh and slurm_*.sh scripts',
+    )
+    # Older launchers pass the rank as an option instead of the environment variable LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file and apply ``--cfg-options``.
+
+    Args:
+        path (str): Config file.
+        options (Mapping, optional): Dotted keys and their new values.
+
+    Returns:
+        Config: The config with the options merged.
+
+    Raises:
+        UserError: If the file or one of its bases cannot be read, or an option does not fit.
+    """
+    if not osp.isfile(path):
+        raise UserError(f'config {path} does not exist; expected the path of a config file')
+    try:
+        cfg = Config.fromfile(path)
+    except OSError as error:
+        raise UserError(f'config {path} cannot be read: {error}') from error
+    return merge_options(cfg, options) if options else cfg
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any]) -> Config:
+    """Merge ``--cfg-options`` into a copy of a config, refusing keys that cannot be meant.
+
+    A new key is allowed where the config has a dict (optional arguments are seldom spelled out), except
+    at the top level, where mmengine would ignore it, and where it is a near miss of a key that exists.
+
+    Args:
+        cfg (Config): The config.
+        options (Mapping): Dotted keys and their new values.
+
+    Returns:
+        Config: The merged copy.
+
+    Raises:
+        UserError: If a key leads nowhere.
+    """
+    for key in options:
+        _check_key(cfg, key)
+    merged = copy.deepcopy(cfg)
+    merged.merge_from_dict(dict(options))
+    return merged
+
+
+def _check_key(cfg: Config, key: str) -> None:
+    """Raise a UserError if the dotted ``key`` is not a place in ``cfg`` where a value may go."""
+    node, walked = cfg._cfg_dict, ''
+    for part in key.split('.'):
+        if isinstance(node, (list, tuple)):
+            if not part.isdigit() or int(part) >= len(node):
+                raise UserError(
+                    f'--cfg-options {key}: {walked} is a list of {len(node)}, expected a number '
+                    f'below {len(node)} instead of {part!r}'
+                )
+            node = node[int(part)]
+        elif isinstance(node, Mapping):
+            if part not in node:
+                _check_new_key(key, walked, part, node)
+                return
+            node = node[part]
+        else:
+            raise UserError(
+                f'--cfg-options {key}: {walked} is {node!r} and has no entries; set {walked} itself instead'
+            )
+        walked = f'{walked}.{part}' if walked else part
+
+
+def _check_new_key(key: str, walked: str, part: str, node: Mapping[str, Any]) -> None:
+    """Raise a UserError unless ``part``, absent from ``node``, is plausible as a new entry of it."""
+    where = walked or 'the config'
+    if not walked and part in _OPTIONAL_KEYS:
+        return
+    known = sorted(set(node) | _OPTIONAL_KEYS) if not walked else sorted(node)
+    # Names of one letter's difference; at the top level everything unknown is wrong anyway.
+    close = difflib.get_close_matches(part, known, n=1, cutoff=0.6 if not walked else 0.9)
+    hint = f'; did you mean {close[0]}?' if close else ''
+    if close or not walked:
+        raise UserError(f'--cfg-options {key}: {where} has no {part!r}{hint}')
+
+
+@contextmanager
+def blame_options(options: Mapping[str, Any] | None) -> Iterator[None]:
+    """Report an argument that a class refuses as a mistake in ``--cfg-options``, if it came from there.
+
+    Args:
+        options (Mapping, optional): Dotted keys given on the command line.
+
+    Raises:
+        UserError: If a ``TypeError`` names an unexpected keyword that is part of an option's key.
+    """
+    try:
+        yield
+    except TypeError as error:
+        found = re.search(r"(\S+)\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        for key in (options or {}) if found else ():
+            if found[2] in key.split('.'):
+                owner = found[1].removesuffix('.__init__')
+                raise UserError(f'--cfg-options {key}: {owner} takes no argument {found[2]!r}') from error
+        raise
+
+
+def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:
+    """Merge the options of ``tools/train.py`` into a copy of a config.
+
+    Args:
+        cfg (Config): The config, ``--cfg-options`` applied.
+        args (argparse.Namespace): With ``config, work_dir, amp, resume, auto_scale_lr, launcher``.
+
+    Returns:
+        Config: The config of the run.
+
+    Raises:
+        UserError: If the config lacks what an option needs.
+    """
+    cfg = _merge_common_args(cfg, args, 'train')
+    if args.amp:
+        wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise UserError(
+                f'--amp replaces an OptimWrapper, but optim_wrapper.type is {wrapper}; '
+                'set up mixed precision in the config instead'
+            )
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise UserError(
+                '--auto-scale-lr needs the batch size that the learning rate was made for; '
+                'add auto_scale_lr=dict(base_batch_size=...) to the config'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    return cfg
+
+
+def merge_test_args(cfg: Config, args: argparse.Namespace) -> Config:
+    """Merge the options of ``tools/test.py`` into a copy of a config.
+
+    Args:
+        cfg (Config): The config, ``--cfg-options`` applied.
+        args (argparse.Namespace): With ``config, checkpoint, work_dir, out, show, show_dir, wait_time,
+            tta, launcher``.
+
+    Returns:
+        Config: The config of the run.
+
+    Raises:
+        UserError: If the config lacks what an option needs.
+    """
+    cfg = _merge_common_args(cfg, args, 'test')
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    # A strategy shards what training needs; a test runs on whole models.
+    for key in ('runner_type', 'strategy'):
+        cfg.pop(key, None)
+    if args.show or args.show_dir:
+        _draw_predictions(cfg, args)
+    if args.tta:
+        _use_test_time_augmentation(cfg)
+    if args.out:
+        _keep_predictions(cfg, args.out)
+    return cfg
+
+
+def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Config:
+    """Copy ``cfg`` and set what ``mode`` ('train' or 'test') has in common with the other."""
+    if cfg.get(f'{mode}_dataloader') is None:
+        raise UserError(f'config {args.config} has no {mode}_dataloader, so it cannot {mode}')
+    cfg = copy.deepcopy(cfg)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        stem = osp.splitext(osp.basename(args.config))[0]
+        cfg.work_dir = osp.join('work_dirs', stem)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if loader is None:
+            continue
+        if cfg.get('default_scope') == 'mmpretrain':
+            # Its configs leave these to the script.
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+            loader.setdefault('pin_memory', True)
+            if name != 'test_dataloader':
+                loader.setdefault('persistent_workers', True)
+        if loader.get('num_workers', 0) == 0:
+            # PyTorch refuses both without workers; `num_workers=0` alone should do for debugging.
+            loader.persistent_workers = False
+            loader.pop('prefetch_factor', None)
+    return cfg
+
+
+def _draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    """Switch on the visualization hook of the config's toolbox."""
+    scope = _require_scope(cfg, '--show and --show-dir')
+    hook_type, visualizer_type = _VISUALIZATION[scope]
+    cfg.setdefault('default_hooks', ConfigDict())
+    hook = cfg.default_hooks.setdefault('visualization', ConfigDict(type=hook_type))
+    visualizer = cfg.get('visualizer')
+    if visualizer is None:
+        visualizer = cfg.visualizer = ConfigDict(type=visualizer_type)
+    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
+    if scope == 'mmpretrain':
+        hook.setdefault('interval', 1)
+    if args.show:
+        hook.show = True
+        hook.wait_time = args.wait_time
+    if not args.show_dir:
+        return
+    # mmdet joins a relative directory to itself once per batch.
+    directory = osp.abspath(args.show_dir)
+    if scope == 'mmdet':
+        hook.test_out_dir = directory
+    elif scope == 'mmpretrain':
+        hook.out_dir = directory
+    else:
+        visualizer.save_dir = directory
+        visualizer.vis_backends = [dict(type='LocalVisBackend')]
+
+
+def _use_test_time_augmentation(cfg: Config) -> None:
+    """Wrap the model into the config's ``tta_model`` and feed it the ``tta_pipeline``."""
+    for key in ('tta_model', 'tta_pipeline'):
+        if cfg.get(key) is None:
+            raise UserError(f'--tta needs tta_model and tta_pipeline, but the config has no {key}')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def _keep_predictions(cfg: Config, out: str) -> None:
+    """Write predictions to ``out``: a pickle file for any task, a folder of maps for segmentation."""
+    scope = cfg.get('default_scope')
+    if out.endswith(('.pkl', '.pickle')):
+        dump = 'DumpDetResults' if scope == 'mmdet' else 'DumpResults'
+        _evaluators(cfg).append(ConfigDict(type=dump, out_file_path=out))
+    elif scope == 'mmseg':
+        for evaluator in _evaluators(cfg):
+            evaluator.output_dir = out
+    else:
+        raise UserError(
+            f'--out {out}: expected a file ending in .pkl or .pickle '
+            '(only segmentation also writes a folder of label maps)'
+        )
+
+
+def _evaluators(cfg: Config) -> list:
+    """Give the list of test metrics of ``cfg``, which may have been a single one."""
+    evaluator = cfg.test_evaluator
+    if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
+        if not isinstance(evaluator.metrics, list):
+            evaluator.metrics = [evaluator.metrics]
+        return evaluator.metrics
+    if not isinstance(evaluator, list):
+        cfg.test_evaluator = [evaluator]
+    return cfg.test_evaluator
+
+
+def _require_scope(cfg: Config, wanted_by: str) -> str:
+    """Give the toolbox of ``cfg``, or say that ``wanted_by`` needs one."""
+    scope = cfg.get('default_scope')
+    if scope not in _VISUALIZATION:
+        raise UserError(
+            f'{wanted_by}: the config has default_scope={scope!r}, expected one of {", ".join(_VISUALIZATION)}'
+        )
+    return scope

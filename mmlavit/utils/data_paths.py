@@ -1,0 +1,102 @@
+"""Find out before anything is built whether the data sets of a config are there."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config
+
+from mmlavit.errors import UserError
+
+_MAX_LISTED = 4
+
+
+def missing_data(cfg: Config, splits: Iterable[str]) -> list[str]:
+    """List the annotation files and folders that a config needs and that do not exist.
+
+    Args:
+        cfg (Config): A config of any of the three toolboxes.
+        splits (Iterable[str]): Which data to look at: some of 'train', 'val', 'test'.
+
+    Returns:
+        list[str]: Missing paths in the order of the config, each once.
+    """
+    missing = {}
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None:
+            continue
+        paths = [*_dataset_paths(loader['dataset']), *_evaluator_paths(cfg, split)]
+        missing.update((path, None) for path in paths if not osp.exists(path))
+    return list(missing)
+
+
+def require_data(cfg: Config, splits: Iterable[str]) -> None:
+    """Make sure that all data of a config is there.
+
+    Args:
+        cfg (Config): A config of any of the three toolboxes.
+        splits (Iterable[str]): Which data to look at: some of 'train', 'val', 'test'.
+
+    Raises:
+        UserError: If something is missing; the line names the paths and where the layout is explained.
+    """
+    missing = missing_data(cfg, splits)
+    if not missing:
+        return
+    listed = ', '.join(missing[:_MAX_LISTED])
+    if len(missing) > _MAX_LISTED:
+        listed += f' and {len(missing) - _MAX_LISTED} more'
+    line = f'missing data: {listed}; section "Data" of the README (README.md#data) has the layout'
+    if all('handwritten' in path for path in missing):
+        line += '; make it with: python tools/dataset_converters/handwritten.py'
+    else:
+        line += ', and python tools/check_data.py --help tells where to get it'
+    raise UserError(line)
+
+
+def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the paths that a data set reads, looking through wrappers such as ``RepeatDataset``."""
+    if 'dataset' in dataset:
+        yield from _dataset_paths(dataset['dataset'])
+        return
+    if 'datasets' in dataset:
+        for part in dataset['datasets']:
+            yield from _dataset_paths(part)
+        return
+    if _is_remote(dataset):
+        return
+    root = dataset.get('data_root') or ''
+    ann_file = dataset.get('ann_file') or ''
+    if ann_file:
+        yield _join(root, ann_file)
+    prefix = dataset.get('data_prefix') or ''
+    if dataset.get('split') and not prefix and 'ImageNet' in str(dataset.get('type', '')):
+        prefix = dataset['split']
+    folders = prefix.values() if isinstance(prefix, Mapping) else [prefix]
+    for folder in folders:
+        if root or folder:
+            yield _join(root, folder)
+
+
+def _evaluator_paths(cfg: Config, split: str) -> Iterator[str]:
+    """Yield the annotation files that the metrics of ``split`` read on their own."""
+    evaluator = cfg.get(f'{split}_evaluator') or []
+    for metric in [evaluator] if isinstance(evaluator, Mapping) else evaluator:
+        if metric.get('ann_file') and not _is_remote(metric):
+            yield osp.expanduser(metric['ann_file'])
+
+
+def _is_remote(node: Mapping[str, Any]) -> bool:
+    """Tell whether a data set or metric reads from a storage service, where we cannot look."""
+    for key in ('backend_args', 'file_client_args'):
+        if (node.get(key) or {}).get('backend', 'local') not in ('local', 'disk'):
+            return True
+    return '://' in f'{node.get("data_root")}{node.get("ann_file")}'
+
+
+def _join(root: str, path: str) -> str:
+    """Join as the data sets do; an absolute ``path`` stays."""
+    return osp.join(osp.expanduser(root), osp.expanduser(path))

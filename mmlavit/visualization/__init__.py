@@ -1,0 +1,1 @@
+"""Annotations and predictions as pictures and videos."""

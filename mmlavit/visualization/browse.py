@@ -1,0 +1,71 @@
+"""The pictures of a data set as its pipeline gives them, with their annotations drawn."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+
+from mmlavit.environment import SCOPES, check_environment
+from mmlavit.errors import UserError
+from mmlavit.utils.data_paths import require_data
+
+from .drawing import build_visualizer, draw_sample
+
+# Pictures are enlarged by whole factors up to this longer side, so that labels on small ones can be read.
+_SIDE = 480
+
+
+class Annotated(NamedTuple):
+    """A drawn picture.
+
+    Args:
+        name: Its place in the data set and its file's name, without ending.
+        image: (H, W, 3), uint8, BGR.
+        size: Height and width before it was enlarged.
+    """
+
+    name: str
+    image: np.ndarray
+    size: tuple[int, int]
+
+
+def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> Iterator[Annotated]:
+    """Draw pictures of a data set, spread evenly over it.
+
+    Args:
+        cfg (Config): A config of any of the three toolboxes.
+        split (str): Whose pictures: 'train', 'val' or 'test'.
+        number (int): How many at most.
+
+    Yields:
+        Annotated: One picture after another.
+
+    Raises:
+        UserError: If the config has no such data, or it is not there.
+        EnvironmentProblem: If the toolbox cannot work as installed.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in SCOPES:
+        raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(SCOPES)}')
+    if cfg.get(f'{split}_dataloader') is None:
+        raise UserError(f'the config has no {split}_dataloader')
+    require_data(cfg, [split])
+    check_environment(scope)
+    init_default_scope(scope)
+    dataset = DATASETS.build(copy.deepcopy(cfg[f'{split}_dataloader'].dataset))
+    visualizer = build_visualizer(scope, dataset.metainfo)
+    # Folders of classes come one after the other.
+    for index in sorted({round(place) for place in np.linspace(0, len(dataset) - 1, min(number, len(dataset)))}):
+        item = dataset[index]
+        image = item['inputs'].numpy().transpose(1, 2, 0)  # BGR: only the data preprocessor changes that
+        size = image.shape[:2]
+        sample = item['data_samples']
+        drawn = draw_sample(visualizer, image, sample, truth=True, enlarge=max(1, _SIDE // max(size)))
+        stem = Path(sample.get('img_path') or '').stem
+        yield Annotated(f'{index:06d}_{stem}'.rstrip('_'), drawn, size)

@@ -1,0 +1,323 @@
+"""What the benchmark measures, how it survives failures, and its arithmetic; times are not judged."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmlavit.analysis.benchmark import subjects as subjects_module
+from mmlavit.analysis.benchmark.measure import Comparison, Result, Worker, WorkerError, compare
+from mmlavit.analysis.benchmark.report import Report, comparison_rows, failures, growth_factors, growth_rows
+from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, InputSize, Subject, parse_input, resolve_subjects
+from mmlavit.analysis.benchmark.worker import Runner, Settings, Task
+from mmlavit.environment import EnvironmentProblem
+from mmlavit.errors import UserError
+from mmlavit.utils import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / 'tools/analysis_tools/benchmark.py'
+NANO = Subject('nano', 'LaViT-nano', 'mmlavit.LaViT', dict(arch='nano'))
+QUICK = Settings(threads=1, warmup=1, memory_base=64)
+SIZE = InputSize(1, 64, 64)
+
+# Millions, without classification heads: the peers are the published ones.
+PARAMETERS = {
+    **{f'lavit_t{kind}': 10.36 for kind in ('', '_pool')},
+    **{f'lavit_s{kind}': 21.88 for kind in ('', '_pool', '_no_ar')},
+    **{f'lavit_b{kind}': 39.78 for kind in ('', '_pool')},
+    **{'lavit_t_twin': 11.00, 'lavit_s_twin': 23.67, 'lavit_b_twin': 43.55},
+    **{'pvt_v2_b2': 24.85, 'pvt_v2_b2_mmdet': 24.85, 'mit_b2': 24.20, 'resnet50': 23.51},
+    **{'swin_t': 27.52, 'swin_t_mmdet': 27.52, 'convnext_t': 27.82},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other on a busy machine make small models take minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_subjects_are_complete():
+    assert set(SUBJECTS) == set(PARAMETERS)
+    assert all(subject.name == name for name, subject in SUBJECTS.items())
+
+
+@pytest.mark.parametrize('name', list(SUBJECTS))
+def test_subject(name):
+    """It gives a pyramid, and nothing in it makes a training step cheaper than it is."""
+    task = Task.from_json(Task(SUBJECTS[name], SIZE, QUICK).to_json())  # as the worker gets it
+    assert task.size == SIZE
+    model = task.subject.build()
+    model.train()
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PARAMETERS[name], abs=0.01)
+    model.eval()
+    with torch.inference_mode():
+        maps = model(torch.rand(1, 3, 64, 96))
+    assert [tuple(x.shape[-2:]) for x in maps] == [(64 // s, 96 // s) for s in (4, 8, 16, 32)]
+
+
+def test_inputs():
+    assert parse_input('coco') == InputSize(1, 800, 1344)
+    assert parse_input('3x32x64') == InputSize(3, 32, 64)
+    assert str(PRESETS['512']) == '2x512x512'
+    for text in ('', 'coca', '512x512', '0x32x32', '1x2x3x4'):
+        with pytest.raises(UserError, match=r'expected BATCHxHEIGHTxWIDTH.*coco \(1x800x1344\)'):
+            parse_input(text)
+
+
+def test_unknown_subjects():
+    with pytest.raises(UserError, match='unknown backbone swin_x, vgg; known are lavit_t, '):
+        resolve_subjects(['lavit_s', 'swin_x', 'vgg'])
+    assert [s.name for s in resolve_subjects(['resnet50', 'lavit_s', 'resnet50'])] == ['resnet50', 'lavit_s']
+
+
+def test_missing_toolbox(monkeypatch):
+    found = environment.find_installed()
+    del found['mmdet']
+    monkeypatch.setattr(subjects_module, 'find_installed', lambda: found)
+    monkeypatch.setattr(environment, 'find_installed', lambda: found)
+    with pytest.raises(EnvironmentProblem, match='mmdet is not installed'):
+        resolve_subjects(['lavit_s', 'resnet50'])
+    resolve_subjects(['lavit_s', 'swin_t'])
+
+
+def test_missing_timm(monkeypatch):
+    monkeypatch.setattr(subjects_module, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match='pip install timm'):
+        resolve_subjects(['pvt_v2_b2'])
+
+
+@pytest.mark.parametrize('mode', ['inference', 'train'])
+@pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
+def test_runner(mode, dtype):
+    runner = Runner(Task(NANO, SIZE, replace(QUICK, mode=mode, dtype=dtype)))
+    assert runner.model.training == (mode == 'train')
+    seconds = runner.run(2)
+    assert len(seconds) == 2
+    assert min(seconds) > 0
+    assert all((p.grad is not None) == (mode == 'train') for p in runner.model.parameters())
+    params, macs = runner.complexity()
+    assert params == sum(p.numel() for p in runner.model.parameters())
+    assert macs > 1e6
+
+
+def test_compiled_subject(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: calls.append(options) or model.forward)
+    Runner(Task(NANO, SIZE, QUICK))
+    assert not calls
+    task = Task.from_json(Task(NANO.compiled(), SIZE, QUICK).to_json())
+    assert Runner(task).run(1)
+    assert calls == [{'dynamic': False}]
+
+
+def cpu_seconds(pid):
+    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
+def test_worker_sleeps_between_turns_and_can_be_killed(monkeypatch):
+    monkeypatch.setenv('OMP_WAIT_POLICY', 'ACTIVE')  # idle threads would spin for ever
+    with Worker(Task(NANO, InputSize(1, 128, 128), replace(QUICK, threads=2))) as worker:
+        worker.wait_until_ready()
+        assert len(worker.run(3)) == 3
+        before = cpu_seconds(worker.pid)
+        time.sleep(0.4)
+        assert cpu_seconds(worker.pid) - before <= 0.02  # two ticks of the clock that counts it
+        assert 1 < worker.finish()['memory_mb'] < 1000
+        assert 'aten::' in worker.profile(iterations=1, rows=5)
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match='killed by SIGKILL, most likely for lack of memory'):
+            worker.run(1)
+
+
+def test_failures_leave_the_others_alone():
+    subjects = [
+        Subject('aborts', 'dies of a signal', 'os.abort'),
+        Subject('raises', 'an error', 'mmlavit.LaViT', dict(arch='huge')),
+        NANO,
+        Subject('exits', 'ends without an answer', 'sys.exit', {}),
+    ]
+    said = []
+    (comparison,) = compare(subjects, [SIZE], QUICK, rounds=3, iterations=2, notify=said.append)
+    errors = {result.subject.name: result.error for result in comparison.results}
+    assert errors['aborts'] == 'killed by SIGABRT'
+    assert errors['raises'].startswith('ConfigError: arch must be one of nano')
+    assert errors['exits'].startswith('ended with code 0')
+    assert errors['nano'] is None
+    assert [len(seconds) for seconds in comparison.result('nano').rounds] == [2, 2, 2]
+    aborts, nano = comparison.result('aborts'), comparison.result('nano')
+    assert aborts.time_over(nano) is nano.time_over_in_rounds(aborts) is aborts.memory_over(nano) is None
+    assert said[-2:] == ['round 3 of 3: running nano at 1x64x64', 'counting nano at 1x64x64']
+    header, rows = comparison_rows(comparison, 'nano')
+    assert {len(row) for row in rows} == {len(header)}
+    assert 'failed' in rows[0]
+    assert rows[2][header.index('time / nano')] == '1.00 (1.00)'
+    assert failures([comparison])[0] == 'aborts failed at 1x64x64: killed by SIGABRT'
+
+
+def test_inputs_take_turns_too():
+    said = []
+    small, large = compare([NANO], [SIZE, InputSize(1, 64, 96)], QUICK, rounds=2, iterations=1, notify=said.append)
+    assert (small.size.width, large.size.width) == (64, 96)
+    running = [text.split()[-1] for text in said if 'running' in text]
+    assert running == ['1x64x64', '1x64x96', '1x64x96', '1x64x64']
+    assert large.results[0].macs > small.results[0].macs
+
+
+def measured(name, rounds, memory=None, error=None):
+    subject = Subject(name, name, 'os.abort')
+    return Result(subject, rounds, memory_mb=memory, params=2_000_000, macs=3_000_000_000, error=error)
+
+
+def test_ratios():
+    # The second round is disturbed: it moves the ratio of the medians, and not the ratio within rounds.
+    a = measured('a', [[1.0, 1.0], [10.0, 10.0], [1.0, 1.0], [10.0, 10.0]], memory=100.0)
+    b = measured('b', [[2.0, 2.0], [20.0, 20.0], [2.0, 2.0], [2.0, 20.0]], memory=50.0)
+    c = measured('c', [[1.0]] * 4, memory=0.0)
+    assert a.median == 5.5
+    assert (b.quantile(0.25), b.median, b.quantile(0.75)) == (2.0, 2.0, 20.0)
+    assert b.time_over(a) == pytest.approx(2.0 / 5.5)
+    assert b.time_over_in_rounds(a) == pytest.approx(2.0)  # of 2, 2, 2, 1.1
+    assert b.memory_over(a) == 0.5
+    assert a.memory_over(c) is None
+    _, rows = comparison_rows(Comparison(SIZE, [a, b, c]), 'a')
+    assert rows[1] == ['b', 'b', '2.00', '3.00', '2000', '2000–20000', '0.36 (2.00)', '50', '0.50']
+    assert rows[2][-2:] == ['0', '–']
+
+
+def growing(*seconds):
+    """Comparisons at three sizes, the second backbone failing at the last."""
+    growth = []
+    for side, s in zip((32, 64, 128), seconds):
+        error = 'too big' if side == 128 else None
+        results = [measured('a', [[s]], memory=10 * s), measured('b', [[s]], memory=0.0, error=error)]
+        growth.append(Comparison(InputSize(1, side, side), results))
+    return growth
+
+
+def test_growth():
+    growth = growing(1.0, 2.0, 16.0)
+    assert growth_factors(growth) == {
+        'a': {'time': 8.0, 'time_within_rounds': 8.0, 'memory': 8.0},
+        'b': {'time': None, 'time_within_rounds': None, 'memory': None},
+    }
+    header, rows = growth_rows(growth)
+    assert header[1:5] == ['32x32 (ms)', '64x64 (ms)', '128x128 (ms)', 'factor']
+    assert rows[0] == ['a', '1000', '2000', '16000', '8.00 (8.00)', '10', '20', '160', '8.00']
+    assert rows[1] == ['b', '1000', '2000', 'failed', '–', '0', '0', '–', '–']
+    assert growth_factors(growth[:1])['a']['time'] == 1.0
+    assert growth_factors([]) == {}
+
+
+def test_report_with_growth(tmp_path):
+    growth = growing(1.0, 2.0, 16.0)
+    report = Report('the command', 'a', QUICK, QUICK, 1, 1, comparisons=growth[2:], growth=growth)
+    report.save(tmp_path)
+    text = (tmp_path / 'report.md').read_text()
+    assert '4 times the pixels' in text
+    assert text.count('b failed at 1x128x128: too big') == 2
+    data = json.loads((tmp_path / 'report.json').read_text())
+    assert data['growth_factors']['a']['time'] == 8.0
+    assert data['comparisons'][0]['results'][1]['error'] == 'too big'
+    for name in ('time.png', 'growth.png'):
+        assert (tmp_path / name).read_bytes().startswith(b'\x89PNG')
+
+
+def test_report_when_everything_failed(tmp_path):
+    growth = [Comparison(InputSize(1, side, side), [measured('a', [], error='too big')]) for side in (32, 64)]
+    Report('the command', 'a', QUICK, QUICK, 1, 1, comparisons=growth, growth=growth).save(tmp_path)
+    assert '| a | a | – | – | failed |' in (tmp_path / 'report.md').read_text()
+    assert (tmp_path / 'growth.png').exists()
+
+
+def test_command(tmp_path):
+    options = '--subjects lavit_t lavit_t_pool --inputs 1x64x64 --mode train --rounds 2 --warmup 1 --threads 1'.split()
+    command = [sys.executable, str(TOOL), *options, '--out-dir', str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert 'time / lavit_t' in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['report.json', 'report.md', 'time.png']
+    data = json.loads((tmp_path / 'report.json').read_text())
+    assert data['command'].startswith('python tools/analysis_tools/benchmark.py --subjects lavit_t lavit_t_pool')
+    assert data['settings'] | {'mode': 'train', 'dtype': 'fp32', 'threads': 1} == data['settings']
+    assert data['device']
+    assert data['versions']['torch'] == torch.__version__
+    (comparison,) = data['comparisons']
+    assert comparison['input'] == {'batch': 1, 'height': 64, 'width': 64}
+    reference, pool = comparison['results']
+    assert reference['ratios']['time'] == reference['ratios']['time_within_rounds'] == 1
+    assert pool['ratios']['time'] == pytest.approx(pool['median_s'] / reference['median_s'])
+    assert [len(seconds) for seconds in pool['rounds_s']] == [1, 1]
+    text = (tmp_path / 'report.md').read_text()
+    assert '## 64x64, batch 1' in text
+    assert '| lavit_t_pool | LaViT-T, pooled keys | 10.36 |' in text
+    assert str(ROOT) not in text
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location('benchmark_tool', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_compile_measures_both(tool, monkeypatch, tmp_path):
+    asked = []
+
+    def compare(subjects, sizes, settings, **options):
+        asked.extend((subject.name, subject.compile) for subject in subjects)
+        return [Comparison(sizes[0], [replace(measured('x', [[1.0]], memory=1.0), subject=s) for s in subjects])]
+
+    monkeypatch.setattr(tool, 'compare', compare)
+    options = '--subjects lavit_t resnet50 --inputs 224 --compile --ratio-to resnet50 --out-dir'.split()
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *options, str(tmp_path)])
+    tool.main()
+    assert asked == [
+        ('lavit_t', False),
+        ('lavit_t_compiled', True),
+        ('resnet50', False),
+        ('resnet50_compiled', True),
+    ]
+    assert '| lavit_t_compiled | LaViT-T, torch.compile |' in (tmp_path / 'report.md').read_text()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ('--subjects lavit_x', 'unknown backbone lavit_x; known are lavit_t'),
+        ('--inputs 64x64', "unknown input '64x64'"),
+        ('--inputs', '--inputs names none'),
+        ('--subjects lavit_t --ratio-to resnet50', '--ratio-to resnet50 is not among'),
+        ('--profile vgg', 'unknown backbone vgg'),
+        ('--growth vgg', 'unknown backbone vgg'),
+        pytest.param(
+            '--device cuda',
+            'torch finds no GPU',
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'),
+        ),
+    ],
+)
+def test_mistakes_end_in_one_line(tool, monkeypatch, capsys, options, message):
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *options.split()])
+    with pytest.raises(SystemExit) as end:
+        tool.main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ')
+    assert message in line

@@ -1,0 +1,86 @@
+"""The configs of FSDP and DeepSpeed: read and built on the CPU, in one process."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, STRATEGIES, init_default_scope
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from mmlavit.engine.distributed import require_strategy
+from mmlavit.engine.runner import build_runner
+from mmlavit.engine.strategy import shard_blocks
+from mmlavit.models import LaViT
+from mmlavit.models.lavit import Block
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+PLAIN = CONFIGS / 'mask_rcnn_lavit_s.py'
+
+
+@pytest.fixture
+def one_process(tmp_path, monkeypatch):
+    """A process group of this process alone."""
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/meet', rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def load(name):
+    """The config of a strategy, and what it adds to the config it is made from."""
+    cfg, plain = Config.fromfile(CONFIGS / 'distributed' / name), Config.fromfile(PLAIN)
+    init_default_scope(cfg.default_scope)
+    return cfg, {key for key, value in cfg.items() if plain.get(key) != value}
+
+
+def test_units():
+    """The blocks of a backbone, and nothing inside them or beside it."""
+    model = nn.Sequential(LaViT('nano'), nn.Linear(9, 9))
+    units = [module for module in model.modules() if shard_blocks(module, False, 0)]
+    assert [type(unit) for unit in units] == [Block] * 9
+    assert all(shard_blocks(module, True, 0) for module in model.modules())
+
+
+def weight_decays(model, wrapper):
+    """Weight decay of each parameter by its name."""
+    decays = {}
+    for group in wrapper.optimizer.param_groups:
+        decays.update((id(parameter), group['weight_decay']) for parameter in group['params'])
+    names = model.named_parameters()
+    return {name.replace('_fsdp_wrapped_module.', ''): decays[id(parameter)] for name, parameter in names}
+
+
+@pytest.mark.filterwarnings('ignore:FSDP is switching')  # one process has nothing to shard
+def test_fsdp(one_process, tmp_path):
+    cfg, added = load('mask_rcnn_lavit_s_fsdp.py')
+    assert added == {'runner_type', 'strategy'}
+    cfg.update(launcher='pytorch', work_dir=str(tmp_path))
+    require_strategy(cfg)
+    plain = MODELS.build(cfg.model)
+    expected = weight_decays(plain, build_optim_wrapper(plain, cfg.optim_wrapper))
+
+    strategy = build_runner(cfg).strategy
+    model, wrapper = strategy.prepare(cfg.model, optim_wrapper=cfg.optim_wrapper, dispatch_kwargs=dict(max_iters=1))
+    units = FullyShardedDataParallel.fsdp_modules(model)
+    assert [type(unit.module).__name__ for unit in units] == ['MaskRCNN'] + ['Block'] * 16
+    # Parameters are still recognised by their modules and names.
+    assert weight_decays(model, wrapper) == expected
+    assert {0.0, 0.05} == set(expected.values())
+
+
+def test_deepspeed():
+    cfg, added = load('mask_rcnn_lavit_s_deepspeed.py')
+    assert added == {'runner_type', 'strategy', 'optim_wrapper'}
+    model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    assert type(wrapper).__name__ == 'DeepSpeedOptimWrapper'
+    plain = build_optim_wrapper(model, Config.fromfile(PLAIN).optim_wrapper)
+    assert weight_decays(model, wrapper) == weight_decays(model, plain)
+    # Without DeepSpeed the strategy itself cannot be made; but these are arguments of it.
+    strategy = STRATEGIES.get(cfg.strategy.pop('type'))
+    inspect.signature(strategy).bind(**cfg.strategy)
+    assert cfg.strategy.keys() < inspect.signature(strategy).parameters.keys()

@@ -1,0 +1,48 @@
+"""What is said when a training is resumed with another number of images per iteration."""
+
+from types import SimpleNamespace
+
+import pytest
+from mmengine.config import Config
+
+from mmlavit.engine.hooks.total_batch_hook import TotalBatchHook
+
+
+def make_runner(world_size, batch_size, resume=True):
+    warnings = []
+    return SimpleNamespace(
+        world_size=world_size,
+        cfg=Config(dict(train_dataloader=dict(batch_size=batch_size))),
+        logger=SimpleNamespace(warning=warnings.append),
+        warnings=warnings,
+        _resume=resume,
+    )
+
+
+def save(world_size, batch_size):
+    checkpoint = dict(meta=dict(epoch=1))
+    TotalBatchHook().before_save_checkpoint(make_runner(world_size, batch_size), checkpoint)
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ('world_size', 'batch_size', 'advice'), [(8, 2, None), (16, 1, None), (4, 2, '=4'), (1, 2, '=16'), (32, 2, '=0.5')]
+)
+def test_another_number_of_processes(world_size, batch_size, advice):
+    runner = make_runner(world_size, batch_size)
+    TotalBatchHook().after_load_checkpoint(runner, save(8, 2))
+    assert len(runner.warnings) == (advice is not None)
+    if advice:
+        images = world_size * batch_size
+        assert f'has {images} images per iteration, that of the checkpoint had 16' in runner.warnings[0]
+        assert runner.warnings[0].endswith(f'train_dataloader.batch_size{advice}')
+
+
+def test_nothing_to_compare():
+    for runner, checkpoint in [
+        (make_runner(1, 2, resume=False), save(8, 2)),  # a new training from these weights
+        (make_runner(1, 2), dict(meta=dict(epoch=1))),  # saved by another script
+        (make_runner(1, 2), dict(state_dict={})),
+    ]:
+        TotalBatchHook().after_load_checkpoint(runner, checkpoint)
+        assert runner.warnings == []

@@ -1,0 +1,265 @@
+"""The merge of the command line into a config."""
+
+import argparse
+
+import pytest
+from mmengine.config import Config
+
+from mmlavit.errors import UserError
+from mmlavit.utils.arguments import (
+    add_common_arguments,
+    blame_options,
+    load_config,
+    merge_options,
+    merge_test_args,
+    merge_train_args,
+)
+
+
+def make_config(scope='mmdet', **entries) -> Config:
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='Pack')]
+    return Config(
+        dict(
+            default_scope=scope,
+            model=dict(type='Model', backbone=dict(type='LaViT', arch='small')),
+            train_dataloader=dict(batch_size=2, num_workers=2, dataset=dict(type='A', pipeline=pipeline)),
+            val_dataloader=dict(batch_size=1, num_workers=0, persistent_workers=True, dataset=dict(type='A')),
+            test_dataloader=dict(batch_size=1, num_workers=2, dataset=dict(type='A', pipeline=pipeline)),
+            test_evaluator=dict(type='Metric'),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0)),
+            param_scheduler=[dict(type='LinearLR', end=500), dict(type='MultiStepLR', end=12)],
+            train_cfg=dict(max_epochs=12, val_interval=1),
+            **entries,
+        )
+    )
+
+
+def train_args(**given) -> argparse.Namespace:
+    default = dict(config='configs/some_model.py', work_dir=None, amp=False, resume=None)
+    return argparse.Namespace(**{**default, 'auto_scale_lr': False, 'launcher': 'none', **given})
+
+
+def test_args(**given) -> argparse.Namespace:
+    default = dict(config='configs/some_model.py', checkpoint='some.pth', work_dir=None, out=None, tta=False)
+    default.update(show=False, show_dir=None, wait_time=2.0, launcher='none')
+    return argparse.Namespace(**{**default, **given})
+
+
+test_args.__test__ = False
+
+
+def test_merging_leaves_the_config_alone():
+    cfg = make_config(tta_model=dict(type='T'), tta_pipeline=[dict(type='P')], auto_scale_lr=dict(base_batch_size=8))
+    before = cfg.pretty_text
+    merge_train_args(cfg, train_args(amp=True, auto_scale_lr=True, resume='auto', work_dir='w'))
+    merge_test_args(cfg, test_args(tta=True, show_dir='d', out='x.pkl'))
+    merge_options(cfg, {'model.backbone.arch': 'tiny'})
+    assert cfg.pretty_text == before
+
+
+@pytest.mark.parametrize(
+    ('in_config', 'in_args', 'expected'),
+    [
+        ({}, None, 'work_dirs/some_model'),
+        ({'work_dir': 'from_config'}, None, 'from_config'),
+        ({'work_dir': 'from_config'}, 'from_args', 'from_args'),
+    ],
+)
+def test_work_dir(in_config, in_args, expected):
+    assert merge_train_args(make_config(**in_config), train_args(work_dir=in_args)).work_dir == expected
+    assert merge_test_args(make_config(**in_config), test_args(work_dir=in_args)).work_dir == expected
+
+
+@pytest.mark.parametrize(
+    ('given', 'resume', 'load_from'),
+    [(None, False, 'start.pth'), ('auto', True, None), ('other.pth', True, 'other.pth')],
+)
+def test_resume(given, resume, load_from):
+    cfg = merge_train_args(make_config(load_from='start.pth', resume=False), train_args(resume=given))
+    assert (cfg.resume, cfg.load_from) == (resume, load_from)
+
+
+def test_amp():
+    cfg = merge_train_args(make_config(), train_args(amp=True))
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == 'dynamic'
+    cfg.optim_wrapper.type = 'DeepSpeedOptimWrapper'
+    with pytest.raises(UserError, match='DeepSpeedOptimWrapper'):
+        merge_train_args(cfg, train_args(amp=True))
+
+
+def test_auto_scale_lr():
+    cfg = make_config(auto_scale_lr=dict(enable=False, base_batch_size=16))
+    assert merge_train_args(cfg, train_args(auto_scale_lr=True)).auto_scale_lr.enable
+    with pytest.raises(UserError, match='base_batch_size'):
+        merge_train_args(make_config(), train_args(auto_scale_lr=True))
+
+
+def test_loaders():
+    cfg = merge_train_args(make_config('mmpretrain'), train_args())
+    # What mmpretrain's own script adds.
+    assert cfg.train_dataloader.collate_fn == dict(type='default_collate')
+    assert cfg.train_dataloader.persistent_workers and cfg.train_dataloader.pin_memory
+    assert not cfg.val_dataloader.persistent_workers  # it has no workers
+    cfg = merge_train_args(make_config('mmdet'), train_args())
+    assert 'collate_fn' not in cfg.train_dataloader
+    assert not cfg.val_dataloader.persistent_workers
+
+
+def test_missing_loader():
+    cfg = make_config()
+    cfg.train_dataloader = cfg.test_dataloader = None
+    with pytest.raises(UserError, match='some_model.py has no train_dataloader'):
+        merge_train_args(cfg, train_args())
+    with pytest.raises(UserError, match='some_model.py has no test_dataloader'):
+        merge_test_args(cfg, test_args())
+
+
+def test_checkpoint_is_loaded():
+    cfg = merge_test_args(make_config(resume=True), test_args())
+    assert (cfg.load_from, cfg.resume) == ('some.pth', False)
+
+
+def test_testing_needs_no_strategy():
+    cfg = make_config(runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy'))
+    assert not {'runner_type', 'strategy'} & merge_test_args(cfg, test_args()).keys()
+    assert merge_train_args(cfg, train_args()).strategy == cfg.strategy
+
+
+def test_out_file():
+    det = merge_test_args(make_config('mmdet'), test_args(out='x.pkl'))
+    assert [metric.type for metric in det.test_evaluator] == ['Metric', 'DumpDetResults']
+    assert det.test_evaluator[1].out_file_path == 'x.pkl'
+    cls = make_config('mmpretrain')
+    cls.test_evaluator = [dict(type='A'), dict(type='B')]
+    assert merge_test_args(cls, test_args(out='x.pickle')).test_evaluator[2].type == 'DumpResults'
+    cls.test_evaluator = dict(type='Evaluator', metrics=dict(type='A'))
+    merged = merge_test_args(cls, test_args(out='x.pkl'))
+    assert [metric.type for metric in merged.test_evaluator.metrics] == ['A', 'DumpResults']
+
+
+def test_out_folder_is_for_segmentation():
+    seg = merge_test_args(make_config('mmseg'), test_args(out='maps'))
+    assert [metric.output_dir for metric in seg.test_evaluator] == ['maps']
+    with pytest.raises(UserError, match='.pkl'):
+        merge_test_args(make_config('mmdet'), test_args(out='maps'))
+
+
+def test_show_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = str(tmp_path / 'shown')
+    hooks = dict(default_hooks=dict(visualization=dict(type='Hook', interval=7)), visualizer=dict(type='V'))
+    det = merge_test_args(make_config('mmdet', **hooks), test_args(show_dir='shown'))
+    assert det.default_hooks.visualization == dict(type='Hook', interval=7, draw=True, test_out_dir=directory)
+    cls = merge_test_args(make_config('mmpretrain', **hooks), test_args(show_dir='shown'))
+    assert cls.default_hooks.visualization == dict(type='Hook', interval=7, enable=True, out_dir=directory)
+    seg = merge_test_args(make_config('mmseg', **hooks), test_args(show_dir='shown'))
+    assert seg.default_hooks.visualization == dict(type='Hook', interval=7, draw=True)
+    assert seg.visualizer.save_dir == directory
+
+
+@pytest.mark.parametrize(
+    ('scope', 'hook', 'visualizer'),
+    [
+        ('mmdet', 'DetVisualizationHook', 'DetLocalVisualizer'),
+        ('mmseg', 'SegVisualizationHook', 'SegLocalVisualizer'),
+        ('mmpretrain', 'VisualizationHook', 'UniversalVisualizer'),
+    ],
+)
+def test_show_without_a_hook_in_the_config(scope, hook, visualizer):
+    cfg = merge_test_args(make_config(scope), test_args(show=True, wait_time=5.0))
+    shown = cfg.default_hooks.visualization
+    assert (shown.type, shown.show, shown.wait_time) == (hook, True, 5.0)
+    assert cfg.visualizer.type == visualizer
+
+
+def test_show_needs_a_toolbox():
+    with pytest.raises(UserError, match='mmengine'):
+        merge_test_args(make_config('mmengine'), test_args(show=True))
+
+
+def test_tta():
+    cfg = make_config(tta_model=dict(type='TTA', tta_cfg=dict(a=1)), tta_pipeline=[dict(type='P')])
+    cfg.test_dataloader.dataset = dict(type='RepeatDataset', dataset=cfg.test_dataloader.dataset)
+    merged = merge_test_args(cfg, test_args(tta=True))
+    assert merged.model.type == 'TTA'
+    assert merged.model.module == cfg.model
+    assert merged.test_dataloader.dataset.dataset.pipeline == [dict(type='P')]
+    with pytest.raises(UserError, match='no tta_model'):
+        merge_test_args(make_config(), test_args(tta=True))
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'model.backbone.arch',
+        'model.backbone.with_cp',  # an argument the config does not spell out
+        'optim_wrapper.clip_grad.max_norm',
+        'optim_wrapper.dtype',  # near to type
+        'param_scheduler.1.end',
+        'randomness.seed',  # read by mmengine, seldom in a config
+        'find_unused_parameters',
+    ],
+)
+def test_good_options(key):
+    merged = merge_options(make_config(), {key: 3})
+    for part in key.split('.'):
+        merged = merged[int(part) if part.isdigit() else part]
+    assert merged == 3
+
+
+@pytest.mark.parametrize(
+    ('key', 'message'),
+    [
+        ('modle.backbone.arch', "the config has no 'modle'; did you mean model?"),
+        ('nonsense', "the config has no 'nonsense'"),
+        ('train_cfg.max_epoch', "train_cfg has no 'max_epoch'; did you mean max_epochs?"),
+        ('model.backbon.arch', 'did you mean backbone?'),
+        ('model.backbone.arch.depth', "model.backbone.arch is 'small' and has no entries"),
+        ('param_scheduler.2.end', 'param_scheduler is a list of 2'),
+        ('param_scheduler.last.end', 'param_scheduler is a list of 2'),
+    ],
+)
+def test_bad_options(key, message):
+    with pytest.raises(UserError, match=r'^--cfg-options ' + key.replace('.', r'\.')) as caught:
+        merge_options(make_config(), {key: 3})
+    assert message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_blame_options():
+    def build(arch):
+        return arch
+
+    with pytest.raises(UserError, match=r"--cfg-options model.backbone.depth: \S*build takes no argument 'depth'"):
+        with blame_options({'model.backbone.arch': 1, 'model.backbone.depth': 1}):
+            build(depth=1)
+    with pytest.raises(TypeError), blame_options({'model.backbone.arch': 1}):
+        build(depth=1)  # not from the command line, hence a bug
+    with pytest.raises(TypeError), blame_options(None):
+        build(depth=1)
+    with pytest.raises(TypeError, match='unsupported'), blame_options({'a': 1}):
+        1 + 'a'  # noqa: B018
+
+
+def test_load_config(tmp_path):
+    with pytest.raises(UserError, match='nope.py does not exist'):
+        load_config('nope.py')
+    (tmp_path / 'child.py').write_text("_base_ = './no_base.py'\n")
+    with pytest.raises(UserError, match='no_base.py'):
+        load_config(str(tmp_path / 'child.py'))
+    (tmp_path / 'good.py').write_text('a = dict(b=1)\n')
+    assert load_config(str(tmp_path / 'good.py'), {'a.b': 2}).a.b == 2
+
+
+def test_parser(capsys):
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser)
+    args = parser.parse_args(['--cfg-options', 'a.b=1', 'c=[x,2.5]', '--local-rank', '1', '--launcher', 'slurm'])
+    assert args.cfg_options == {'a.b': 1, 'c': ['x', 2.5]}
+    assert (args.local_rank, args.launcher) == (1, 'slurm')
+    for words in (['a.b'], ['a=[1,(2]']):
+        with pytest.raises(SystemExit) as stopped:
+            parser.parse_args(['--cfg-options', *words])
+        assert stopped.value.code == 2
+        assert 'expected KEY=VALUE' in capsys.readouterr().err
