@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+import torch
 from mmengine.registry import DefaultScope
 
 
@@ -12,6 +13,12 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(('127.0.0.1', 0))
         return sock.getsockname()[1]
+
+
+@pytest.fixture(params=['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu'])
+def device(request) -> str:
+    """'cpu' and, where there is a CUDA device, 'cuda'."""
+    return request.param
 
 
 @pytest.fixture(autouse=True)

@@ -100,8 +100,8 @@ def attention_residual(module, scores: list[list[Tensor]], grid) -> list[list[Te
                     )
             heads.append(torch.stack(rows))
         averaged.append(heads)
-    normed = [[None] * module.in_heads for _ in scores]
-    for h in range(module.in_heads):
+    normed = [[None] * module.dwconv.shape[0] for _ in scores]
+    for h in range(module.dwconv.shape[0]):
         everything = torch.stack([image[h] for image in averaged])
         if module.norm.training:
             mean, var = everything.mean(), everything.var(unbiased=False)
@@ -111,7 +111,7 @@ def attention_residual(module, scores: list[list[Tensor]], grid) -> list[list[Te
             normed[b][h] = (image[h] - mean) / (var + module.norm.eps).sqrt()
     return [
         [
-            module.layer_scale[o] * sum(module.conv1x1[o, h] * image[h] for h in range(module.in_heads))
+            module.layer_scale[o] * sum(module.conv1x1[o, h] * image[h] for h in range(module.dwconv.shape[0]))
             for o in range(len(module.layer_scale))
         ]
         for image in normed

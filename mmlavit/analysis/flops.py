@@ -11,6 +11,7 @@ from types import FrameType
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
@@ -112,16 +113,16 @@ class _Meter(TorchDispatchMode):
     @contextmanager
     def follow(self, model: nn.Module) -> Iterator[None]:
         """Keep track of the module that runs."""
-        handles = []
-        for path, module in model.named_modules():
+        paths = {module: path for path, module in model.named_modules()}
 
-            def enter(*args, path: str = path) -> None:
-                self.path.append(path)
+        def enter(module: nn.Module, args: tuple) -> None:
+            self.path.append(paths.get(module, self.path[-1]))
 
-            def leave(*args) -> None:
-                self.path.pop()
+        def leave(module: nn.Module, args: tuple, out: object) -> None:
+            self.path.pop()
 
-            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        # For all modules at once: hooks of its own would tell a LaViT that somebody watches, and it would not fold.
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 from .arch import ARCH_ZOO, Arch
 from .diagonality import diagonality_loss, score_statistics, square_scores
 from .lavit import AttentionResidual, LaViT, LessAttention, VanillaAttention
+from .layout import Scores
 from .resample import resample_matrix, resample_tokens
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     'AttentionResidual',
     'LaViT',
     'LessAttention',
+    'Scores',
     'VanillaAttention',
     'diagonality_loss',
     'resample_matrix',

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .layout import Scores
 from .resample import Grid, resample_tokens
 
 
-def square_scores(scores: Tensor, heads: int, query_grid: Grid, key_grid: Grid, reference_grid: Grid) -> Tensor:
+def square_scores(scores: Scores, key_grid: Grid, reference_grid: Grid) -> Tensor:
     """Average less-attention scores to a square matrix, queries and keys on one grid (ours).
 
     That grid is the reference key grid, or on each axis the key grid where that is smaller: averaging to more
@@ -18,23 +19,21 @@ def square_scores(scores: Tensor, heads: int, query_grid: Grid, key_grid: Grid, 
     size nothing is averaged and the result is the paper's matrix.
 
     Args:
-        scores: Pre-softmax scores of shape (B, N, heads * K), K reference keys.
-        heads: Number of heads.
-        query_grid: Grid of the N queries.
-        key_grid: Grid of the spatially reduced keys, stride 32 of the image.
-        reference_grid: Grid of the K reference keys.
+        scores (Scores): Scores of shape (B, N, heads * K), K reference keys.
+        key_grid (tuple[int, int]): Grid of the spatially reduced keys, stride 32 of the image.
+        reference_grid (tuple[int, int]): Grid of the K reference keys.
 
     Returns:
-        Scores of shape (B, heads, S, S), S positions on the common grid, in float32 (float64 stays).
+        Tensor: Scores of shape (B, heads, S, S), S positions on the common grid, in float32 (float64 stays).
     """
     grid = (min(reference_grid[0], key_grid[0]), min(reference_grid[1], key_grid[1]))
     size, keys = grid[0] * grid[1], reference_grid[0] * reference_grid[1]
-    batch = scores.shape[0]
-    scores = resample_tokens(scores, query_grid, grid)  # (B, S, heads * K)
-    scores = scores if scores.dtype == torch.float64 else scores.float()
-    scores = scores.view(batch, size, heads, keys).permute(0, 2, 3, 1)  # (B, heads, K, S)
-    scores = resample_tokens(scores.reshape(-1, keys, size), reference_grid, grid)  # (B * heads, S keys, S queries)
-    return scores.view(batch, heads, size, size).transpose(2, 3)
+    batch, heads = scores.map.shape[0], scores.heads
+    square = resample_tokens(scores.map, scores.grid, grid)  # (B, S, heads * K)
+    square = square if square.dtype == torch.float64 else square.float()
+    square = square.view(batch, size, heads, keys).permute(0, 2, 3, 1)  # (B, heads, K, S)
+    square = resample_tokens(square.reshape(-1, keys, size), reference_grid, grid)  # (B * heads, S keys, S queries)
+    return square.view(batch, heads, size, size).transpose(2, 3)
 
 
 def diagonality_loss(scores: Tensor) -> Tensor:
@@ -46,10 +45,10 @@ def diagonality_loss(scores: Tensor) -> Tensor:
     every step would still shrink the scores, ever faster, until attention is uniform.
 
     Args:
-        scores: Square pre-softmax scores of shape (..., S, S).
+        scores (Tensor): Square pre-softmax scores of shape (..., S, S).
 
     Returns:
-        Scalar, the mean over all leading dimensions (images and heads). Zero if S is 1.
+        Tensor: Scalar, the mean over all leading dimensions (images and heads). Zero if S is 1.
     """
     size = scores.shape[-1]
     if size == 1:
@@ -77,10 +76,10 @@ def score_statistics(scores: Tensor) -> ScoreStatistics:
     """Summarise square scores for the log (ours).
 
     Args:
-        scores: Pre-softmax scores of shape (..., S, S), queries by keys.
+        scores (Tensor): Pre-softmax scores of shape (..., S, S), queries by keys.
 
     Returns:
-        Mean absolute score and mean entropy of the attention over the S keys.
+        ScoreStatistics: Mean absolute score and mean entropy of the attention over the S keys.
     """
     log_probs = scores.log_softmax(dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)

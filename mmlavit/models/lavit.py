@@ -12,6 +12,11 @@ Differs from the paper in (each marked "ours" where it stands):
 * The attention residual convolves the grid of queries, for the same reason.
 * Position information comes from a depthwise convolution in the feed-forward; the class token is left to the head.
 
+Reading order: :class:`VanillaAttention`, :class:`LessAttention` and :class:`AttentionResidual` are the paper;
+:class:`Stage` says how they follow one another, :class:`LaViT` is what a config names. What any pyramid transformer
+has is in ``layers.py``, sizes in ``arch.py``, resampling in ``resample.py``, layouts and CPU kernels in ``layout.py``,
+the loss in ``diagonality.py``.
+
 Shapes: B images, N = h * w tokens of the stage, C channels, H heads, d = C / H channels per head, K reference keys,
 M reduced keys. Scores of all heads lie side by side, (B, N, H * K): a feature map with H * K channels at the stage's
 resolution. Nothing of N x M is ever kept.
@@ -20,7 +25,6 @@ resolution. Nothing of N x M is ever kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -32,162 +36,35 @@ from torch.utils.checkpoint import checkpoint
 
 from mmlavit.errors import ConfigError
 
-from .arch import STRIDES, resolve_arch, resolve_num_va_layers
-from .layout import is_plain_eager, linear, linear_each, to_map, to_tokens
+from .arch import STRIDES, Arch, resolve_arch, resolve_num_va_layers
+from .initialization import resolve_init_cfg
+from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
+from .layout import PointwiseLinear, Scores, folding_pays, linear, linear_each, to_map, to_tokens
 from .resample import Grid, resample_tokens
 
-ScoreObserver = Callable[[Tensor, int, Grid, Grid, Grid], None]
-"""Called with (scores, heads, query grid, key grid, reference key grid) of every less-attention layer in a forward."""
 
-DEFAULT_INIT = [
-    dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
-    # At std 0.02 a narrow model's GELU sees values near zero, where it is linear, and training from scratch stalls.
-    dict(type='Kaiming', layer='Expansion', mode='fan_in', nonlinearity='linear', bias=0.0),
-    # fan_in is one kernel for a depthwise convolution, so the same rule fits dense and depthwise ones.
-    dict(type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu', bias=0.0),
-    dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
-]
-
-
-class DropPath(nn.Module):
-    """Drop the residual branch of whole images during training (stochastic depth).
-
-    Args:
-        rate: Probability of a drop, in [0, 1).
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale kept images by 1 / (1 - rate); x of shape (B, N, C)."""
-        if self.rate == 0 or not self.training:
-            return x
-        keep = 1 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep).div_(keep)
-
-    def extra_repr(self) -> str:
-        """Show the rate when the module is printed."""
-        return f'rate={self.rate}'
-
-
-class PatchEmbed(nn.Module):
-    """Downsample a map by a strided convolution, then LayerNorm over channels (paper, "Downsampling Operation").
-
-    Args:
-        in_channels: Channels of the input.
-        dim: Channels of the tokens.
-        kernel: Kernel size; equal to the stride in the paper, larger and padded by half in PVTv2.
-        stride: Stride.
-        eps: Epsilon of the LayerNorm.
-    """
-
-    def __init__(self, in_channels: int, dim: int, kernel: int, stride: int, eps: float) -> None:
-        super().__init__()
-        padding = kernel // 2 if kernel > stride else 0
-        self.proj = nn.Conv2d(in_channels, dim, kernel, stride, padding)
-        self.norm = nn.LayerNorm(dim, eps=eps)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Grid]:
-        """Embed x of shape (B, in_channels, H, W) as tokens (B, N, dim); return them and their grid."""
-        x = self.proj(x)
-        return self.norm(to_tokens(x)), (x.shape[2], x.shape[3])
-
-
-class Expansion(nn.Linear):
-    """First linear of a feed-forward; a class of its own so that ``init_cfg`` can name it."""
-
-
-class FeedForward(nn.Module):
-    """Two linears with a 3x3 depthwise convolution between them (ours, as in PVTv2): position at any image size.
-
-    Args:
-        dim: Channels of the tokens.
-        hidden: Channels between the linears.
-    """
-
-    # Inference on the CPU: bytes of the hidden map at a time. The whole map, of a batch or at detection sizes, is
-    # larger than the caches, and than what the allocator keeps: every use would fault its pages in anew.
-    strip_bytes = 4 << 20
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = Expansion(dim, hidden)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Map tokens x of shape (B, N, C), N = h * w of the grid, to (B, N, C)."""
-        if torch.is_grad_enabled() or x.device.type != 'cpu' or not is_plain_eager():
-            return self._forward_rows(x, grid, 0, grid[0])
-        batch, height, out = x.shape[0], grid[0], torch.empty_like(x)
-        row_bytes = grid[1] * self.fc1.out_features * x.element_size()
-        images = max(1, self.strip_bytes // (row_bytes * height))
-        rows = min(height, max(8, self.strip_bytes // row_bytes))  # below 8, the rows computed twice would cost more
-        for image in range(0, batch, images):
-            for top in range(0, height, rows):
-                bottom = min(top + rows, height)
-                part = self._forward_rows(x[image : image + images], grid, top, bottom)
-                out[image : image + images, top * grid[1] : bottom * grid[1]] = part
-        return out
-
-    def _forward_rows(self, x: Tensor, grid: Grid, top: int, bottom: int) -> Tensor:
-        """Rows top to bottom (excluded) of the result: (B, rows * w, C)."""
-        # The kernel sees one row more on either side; what its padding gives there is cut off again.
-        first, last = max(top - 1, 0), min(bottom + 1, grid[0])
-        x = linear(x[:, first * grid[1] : last * grid[1]], self.fc1.weight, self.fc1.bias)
-        x = self.dwconv(to_map(x, (last - first, grid[1])))[:, :, top - first : bottom - first]
-        return linear(F.gelu(to_tokens(x)), self.fc2.weight, self.fc2.bias)
-
-
-class SpatialReduction(nn.Module):
-    """Reduce the map that keys and values are made of to stride 32 (ours).
-
-    Args:
-        dim: Channels of the tokens.
-        ratio: Kernel and stride of the convolution; at 1 there is neither convolution nor norm.
-        eps: Epsilon of the LayerNorm.
-    """
-
-    def __init__(self, dim: int, ratio: int, eps: float) -> None:
-        super().__init__()
-        self.ratio = ratio
-        if ratio > 1:
-            self.conv = nn.Conv2d(dim, dim, ratio, ratio)
-            self.norm = nn.LayerNorm(dim, eps=eps)
-
-    def reduced_grid(self, grid: Grid) -> Grid:
-        """Grid after the reduction."""
-        return grid[0] // self.ratio, grid[1] // self.ratio
-
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """Reduce tokens x of shape (B, N, C) to (B, M, C), M = N / ratio^2."""
-        if self.ratio == 1:
-            return x
-        return self.norm(to_tokens(self.conv(to_map(x, grid))))
-
-
-def attend(scores: Tensor, values: Tensor, proj: nn.Linear, heads: int) -> Tensor:
+def attend(scores: Scores, values: Tensor, proj: nn.Module) -> Tensor:
     """Softmax over the reference keys, weighted sum of values, output projection.
 
-    ``softmax(A_h) V_h W_h`` summed over heads is one matrix product with ``V_h W_h`` stacked over (head, key): with K
-    keys that is cheaper than projecting N tokens, and scores and output stay in token layout without a transpose.
+    ``softmax(A_h) V_h W_h`` summed over heads is one matrix product with ``V_h W_h`` stacked over (head, key). Where
+    that is cheaper (:func:`folding_pays`), scores and output also stay in token layout without a transpose.
 
     Args:
-        scores: Pre-softmax scores of shape (B, N, H * K).
-        values: Values of shape (B, K, C).
-        proj: Output projection, C to C.
-        heads: Number of heads H.
+        scores (Scores): Pre-softmax scores of shape (B, N, H * K).
+        values (Tensor): Values of shape (B, K, C).
+        proj (nn.Module): Output projection, C to C.
 
     Returns:
-        Tokens of shape (B, N, C).
+        Tensor: Tokens of shape (B, N, C).
     """
-    probs = scores.unflatten(-1, (heads, -1)).softmax(dim=-1).flatten(2)  # (B, N, H * K)
-    values = values.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)  # (B, H, d, K)
+    heads, keys = scores.heads, values.shape[1]
+    probs = scores.map.unflatten(-1, (heads, keys)).softmax(dim=-1)  # (B, N, H, K)
+    values = values.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, K, d)
+    if not folding_pays(proj, probs.shape[1], keys, heads):
+        return proj(torch.matmul(probs.transpose(1, 2), values).transpose(1, 2).flatten(2))
     weight = proj.weight.unflatten(1, (heads, -1)).transpose(0, 1)  # (H, C, d)
-    projected = torch.matmul(weight, values).transpose(1, 2).flatten(2)  # (B, C, H * K)
-    return linear_each(probs, projected, proj.bias.expand(probs.shape[0], -1))
+    projected = torch.matmul(weight, values.transpose(2, 3)).transpose(1, 2).flatten(2)  # (B, C, H * K)
+    return linear_each(probs.flatten(2), projected, proj.bias.expand(probs.shape[0], -1))
 
 
 class VanillaAttention(nn.Module):
@@ -196,25 +73,17 @@ class VanillaAttention(nn.Module):
     ``softmax(Q K^T / sqrt(d) + E) V`` on all M reduced keys; E is the attention residual from the previous stage.
 
     Args:
-        dim: Channels C.
-        heads: Number of heads H.
-        ratio: Spatial reduction of keys and values.
-        reference_grid: Grid of the K reference keys.
-        pool: Whether keys and values are averaged to the reference grid, which makes the layer linear in pixels
-            (``key_reduction='pool'``, ours).
-        keep_scores: Whether to return the scores on the reference keys.
-        eps: Epsilon of the LayerNorm of the reduction.
+        dim (int): Channels C.
+        heads (int): Number of heads H.
+        ratio (int): Spatial reduction of keys and values.
+        reference_grid (tuple[int, int]): Grid of the K reference keys.
+        pool (bool): Whether keys and values are averaged to the reference grid, which makes the layer linear in
+            pixels (``key_reduction='pool'``, ours).
+        keep_scores (bool): Whether to return the scores on the reference keys. It changes nothing else.
     """
 
     def __init__(
-        self,
-        dim: int,
-        heads: int,
-        ratio: int,
-        reference_grid: Grid,
-        pool: bool,
-        keep_scores: bool,
-        eps: float,
+        self, dim: int, heads: int, ratio: int, reference_grid: Grid, pool: bool = False, keep_scores: bool = True
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -222,56 +91,62 @@ class VanillaAttention(nn.Module):
         self.pool = pool
         self.keep_scores = keep_scores
         self.scale = (dim // heads) ** -0.5
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.reduction = SpatialReduction(dim, ratio, eps)
+        self.q = PointwiseLinear(dim, dim)
+        self.kv = PointwiseLinear(dim, 2 * dim)
+        self.proj = PointwiseLinear(dim, dim)
+        self.reduction = SpatialReduction(dim, ratio)
 
-    def forward(self, x: Tensor, grid: Grid, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, grid: Grid, residual: Scores | None = None) -> tuple[Tensor, Scores | None]:
         """Attend.
 
         Args:
-            x: Normalised tokens of shape (B, N, C).
-            grid: Grid of the tokens.
-            residual: Attention residual E of shape (B, N, H * K), or None.
+            x (Tensor): Normalised tokens of shape (B, N, C).
+            grid (tuple[int, int]): Grid of the tokens.
+            residual (Scores, optional): Attention residual E.
 
         Returns:
-            Tokens (B, N, C), and the scores ``Q (D K)^T / sqrt(d) + E`` of shape (B, N, H * K), D the averaging of
-            keys to their reference grid, or None if they are not kept.
+            tuple[Tensor, Scores or None]: Tokens (B, N, C), and the scores ``Q (D K)^T / sqrt(d) + E``, D the
+            averaging of keys to their reference grid, or None if they are not kept.
         """
         keys = self.reduction(x, grid)  # (B, M, C)
         key_grid = self.reduction.reduced_grid(grid)
         if self.pool:
             keys = resample_tokens(keys, key_grid, self.reference_grid)
             key_grid = self.reference_grid
-        key, value = linear(keys, self.kv.weight, self.kv.bias).chunk(2, dim=-1)  # (B, M, C) each
+        key, value = self.kv(keys).chunk(2, dim=-1)  # (B, M, C) each
 
         if key_grid == self.reference_grid:
-            scores = self._reference_scores(x, key, residual)
-            return attend(scores, value, self.proj, self.heads), scores if self.keep_scores else None
+            scores = self._reference_scores(x, None, key, grid, residual)
+            return attend(scores, value, self.proj), scores if self.keep_scores else None
 
-        query = linear(x, self.q.weight, self.q.bias)
-        out = self._attend_all(query, key, value, key_grid, residual)
-        out = linear(out, self.proj.weight, self.proj.bias)
+        query = self.q(x)
+        out = self.proj(self._attend_all(query, key, value, key_grid, residual))
         if not self.keep_scores:
             return out, None
         key = resample_tokens(key, key_grid, self.reference_grid)  # (B, K, C)
-        return out, self._reference_scores(x, key, residual)
+        return out, self._reference_scores(x, query, key, grid, residual)
 
-    def _reference_scores(self, x: Tensor, key: Tensor, residual: Tensor | None) -> Tensor:
-        """Scores of tokens x (B, N, C) on the reference keys (B, K, C): (B, N, H * K).
+    def _reference_scores(
+        self, x: Tensor, query: Tensor | None, key: Tensor, grid: Grid, residual: Scores | None
+    ) -> Scores:
+        """Scores of tokens x (B, N, C), or of queries that are there, on the reference keys (B, K, C).
 
-        ``Q_h K_h^T = x (W_h^T K_h^T) + b_h K_h^T``: folding the query projection into the few keys costs less than
-        projecting N tokens, and the scores of all heads come out side by side.
+        ``Q_h K_h^T = x (W_h^T K_h^T) + b_h K_h^T``: where that is cheaper (:func:`folding_pays`), the query projection
+        is folded into the few keys, and the scores of all heads come out side by side.
         """
         key = key.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1) * self.scale  # (B, H, d, K)
-        weight = self.q.weight.unflatten(0, (self.heads, -1))  # (H, d, C)
-        folded = torch.matmul(key.transpose(2, 3), weight).flatten(1, 2)  # (B, H * K, C)
-        bias = (self.q.bias.view(self.heads, -1, 1) * key).sum(dim=2).flatten(1)  # (B, H * K)
-        scores = linear_each(x, folded, bias)
-        return scores if residual is None else scores + residual
+        if query is None and folding_pays(self.q, x.shape[1], key.shape[-1], self.heads):
+            weight = self.q.weight.unflatten(0, (self.heads, -1))  # (H, d, C)
+            folded = torch.matmul(key.transpose(2, 3), weight).flatten(1, 2)  # (B, H * K, C)
+            bias = (self.q.bias.view(self.heads, -1, 1) * key).sum(dim=2).flatten(1)  # (B, H * K)
+            scores = linear_each(x, folded, bias)
+        else:
+            query = self.q(x) if query is None else query
+            query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, N, d)
+            scores = torch.matmul(query, key).transpose(1, 2).flatten(2)  # (B, N, H * K)
+        return Scores(scores if residual is None else scores + residual.map, self.heads, grid)
 
-    def _attend_all(self, query: Tensor, key: Tensor, value: Tensor, key_grid: Grid, residual: Tensor | None) -> Tensor:
+    def _attend_all(self, query: Tensor, key: Tensor, value: Tensor, key_grid: Grid, residual: Scores | None) -> Tensor:
         """Fused attention of queries (B, N, C) on all M keys and values (B, M, C): (B, N, C).
 
         The residual on M keys is ``E U^T``, U (M, K) the resampling from the reference keys. It is not built: E
@@ -280,14 +155,14 @@ class VanillaAttention(nn.Module):
         query, key, value = (t.unflatten(-1, (self.heads, -1)) for t in (query, key, value))  # (B, N or M, H, d)
         head_dim, scale = query.shape[-1], self.scale
         if residual is not None:
-            residual = residual.unflatten(-1, (self.heads, -1))  # (B, N, H, K)
-            columns = residual.shape[-1]
+            extra = residual.map.unflatten(-1, (self.heads, -1)).to(query.dtype)  # (B, N, H, K)
+            columns = extra.shape[-1]
             identity = torch.eye(columns, device=key.device, dtype=key.dtype)
             up = resample_tokens(identity[None], self.reference_grid, key_grid)[0]  # (M, K)
             up = up.to(key.dtype)[:, None].expand(*key.shape[:3], columns)  # (B, M, H, K)
             # Fused kernels want one width, a multiple of eight, for queries, keys and values.
             padding = -(head_dim + columns) % 8
-            query = F.pad(torch.cat([query * scale, residual.to(query.dtype)], dim=-1), (0, padding))
+            query = F.pad(torch.cat([query * scale, extra], dim=-1), (0, padding))
             key = F.pad(torch.cat([key, up], dim=-1), (0, padding))
             value = F.pad(value, (0, columns + padding))
             scale = 1.0
@@ -305,22 +180,21 @@ class LessAttention(nn.Module):
     grid is the stage's), elsewhere the same weights on averaged queries, while fine detail passes through I.
 
     Args:
-        dim: Channels C.
-        heads: Number of heads H.
-        ratio: Spatial reduction of the values.
-        reference_grid: Grid of the K reference keys.
-        query_grid: Reference grid of the queries.
-        eps: Epsilon of the LayerNorm of the reduction.
+        dim (int): Channels C.
+        heads (int): Number of heads H.
+        ratio (int): Spatial reduction of the values.
+        reference_grid (tuple[int, int]): Grid of the K reference keys.
+        query_grid (tuple[int, int]): Reference grid of the queries.
     """
 
-    def __init__(self, dim: int, heads: int, ratio: int, reference_grid: Grid, query_grid: Grid, eps: float) -> None:
+    def __init__(self, dim: int, heads: int, ratio: int, reference_grid: Grid, query_grid: Grid) -> None:
         super().__init__()
         self.heads = heads
         self.reference_grid = reference_grid
         self.query_grid = query_grid
-        self.v = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
-        self.reduction = SpatialReduction(dim, ratio, eps)
+        self.v = PointwiseLinear(dim, dim)
+        self.proj = PointwiseLinear(dim, dim)
+        self.reduction = SpatialReduction(dim, ratio)
         # Plain parameters, so that no initialiser of linears touches them: a layer begins by (almost) reusing the
         # previous attention.
         keys, queries = reference_grid[0] * reference_grid[1], query_grid[0] * query_grid[1]
@@ -329,28 +203,30 @@ class LessAttention(nn.Module):
         for delta in (self.delta_theta, self.delta_psi):
             nn.init.trunc_normal_(delta, std=0.02 / delta.shape[0] ** 0.5)
 
-    def forward(self, x: Tensor, grid: Grid, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
         """Attend with transformed scores.
 
         Args:
-            x: Normalised tokens of shape (B, N, C).
-            grid: Grid of the tokens.
-            scores: Pre-softmax scores of the previous layer, (B, N, H * K).
+            x (Tensor): Normalised tokens of shape (B, N, C).
+            scores (Scores): Scores of the previous layer, on the grid of x.
 
         Returns:
-            Tokens (B, N, C) and this layer's scores (B, N, H * K).
+            tuple[Tensor, Scores]: Tokens (B, N, C) and this layer's scores.
         """
-        values = self.reduction(x, grid)  # (B, M, C)
-        values = resample_tokens(values, self.reduction.reduced_grid(grid), self.reference_grid)
-        scores = self.transform(scores, grid)
-        return attend(scores, self.v(values), self.proj, self.heads), scores
+        values = self.reduction(x, scores.grid)  # (B, M, C)
+        values = resample_tokens(values, self.reduction.reduced_grid(scores.grid), self.reference_grid)
+        scores = self.transform(scores)
+        return attend(scores, self.v(values), self.proj), scores
 
-    def transform(self, scores: Tensor, grid: Grid) -> Tensor:
-        """``Psi A Theta^T`` for scores A of shape (B, N, H * K) on the given query grid."""
-        theta = torch.eye(self.delta_theta.shape[0], device=scores.device) + self.delta_theta
-        scores = linear(scores.reshape(scores.shape[0], -1, theta.shape[0]), theta, None).view_as(scores)
-        coarse = resample_tokens(scores, grid, self.query_grid)  # (B, n, H * K)
-        return scores + resample_tokens(torch.matmul(self.delta_psi, coarse), self.query_grid, grid)
+    def transform(self, scores: Scores) -> Scores:
+        """``Psi A Theta^T`` for scores A."""
+        a, grid = scores.map, scores.grid  # (B, N, H * K)
+        delta = self.delta_theta
+        theta = torch.eye(delta.shape[0], device=delta.device, dtype=delta.dtype) + delta
+        a = linear(a.reshape(a.shape[0], -1, theta.shape[0]), theta, None).view_as(a)
+        coarse = resample_tokens(a, grid, self.query_grid)  # (B, n, H * K)
+        a = a + resample_tokens(torch.matmul(self.delta_psi, coarse), self.query_grid, grid)
+        return scores._replace(map=a)
 
 
 class AttentionResidual(nn.Module):
@@ -361,14 +237,13 @@ class AttentionResidual(nn.Module):
     is not affine, and no convolution has a bias: a constant shift of scores is invisible to softmax (all ours).
 
     Args:
-        in_heads: Heads of the stage that the scores come from.
-        out_heads: Heads of the stage that they go to.
-        layer_scale_init: Initial LayerScale factor, one per head.
+        in_heads (int): Heads of the stage that the scores come from.
+        out_heads (int): Heads of the stage that they go to.
+        layer_scale_init (float): Initial LayerScale factor, one per head.
     """
 
     def __init__(self, in_heads: int, out_heads: int, layer_scale_init: float) -> None:
         super().__init__()
-        self.in_heads = in_heads
         # Plain parameters, as in LessAttention: the kernel starts as an average.
         self.dwconv = nn.Parameter(torch.full((in_heads, 1, 2, 2), 0.25))
         self.norm = nn.BatchNorm1d(in_heads, affine=False)
@@ -376,106 +251,108 @@ class AttentionResidual(nn.Module):
         nn.init.trunc_normal_(self.conv1x1, std=in_heads**-0.5)
         self.layer_scale = nn.Parameter(torch.full((out_heads,), float(layer_scale_init)))
 
-    def forward(self, scores: Tensor, grid: Grid) -> Tensor:
-        """Turn scores (B, N, in_heads * K) on the grid into E of shape (B, N / 4, out_heads * K)."""
-        keys = scores.shape[-1] // self.in_heads
+    def forward(self, scores: Scores) -> Scores:
+        """Turn scores (B, N, in_heads * K) into E of shape (B, N / 4, out_heads * K)."""
+        batch, _, channels = scores.map.shape
+        keys = channels // scores.heads
         kernel = self.dwconv.repeat_interleave(keys, dim=0)  # (in_heads * K, 1, 2, 2)
-        x = F.conv2d(to_map(scores, grid), kernel, stride=2, groups=kernel.shape[0])
-        x = to_tokens(x)  # (B, N / 4, in_heads * K)
-        batch = x.shape[0]
-        x = self.norm(x.reshape(-1, self.in_heads, keys))  # (B * N / 4, in_heads, K)
+        x = F.conv2d(to_map(scores.map, scores.grid), kernel, stride=2, groups=channels)
+        grid = (x.shape[2], x.shape[3])
+        x = self.norm(to_tokens(x).reshape(-1, scores.heads, keys))  # (B * N / 4, in_heads, K)
         mix = self.layer_scale[:, None] * self.conv1x1  # (out_heads, in_heads)
-        return torch.matmul(mix, x).view(batch, -1, mix.shape[0] * keys)
+        heads = mix.shape[0]
+        return Scores(torch.matmul(mix, x).view(batch, -1, heads * keys), heads, grid)
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then feed-forward, each with drop path.
 
     Args:
-        dim: Channels C.
-        attn: Vanilla or less attention; both take and return (tokens, scores).
-        mlp_ratio: Hidden channels of the feed-forward over C.
-        drop_path: Drop path rate.
-        eps: Epsilon of the LayerNorms.
+        dim (int): Channels C.
+        attn (VanillaAttention or LessAttention): Attention.
+        mlp_ratio (float): Hidden channels of the feed-forward over C.
+        drop_path (float): Drop path rate.
     """
 
-    def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, drop_path: float, eps: float) -> None:
+    def __init__(self, dim: int, attn: VanillaAttention | LessAttention, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm1 = LayerNorm(dim)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.norm2 = LayerNorm(dim)
         self.mlp = FeedForward(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, grid: Grid, scores: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, grid: Grid, scores: Scores | None, residual: Scores | None
+    ) -> tuple[Tensor, Scores | None]:
         """Run the block.
 
         Args:
-            x: Tokens of shape (B, N, C).
-            grid: Grid of the tokens.
-            scores: (B, N, H * K) or None: for a vanilla layer the attention residual, for a less-attention layer the
-                scores of the layer before.
+            x (Tensor): Tokens of shape (B, N, C).
+            grid (tuple[int, int]): Grid of the tokens.
+            scores (Scores, optional): Scores of the layer before, which a less-attention layer transforms.
+            residual (Scores, optional): Attention residual, which a vanilla layer adds to its own scores.
 
         Returns:
-            Tokens (B, N, C) and the scores that the next layer takes, or None.
+            tuple[Tensor, Scores or None]: Tokens (B, N, C) and the scores that the next layer takes.
         """
-        out, scores = self.attn(self.norm1(x), grid, scores)
+        if isinstance(self.attn, LessAttention):
+            out, scores = self.attn(self.norm1(x), scores)
+        else:
+            out, scores = self.attn(self.norm1(x), grid, residual)
         x = x + self.drop_path(out)
         return x + self.drop_path(self.mlp(self.norm2(x), grid)), scores
+
+
+ScoreObserver = Callable[[VanillaAttention | LessAttention, Scores], None]
+"""Called in a forward with every attention layer that gives scores, and these: all less-attention layers, and vanilla
+layers with ``keep_scores``."""
 
 
 class Stage(nn.Module):
     """Patch embedding, attention residual from the previous stage, blocks, LayerNorm.
 
     Args:
-        patch_embed: Patch embedding.
-        residual: Attention residual, or None.
-        blocks: Blocks; less-attention blocks come last.
-        norm: Norm of the output.
-        with_cp: Whether to checkpoint the blocks.
+        patch_embed (PatchEmbed): Patch embedding.
+        residual (AttentionResidual, optional): Attention residual.
+        blocks (Sequence[Block]): Blocks; less-attention blocks come last.
+        with_cp (bool): Whether to checkpoint the blocks.
     """
 
     def __init__(
-        self,
-        patch_embed: PatchEmbed,
-        residual: AttentionResidual | None,
-        blocks: Sequence[Block],
-        norm: nn.LayerNorm,
-        with_cp: bool,
+        self, patch_embed: PatchEmbed, residual: AttentionResidual | None, blocks: Sequence[Block], with_cp: bool
     ) -> None:
         super().__init__()
         self.patch_embed = patch_embed
         self.residual = residual
         self.blocks = nn.ModuleList(blocks)
-        self.norm = norm
+        self.norm = LayerNorm(patch_embed.proj.out_channels)
         self.with_cp = with_cp
 
-    def forward(
-        self, x: Tensor, scores: Tensor | None, grid: Grid | None, observer: ScoreObserver | None
-    ) -> tuple[Tensor, Tensor | None, Grid]:
+    def forward(self, x: Tensor, scores: Scores | None, observer: ScoreObserver | None) -> tuple[Tensor, Scores | None]:
         """Run the stage.
 
         Args:
-            x: Map of shape (B, C_in, H, W).
-            scores: Last scores of the previous stage, (B, N_prev, H_prev * K), or None.
-            grid: Grid of the previous stage's tokens, or None.
-            observer: Called with the scores of every less-attention layer, or None.
+            x (Tensor): Map of shape (B, C_in, H, W).
+            scores (Scores, optional): Last scores of the previous stage.
+            observer (Callable, optional): Called with the layers that give scores.
 
         Returns:
-            Normalised map (B, C, h, w), channels-last in memory; last scores (B, N, H * K) or None; grid.
+            tuple[Tensor, Scores or None]: Normalised map (B, C, h, w), channels-last in memory, and last scores.
         """
         # Outside the checkpoints: recomputing a BatchNorm would count its batch statistics twice.
-        scores = self.residual(scores, grid) if self.residual is not None else None
+        residual = self.residual(scores) if self.residual is not None else None
         x, grid = self.patch_embed(x)
+        scores = None
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
-                x, scores = checkpoint(block, x, grid, scores, use_reentrant=False)
+                x, scores = checkpoint(block, x, grid, scores, residual, use_reentrant=False)
             else:
-                x, scores = block(x, grid, scores)
-            if observer is not None and isinstance(block.attn, LessAttention):
-                attn = block.attn
-                observer(scores, attn.heads, grid, attn.reduction.reduced_grid(grid), attn.reference_grid)
-        return to_map(self.norm(x), grid), scores, grid
+                x, scores = block(x, grid, scores, residual)
+            residual = None  # only the first layer takes it
+            if observer is not None and scores is not None:
+                observer(block.attn, scores)
+        return to_map(self.norm(x), grid), scores
 
 
 @MODELS.register_module()
@@ -489,23 +366,25 @@ class LaViT(BaseModule):
         [(1, 64, 25, 41), (1, 128, 13, 21), (1, 256, 7, 11), (1, 512, 4, 6)]
 
     Args:
-        arch: 'nano', 'tiny', 'small', 'base' (or the first letter), or a dict; see :mod:`mmlavit.models.arch`.
-        in_channels: Channels of the input image.
-        num_va_layers: Vanilla layers per stage, an int for all stages or four; None takes the architecture's. With
-            ``depths`` and ``attention_residual=False`` the model is the plain pyramid transformer.
-        attention_residual: Whether scores of a stage enter the first layer of the next one.
-        key_reduction: 'conv': vanilla layers read all keys on the stride-32 grid. 'pool' (ours): they read the
+        arch (str or dict): 'nano', 'tiny', 'small', 'base' (or the first letter), or a dict as described in
+            :class:`mmlavit.models.Arch`.
+        in_channels (int): Channels of the input image.
+        num_va_layers (int or Sequence[int], optional): Vanilla layers per stage, an int for all stages or four; None
+            takes the architecture's. With ``depths`` and ``attention_residual=False`` the model is the plain pyramid
+            transformer.
+        attention_residual (bool): Whether scores of a stage enter the first layer of the next one.
+        key_reduction (str): 'conv': vanilla layers read all keys on the stride-32 grid. 'pool' (ours): they read the
             reference keys, averaged from those, and the backbone is linear in pixels; the same weights, and the same
             function at the architecture's own size (224 px; nano: 128 px).
-        drop_path_rate: Drop path rate of the last block; it grows linearly from 0.
-        layer_scale_init: Initial LayerScale factor of the attention residuals.
-        out_indices: Stages whose maps are returned, increasing. Stages after the last are not built.
-        frozen_stages: -1: nothing is frozen. 0: the first patch embedding. k: also stages 1 to k, whole. Frozen parts
-            get no gradient and stay in eval mode.
-        norm_eval: Whether the BatchNorms of the attention residuals keep their running statistics in training.
-        with_cp: Whether to recompute blocks in the backward pass to save memory.
-        init_cfg: mmengine initialisation; None: truncated normal linears, Kaiming convolutions. ``dict(
-            type='Pretrained', checkpoint=FILE, prefix='backbone.')`` loads a checkpoint on top of that; with
+        drop_path_rate (float): Drop path rate of the last block; it grows linearly from 0.
+        layer_scale_init (float): Initial LayerScale factor of the attention residuals.
+        out_indices (Sequence[int]): Stages whose maps are returned, increasing. Stages after the last are not built.
+        frozen_stages (int): -1: nothing is frozen. 0: the first patch embedding. k: also stages 1 to k, whole. Frozen
+            parts get no gradient and stay in eval mode.
+        norm_eval (bool): Whether the BatchNorms of the attention residuals keep their running statistics in training.
+        with_cp (bool): Whether to recompute blocks in the backward pass to save memory.
+        init_cfg (dict or list[dict], optional): mmengine initialisation; None: as in ``initialization.py``.
+            ``dict(type='Pretrained', checkpoint=FILE, prefix='backbone.')`` loads a checkpoint on top of that; with
             ``checkpoint=None`` the backbone starts from scratch and says so in one logged line.
 
     Raises:
@@ -528,69 +407,51 @@ class LaViT(BaseModule):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        init_cfg, self._from_scratch = _resolve_init_cfg(init_cfg)
+        init_cfg, self._from_scratch = resolve_init_cfg(init_cfg)
         super().__init__(init_cfg)
         arch = resolve_arch(arch)
         num_va_layers = resolve_num_va_layers(num_va_layers, arch)
-        if key_reduction not in ('conv', 'pool'):
-            raise ConfigError(f"key_reduction must be 'conv' or 'pool', got {key_reduction!r}")
-        out_indices = tuple(out_indices)
-        if not out_indices or any(i not in range(4) for i in out_indices) or sorted(set(out_indices)) != [*out_indices]:
-            raise ConfigError(f'out_indices must be increasing stage indices in 0..3, got {out_indices}')
-        num_stages = out_indices[-1] + 1
-        if frozen_stages not in range(-1, num_stages + 1):
-            raise ConfigError(
-                f'frozen_stages must be in -1..{num_stages} for out_indices {out_indices}, got {frozen_stages}'
-            )
-        if not 0 <= drop_path_rate < 1:
-            raise ConfigError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
-
-        self.out_indices = out_indices
+        self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.score_observer: ScoreObserver | None = None
+        self._check_arguments(in_channels, key_reduction, drop_path_rate)
 
-        total = sum(arch.depths[:num_stages])
-        drop_rates = [drop_path_rate * i / max(total - 1, 1) for i in range(total)]
-        key_grid = (arch.key_grid, arch.key_grid)
-        embed_eps, reduction_eps, block_eps = arch.norm_eps
         self.stages = nn.ModuleList()
-        for i in range(num_stages):
-            dim, heads, depth, num_va = (
-                arch.embed_dims[i],
-                arch.num_heads[i],
-                arch.depths[i],
-                num_va_layers[i],
-            )
-            query_grid = (arch.query_grids[i], arch.query_grids[i])
-            ratio = STRIDES[-1] // STRIDES[i]
-            scores_used = depth > num_va or (attention_residual and i < num_stages - 1)
-            blocks = []
-            for j in range(depth):
-                if j < num_va:
-                    keep = scores_used and j == num_va - 1
-                    attn = VanillaAttention(dim, heads, ratio, key_grid, key_reduction == 'pool', keep, reduction_eps)
-                else:
-                    attn = LessAttention(dim, heads, ratio, key_grid, query_grid, reduction_eps)
-                blocks.append(
-                    Block(
-                        dim,
-                        attn,
-                        arch.mlp_ratios[i],
-                        drop_rates[sum(arch.depths[:i]) + j],
-                        block_eps,
-                    )
-                )
+        depths = arch.depths[: self.out_indices[-1] + 1]
+        for i, depth in enumerate(depths):
             residual = None
             if attention_residual and i > 0:
-                residual = AttentionResidual(arch.num_heads[i - 1], heads, layer_scale_init)
+                residual = AttentionResidual(arch.num_heads[i - 1], arch.num_heads[i], layer_scale_init)
             source = arch.embed_dims[i - 1] if i else in_channels
             stride = STRIDES[i] // STRIDES[i - 1] if i else STRIDES[0]
-            embed = PatchEmbed(source, dim, arch.patch_kernels[i], stride, embed_eps)
-            self.stages.append(Stage(embed, residual, blocks, nn.LayerNorm(dim, eps=block_eps), with_cp))
+            embed = PatchEmbed(source, arch.embed_dims[i], arch.patch_kernels[i], stride)
+            keep_scores = depth > num_va_layers[i] or (attention_residual and i < len(depths) - 1)
+            layers = _build_attention(arch, i, num_va_layers[i], keep_scores, key_reduction == 'pool')
+            before, step = sum(depths[:i]), drop_path_rate / max(sum(depths) - 1, 1)
+            blocks = [
+                Block(arch.embed_dims[i], attn, arch.mlp_ratios[i], (before + j) * step)
+                for j, attn in enumerate(layers)
+            ]
+            self.stages.append(Stage(embed, residual, blocks, with_cp))
+        _set_norm_eps(self.stages, arch)
         for module in self._frozen_modules():
             module.requires_grad_(False)
         self.train()
+
+    def _check_arguments(self, in_channels: int, key_reduction: str, drop_path_rate: float) -> None:
+        """Raise a ConfigError that names the argument which is out of its range."""
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ConfigError(f'in_channels must be a positive integer, got {in_channels!r}')
+        if key_reduction not in ('conv', 'pool'):
+            raise ConfigError(f"key_reduction must be 'conv' or 'pool', got {key_reduction!r}")
+        if not 0 <= drop_path_rate < 1:
+            raise ConfigError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
+        outs, frozen = self.out_indices, self.frozen_stages
+        if not outs or any(i not in range(4) for i in outs) or sorted(set(outs)) != [*outs]:
+            raise ConfigError(f'out_indices must be increasing stage indices in 0..3, got {outs}')
+        if frozen not in range(-1, outs[-1] + 2):
+            raise ConfigError(f'frozen_stages must be in -1..{outs[-1] + 1} for out_indices {outs}, got {frozen}')
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid.
@@ -608,11 +469,11 @@ class LaViT(BaseModule):
         if pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
         x = x.contiguous(memory_format=torch.channels_last)
-        scores, grid, outs = None, None, []
+        scores, outs = None, []
         for i, stage in enumerate(self.stages):
-            x, scores, grid = stage(x, scores, grid, self.score_observer)
+            x, scores = stage(x, scores, self.score_observer)
             if i in self.out_indices:
-                # Contiguous: mmcv's RoIAlign on the CPU reads a channels-last map as if it were, without a word.
+                # Contiguous: mmcv's compiled RoIAlign reads a channels-last map as if it were, without a word.
                 outs.append(x[..., : -(-height // STRIDES[i]), : -(-width // STRIDES[i])].contiguous())
         return tuple(outs)
 
@@ -643,13 +504,23 @@ class LaViT(BaseModule):
         return [self.stages[0].patch_embed, *self.stages[: self.frozen_stages]]
 
 
-def _resolve_init_cfg(init_cfg: dict | list[dict] | None) -> tuple[list[dict], bool]:
-    """Return a list of initialisers, and whether a checkpoint was asked for but none was named."""
-    default = deepcopy(DEFAULT_INIT)
-    if init_cfg is None:
-        return default, False
-    if isinstance(init_cfg, dict) and init_cfg.get('type') in ('Pretrained', 'PretrainedInit'):
-        if init_cfg.get('checkpoint') is None:
-            return default, True
-        return [*default, init_cfg], False
-    return init_cfg, False
+def _build_attention(
+    arch: Arch, stage: int, num_va: int, keep_scores: bool, pool: bool
+) -> list[VanillaAttention | LessAttention]:
+    """Attention of a stage's layers: vanilla ones, of which the last may keep its scores, then less attention."""
+    dim, heads, ratio = arch.embed_dims[stage], arch.num_heads[stage], STRIDES[-1] // STRIDES[stage]
+    key_grid = (arch.key_grid, arch.key_grid)
+    query_grid = (arch.query_grids[stage], arch.query_grids[stage])
+    vanilla = [
+        VanillaAttention(dim, heads, ratio, key_grid, pool, keep_scores and j == num_va - 1) for j in range(num_va)
+    ]
+    less = [LessAttention(dim, heads, ratio, key_grid, query_grid) for _ in range(arch.depths[stage] - num_va)]
+    return vanilla + less
+
+
+def _set_norm_eps(stages: nn.ModuleList, arch: Arch) -> None:
+    """Give LayerNorms the epsilons of the architecture."""
+    embed_eps, reduction_eps, block_eps = arch.norm_eps
+    for name, module in stages.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = embed_eps if 'patch_embed' in name else reduction_eps if 'reduction' in name else block_eps

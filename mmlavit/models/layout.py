@@ -1,4 +1,4 @@
-"""Linear maps of tokens in the layout and by the kernel that is fast on the device (ours).
+"""Layouts of tokens and scores, and linear maps by the kernel that is fast on the device (ours).
 
 Tokens (B, N, C) and channels-last maps (B, C, h, w) are the same bytes, so a linear is a 1x1 convolution. On the CPU
 torch sends float32 convolutions to oneDNN and linears to the BLAS it was built with, after a copy of the bias over
@@ -8,15 +8,43 @@ no slower elsewhere. On CUDA, in traces, and with one thread, where torch has an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .resample import Grid
 
 SMALL = 20480
 """Elements up to which torch keeps the convolution of one image from oneDNN."""
+
+STRIP_BYTES = 4 << 20
+"""Bytes of a wide map that :func:`map_strips` lets exist at a time."""
+
+
+class Scores(NamedTuple):
+    """Pre-softmax scores of one layer on the K reference keys.
+
+    Args:
+        map (Tensor): Scores of shape (B, N, H * K), the heads side by side: a feature map with H * K channels.
+        heads (int): Number of heads H.
+        grid (tuple[int, int]): Grid of the N queries.
+    """
+
+    map: Tensor
+    heads: int
+    grid: Grid
+
+
+class PointwiseLinear(nn.Linear):
+    """``nn.Linear`` on tokens (B, N, C), computed by the kernel that is fast on the device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens of shape (B, N, C_in) to (B, N, C_out)."""
+        return linear(x, self.weight, self.bias)
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -37,15 +65,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute ``x @ weight.T + bias``.
 
     Args:
-        x: Tokens of shape (B, N, C_in).
-        weight: Weight of shape (C_out, C_in).
-        bias: Bias of shape (C_out,), or None.
+        x (Tensor): Tokens of shape (B, N, C_in).
+        weight (Tensor): Weight of shape (C_out, C_in).
+        bias (Tensor, optional): Bias of shape (C_out,).
 
     Returns:
-        Tokens of shape (B, N, C_out).
+        Tensor: Tokens of shape (B, N, C_out).
     """
-    small = x.shape[0] == 1 and x.numel() <= SMALL
-    if small or x.device.type != 'cpu' or not is_plain_eager() or torch.get_num_threads() == 1:
+    # Sizes are looked at last: in a trace they are symbols, on which nothing may depend.
+    if x.device.type != 'cpu' or not is_plain_eager() or torch.get_num_threads() == 1:
+        return F.linear(x, weight, bias)
+    if x.dim() != 3 or (x.shape[0] == 1 and x.numel() <= SMALL):
         return F.linear(x, weight, bias)
     return to_tokens(F.conv2d(to_map(x, (x.shape[1], 1)), weight[:, :, None, None], bias))
 
@@ -54,18 +84,85 @@ def linear_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute :func:`linear` with a weight of its own for every image.
 
     Args:
-        x: Tokens of shape (B, N, C_in).
-        weight: Weights of shape (B, C_out, C_in).
-        bias: Biases of shape (B, C_out).
+        x (Tensor): Tokens of shape (B, N, C_in).
+        weight (Tensor): Weights of shape (B, C_out, C_in).
+        bias (Tensor): Biases of shape (B, C_out).
 
     Returns:
-        Tokens of shape (B, N, C_out).
+        Tensor: Tokens of shape (B, N, C_out).
     """
-    if x.shape[0] == 1 and x.device.type == 'cpu' and is_plain_eager():
+    if x.device.type == 'cpu' and is_plain_eager() and x.shape[0] == 1:
         return linear(x, weight[0], bias[0])
     return torch.baddbmm(bias[:, None].expand(-1, x.shape[1], -1), x, weight.transpose(1, 2))
 
 
+def map_strips(
+    function: Callable[[Tensor, Grid], Tensor], x: Tensor, grid: Grid, channels: int, strip_bytes: int = STRIP_BYTES
+) -> Tensor:
+    """Apply a map of 3x3 neighbourhoods in strips of rows, so that what is wide inside of it stays in the caches.
+
+    The whole wide map, of a batch or at detection sizes, is larger than the caches and than what the allocator keeps:
+    every use would fault its pages in anew.
+
+    Args:
+        function (Callable): Takes tokens (b, rows * w, C) and their grid, and gives tokens of that shape.
+        x (Tensor): Tokens of shape (B, h * w, C).
+        grid (tuple[int, int]): Their grid, (h, w).
+        channels (int): Channels of the wide map.
+        strip_bytes (int): Bytes of the wide map that may exist at a time.
+
+    Returns:
+        Tensor: ``function(x, grid)``, of shape (B, h * w, C).
+    """
+    height, width = grid
+    out = torch.empty_like(x)
+    row_bytes = width * channels * x.element_size()
+    images = max(1, strip_bytes // (row_bytes * height))
+    rows = min(height, max(8, strip_bytes // row_bytes))  # below 8, the rows computed twice would cost more
+    for image in range(0, x.shape[0], images):
+        batch = slice(image, image + images)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            # The kernel sees one row more on either side; what its padding gives there is cut off again.
+            first, last = max(top - 1, 0), min(bottom + 1, height)
+            strip = function(x[batch, first * width : last * width], (last - first, width))
+            out[batch, top * width : bottom * width] = strip[:, (top - first) * width : (bottom - first) * width]
+    return out
+
+
+def folding_pays(layer: nn.Module, tokens: int, keys: int, heads: int) -> bool:
+    """Whether to multiply a linear of C channels into the few keys, or their values, instead of calling it.
+
+    For N tokens, folding costs ``C * C * K + N * C * K * H`` multiply-adds and calling ``N * C * C + N * C * K``: with
+    49 keys and 64 channels per head, folding is cheaper above 49 (H = 1) to 148 tokens (H = 8). A trace folds
+    always: its sizes may be symbols. A linear that was replaced or wrapped (LoRA, quantisation) or has hooks (ZeRO-3)
+    is always called.
+
+    Args:
+        layer (nn.Module): The linear.
+        tokens (int): Number of tokens N.
+        keys (int): Number of keys K.
+        heads (int): Number of heads H.
+
+    Returns:
+        bool: True if it is to be folded.
+    """
+    if type(layer) is not PointwiseLinear or has_hooks(layer):
+        return False
+    channels = layer.in_features
+    return is_traced() or tokens * (channels + keys - keys * heads) > channels * keys
+
+
+def has_hooks(*layers: nn.Module) -> bool:
+    """Whether somebody watches a layer, or changes what goes in or comes out."""
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+
+
+def is_traced() -> bool:
+    """Whether operators are compiled, traced or exported."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def is_plain_eager() -> bool:
-    """Whether operators run one by one: not compiled, traced, exported or counted."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and _get_current_dispatch_mode() is None
+    """Whether operators run one by one: neither traced nor counted."""
+    return not is_traced() and _get_current_dispatch_mode() is None

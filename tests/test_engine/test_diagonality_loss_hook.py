@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from mmlavit import DiagonalityLossHook, LaViT
-from mmlavit.models import diagonality_loss, square_scores
+from mmlavit.models import LessAttention, diagonality_loss, square_scores
 
 TOY = dict(
     embed_dims=(8, 16, 16, 24), num_heads=(1, 2, 2, 3), depths=(2, 2, 3, 2), num_va_layers=(1, 1, 1, 1),
@@ -53,7 +53,13 @@ def test_loss_is_the_mean_over_less_attention_layers():
     model, x, seen = build(), batch(), []
     attached(model)
     losses = model(x, None, mode='loss')
-    model.backbone.score_observer = lambda *args: seen.append(diagonality_loss(square_scores(*args)))
+
+    def observe(attn, scores):
+        if isinstance(attn, LessAttention):
+            key_grid = attn.reduction.reduced_grid(scores.grid)
+            seen.append(diagonality_loss(square_scores(scores, key_grid, attn.reference_grid)))
+
+    model.backbone.score_observer = observe
     model.backbone(x)
     assert len(seen) == 5  # depths less vanilla layers
     torch.testing.assert_close(losses['loss_diag'], 0.5 * sum(seen) / 5)

@@ -4,7 +4,7 @@ import literal
 import pytest
 import torch
 
-from mmlavit.models import diagonality_loss, score_statistics, square_scores
+from mmlavit.models import Scores, diagonality_loss, score_statistics, square_scores
 
 
 def by_loop(scores):
@@ -81,7 +81,7 @@ def test_one_key_costs_nothing():
 def test_square_scores_are_literal_averages(query_grid, key_grid, grid):
     heads, n = 2, query_grid[0] * query_grid[1]
     scores = torch.randn(3, n, heads * 49, dtype=torch.float64)
-    square = square_scores(scores, heads, query_grid, key_grid, (7, 7))
+    square = square_scores(Scores(scores, heads, query_grid), key_grid, (7, 7))
     rows, cols = literal.grid_matrix(query_grid, grid), literal.grid_matrix((7, 7), grid)
     for b in range(3):
         for h in range(heads):

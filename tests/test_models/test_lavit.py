@@ -1,16 +1,33 @@
 """The backbone against literal matrices, timm's PVTv2, and its own promises."""
 
+import itertools
 import math
+from collections import Counter
+from copy import deepcopy
+from functools import partial
+from unittest import mock
 
 import literal
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmlavit import LaViT
-from mmlavit.models import LessAttention, VanillaAttention, resample_matrix, resample_tokens
-from mmlavit.models.lavit import FeedForward
+from mmlavit.models import (
+    LessAttention,
+    Scores,
+    VanillaAttention,
+    diagonality_loss,
+    layers,
+    resample_matrix,
+    resample_tokens,
+    square_scores,
+)
+from mmlavit.models.lavit import attend
+from mmlavit.models.layers import FeedForward
+from mmlavit.models.layout import PointwiseLinear, folding_pays
 
 TOY = dict(
     embed_dims=(8, 16, 24, 24), num_heads=(1, 2, 2, 3), depths=(2, 2, 4, 2), num_va_layers=(1, 1, 2, 1),
@@ -90,7 +107,7 @@ class TestAgainstLiteralMatrices:
         """Psi as a free N x N matrix and two linears around transposes, as the paper writes it."""
         side = (14, 7)[stage - 2]
         n, heads, dim = side * side, 2, 16
-        attn = randomise(LessAttention(dim, heads, (2, 1)[stage - 2], (7, 7), (side, side), 1e-6).double())
+        attn = randomise(LessAttention(dim, heads, (2, 1)[stage - 2], (7, 7), (side, side)).double())
         psi = nn.Linear(n, n, bias=False, dtype=torch.float64)
         theta = nn.Linear(49, 49, bias=False, dtype=torch.float64)
         psi.weight.data = torch.eye(n, dtype=torch.float64) + attn.delta_psi.data
@@ -98,8 +115,8 @@ class TestAgainstLiteralMatrices:
         x = torch.randn(2, n, dim, dtype=torch.float64)
         scores = torch.randn(2, heads, n, 49, dtype=torch.float64)
         expected = psi(theta(scores).transpose(2, 3)).transpose(2, 3)  # rows, then columns
-        out, new_scores = attn(x, (side, side), scores.transpose(1, 2).flatten(2))
-        new_scores = new_scores.unflatten(2, (heads, 49)).transpose(1, 2)
+        out, new_scores = attn(x, Scores(scores.transpose(1, 2).flatten(2), heads, (side, side)))
+        new_scores = new_scores.map.unflatten(2, (heads, 49)).transpose(1, 2)
         torch.testing.assert_close(new_scores, expected, rtol=0, atol=1e-10)
         values = attn.v(attn.reduction(x, (side, side))).unflatten(2, (heads, -1)).transpose(1, 2)
         expected_out = attn.proj((expected.softmax(-1) @ values).transpose(1, 2).flatten(2))
@@ -108,11 +125,11 @@ class TestAgainstLiteralMatrices:
     @pytest.mark.parametrize('key_grid', [(9, 11), (3, 4), (5, 9)])
     def test_extra_columns_equal_a_mask_of_all_keys(self, key_grid):
         heads, dim = 2, 16
-        attn = randomise(VanillaAttention(dim, heads, 1, (7, 7), False, True, 1e-6).double())
+        attn = randomise(VanillaAttention(dim, heads, 1, (7, 7)).double())
         n = key_grid[0] * key_grid[1]
         x = torch.randn(2, n, dim, dtype=torch.float64)
         residual = torch.randn(2, n, heads * 49, dtype=torch.float64)
-        out, _ = attn(x, key_grid, residual)
+        out, _ = attn(x, key_grid, Scores(residual, heads, key_grid))
         mask = residual.unflatten(2, (heads, 49)).transpose(1, 2) @ literal.grid_matrix((7, 7), key_grid).T
         q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (attn.q(x), *attn.kv(x).chunk(2, dim=-1)))
         expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -123,7 +140,7 @@ class TestAgainstLiteralMatrices:
 class TestInferenceOnTheCPU:
     @pytest.mark.parametrize('strip_bytes', [1, 60_000, 1 << 20], ids=['rows', 'several rows', 'several images'])
     def test_feed_forward_in_strips_is_the_same(self, strip_bytes, monkeypatch):
-        monkeypatch.setattr(FeedForward, 'strip_bytes', strip_bytes)
+        monkeypatch.setattr(layers, 'map_strips', partial(layers.map_strips, strip_bytes=strip_bytes))
         mlp, grid = FeedForward(8, 24).double(), (37, 20)
         x = torch.randn(5, 37 * 20, 8, dtype=torch.float64)
         whole = mlp(x, grid)
@@ -270,6 +287,178 @@ class TestTraining:
         assert kept.mean().item() == pytest.approx(1, abs=0.05)
 
 
+class TestPaddedBatches:
+    """Zeros must not multiply gradients: with biases of zero their tokens are zero, and LayerNorms blow it up."""
+
+    @staticmethod
+    def first_gradient(image, diagonality=False, arch='nano'):
+        """Norm of the gradient of a random linear function of the maps, or of the diagonality loss."""
+        torch.manual_seed(0)
+        model = LaViT(arch, drop_path_rate=0.0).train()
+        model.init_weights()
+        terms = []
+
+        def observe(attn, scores):
+            if isinstance(attn, LessAttention):
+                key_grid = attn.reduction.reduced_grid(scores.grid)
+                terms.append(diagonality_loss(square_scores(scores, key_grid, attn.reference_grid)))
+
+        model.score_observer = observe
+        generator = torch.Generator().manual_seed(1)
+        loss = sum((out * torch.randn(out.shape, generator=generator)).mean() for out in model(image))
+        (torch.stack(terms).mean() if diagonality else loss).backward()
+        return torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
+
+    @staticmethod
+    def natural(height=256, width=320):
+        """Two normalised images with the spectrum of natural ones."""
+        generator = torch.Generator().manual_seed(2)
+        octaves = [torch.randn(2, 3, height >> i, width >> i, generator=generator) for i in range(7)]
+        image = sum(F.interpolate(o, (height, width), mode='bilinear') * 1.5**i for i, o in enumerate(octaves))
+        return image / image.std()
+
+    @pytest.mark.parametrize(
+        ('content', 'diagonality', 'limit'),
+        [
+            *itertools.product(['16 rows', '64 rows', 'half'], [False, True], [2]),
+            ('uniform', False, 2),
+            ('zero', False, 2),
+            # Scores that hardly differ are divided by their small deviation; so does the residual's BatchNorm.
+            ('uniform', True, 10),
+            ('zero', True, 10),
+        ],
+    )
+    def test_first_gradient_is_that_of_full_images(self, content, diagonality, limit):
+        full = self.natural()
+        image = full.clone()
+        if content.endswith('rows'):
+            image[:, :, -int(content.split()[0]) :] = 0
+        elif content == 'half':
+            image[..., 160:] = 0
+        else:
+            image[:] = {'uniform': 0.7, 'zero': 0.0}[content]
+        assert self.first_gradient(image, diagonality) < limit * self.first_gradient(full, diagonality)
+
+    def test_one_pixel(self):
+        """Padded inside to 32x32: one patch holds the pixel, all others are zero."""
+        full = self.natural()[..., :32, :32]
+        pixel = full[..., :1, :1]
+
+        def gradient(image):
+            torch.manual_seed(0)
+            model = LaViT('nano', drop_path_rate=0.0).train()
+            model.init_weights()
+            generator = torch.Generator().manual_seed(1)
+            corners = [out[..., :1, :1] for out in model(image)]
+            sum((c * torch.randn(c.shape, generator=generator)).mean() for c in corners).backward()
+            return torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+
+        assert gradient(pixel) < 2 * gradient(full)
+
+
+class TestModules:
+    """Linears are modules that are called, whoever replaces or watches them."""
+
+    @pytest.mark.parametrize('size', [(128, 128), (256, 320)], ids=str)
+    @pytest.mark.parametrize('training', [False, True], ids=['inference', 'training'])
+    def test_every_linear_can_be_hooked(self, size, training):
+        model = randomise(LaViT('nano', drop_path_rate=0.0)).train(training).double()
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        with torch.set_grad_enabled(training):
+            statistics = {n: b.clone() for n, b in model.named_buffers()}
+            expected = model(x)
+            model.load_state_dict(statistics, strict=False)
+            called = Counter()
+            linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+            for name, linear in linears.items():
+                linear.register_forward_hook(lambda *args, name=name: called.update([name]))
+            outs = model(x)
+        assert called == dict.fromkeys(linears, 1)
+        for out, target in zip(outs, expected, strict=True):
+            torch.testing.assert_close(out, target, rtol=0, atol=1e-11)
+
+    @pytest.mark.parametrize('size', [(128, 128), (256, 320)], ids=str)
+    def test_a_wrapped_linear_is_called(self, size):
+        """As LoRA wraps one: the base keeps its weight, the wrapper adds to its output."""
+
+        class Wrapper(nn.Module):
+            def __init__(self, base):
+                super().__init__()
+                self.base = base
+                self.weight, self.bias = base.weight, base.bias  # as peft's layers show them
+
+            def forward(self, x):
+                return 2 * self.base(x)
+
+        model = randomise(LaViT('nano', drop_path_rate=0.0)).double().eval()
+        x = torch.randn(1, 3, *size, dtype=torch.float64)
+        doubled = deepcopy(model)
+        for block in (b for stage in model.stages for b in stage.blocks):
+            for name in ('q', 'proj'):
+                if hasattr(block.attn, name):
+                    setattr(block.attn, name, Wrapper(getattr(block.attn, name)))
+        for name, parameter in doubled.named_parameters():
+            if '.q.' in name or '.attn.proj.' in name:
+                parameter.data *= 2
+        with torch.no_grad():
+            for out, target in zip(model(x), doubled(x), strict=True):
+                torch.testing.assert_close(out, target, rtol=0, atol=1e-11)
+
+    @pytest.mark.parametrize(('dim', 'heads'), [(64, 1), (128, 2), (320, 5), (512, 8), (192, 6)], ids=str)
+    def test_folding_takes_the_cheaper_form(self, dim, heads):
+        """Multiply-adds of both forms, counted by torch."""
+        keys = 49
+
+        def count(tokens, fold):
+            attn = VanillaAttention(dim, heads, 1, (7, 7), pool=True)
+            if not fold:
+                for layer in (attn.q, attn.proj):
+                    layer.register_forward_hook(lambda *args: None)
+            x, key = torch.empty(1, tokens, dim), torch.empty(1, keys, dim)
+            with FlopCounterMode(display=False) as counter:
+                scores = attn._reference_scores(x, None, key, (1, tokens), None)
+                attend(scores, key, attn.proj)
+            return counter.get_total_flops()
+
+        for tokens in (16, 49, 64, 147, 149, 400):
+            with mock.patch('mmlavit.models.lavit.folding_pays', lambda layer, *args: not layer._forward_hooks):
+                cheaper = count(tokens, True) < count(tokens, False)
+            assert folding_pays(PointwiseLinear(dim, dim), tokens, keys, heads) is cheaper
+
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize('size', [(128, 128), (97, 161)], ids=str)
+    def test_whole_model_in_half_precision(self, size, dtype, device):
+        model = LaViT('nano', drop_path_rate=0.0).to(device)
+        model.init_weights()
+        x = torch.randn(2, 3, *size, device=device)
+        expected = model.eval()(x)
+        half = deepcopy(model).to(dtype)
+        for out, target in zip(half(x.to(dtype)), expected, strict=True):
+            assert out.dtype == dtype
+            assert (out - target).norm() / target.norm() < 0.05
+        sum(out.float().square().mean() for out in half.train()(x.to(dtype))).backward()
+        assert all(p.grad.isfinite().all() and p.grad.dtype == dtype for p in half.parameters())
+
+    def test_observer_sees_vanilla_layers_that_keep_their_scores(self):
+        model = randomise(LaViT('small', drop_path_rate=0.0)).eval()
+        x, seen = torch.randn(1, 3, 64, 96), []
+        with torch.no_grad():
+            expected = model(x)
+            model.score_observer = lambda attn, scores: seen.append((attn, scores))
+            model(x)
+            layers = [block.attn for stage in model.stages for block in stage.blocks]
+            vanilla = [attn for attn in layers if isinstance(attn, VanillaAttention)]
+            assert [attn for attn, _ in seen] == [a for a in layers if a not in vanilla or a.keep_scores]
+            for attn in vanilla:
+                attn.keep_scores = True
+            seen.clear()
+            outs = model(x)
+        assert [attn for attn, _ in seen] == layers
+        assert [scores.map.shape[2] for _, scores in seen] == [49 * attn.heads for attn in layers]
+        for out, target in zip(outs, expected, strict=True):
+            assert torch.equal(out, target)
+
+
 class TestInterface:
     def test_initialisation(self):
         model = LaViT('nano')
@@ -283,6 +472,10 @@ class TestInterface:
         assert mlp.fc2.weight.std().item() == pytest.approx(0.02, rel=0.1)
         assert mlp.fc1.weight.std().item() == pytest.approx(192**-0.5, rel=0.1)
         assert not mlp.fc1.bias.any()
+        embed = model.stages[0].patch_embed.proj  # biases of zero would make zero tokens of padded regions
+        assert embed.bias.abs().max() <= 48**-0.5
+        assert embed.bias.std().item() == pytest.approx((3 * 48) ** -0.5, rel=0.3)
+        assert embed.weight.std().item() == pytest.approx((2 / 48) ** 0.5, rel=0.1)
         dwconv = model.stages[3].blocks[0].mlp.dwconv.weight
         assert dwconv.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
         assert torch.equal(after['stages.1.residual.dwconv'], torch.full((1, 1, 2, 2), 0.25))
@@ -352,6 +545,9 @@ class TestInterface:
             (dict(num_va_layers=0), 'num_va_layers must be between 1 and the depth'),
             (dict(num_va_layers=(1, 1, 1)), 'num_va_layers must be'),
             (dict(num_va_layers=5), 'num_va_layers must be'),
+            (dict(in_channels=0), 'in_channels must be a positive integer, got 0'),
+            (dict(in_channels='3'), "in_channels must be a positive integer, got '3'"),
+            (dict(init_cfg='weights.pth'), "init_cfg must be a dict, a list of dicts or None, got 'weights.pth'"),
             (dict(key_reduction='mean'), "key_reduction must be 'conv' or 'pool', got 'mean'"),
             (dict(out_indices=(1, 0)), 'out_indices must be increasing'),
             (dict(out_indices=()), 'out_indices must be increasing'),

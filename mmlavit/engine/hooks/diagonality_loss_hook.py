@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from mmlavit.errors import ConfigError
 from mmlavit.models.diagonality import diagonality_loss, score_statistics, square_scores
-from mmlavit.models.lavit import LaViT, LessAttention
-from mmlavit.models.resample import Grid
+from mmlavit.models.lavit import LaViT, LessAttention, VanillaAttention
+from mmlavit.models.layout import Scores
 
 
 @HOOKS.register_module()
@@ -30,7 +30,7 @@ class DiagonalityLossHook(Hook):
         >>> custom_hooks = [dict(type='DiagonalityLossHook', weight=0.1)]
 
     Args:
-        weight: Factor of the loss.
+        weight (float): Factor of the loss.
 
     Raises:
         ConfigError: If the weight is not positive.
@@ -59,7 +59,7 @@ class DiagonalityLossHook(Hook):
         """Attach to a model outside a Runner.
 
         Args:
-            model: Model whose forward takes ``mode`` as mmengine's BaseModel does; not wrapped.
+            model (nn.Module): Model whose forward takes ``mode`` as mmengine's BaseModel does; not wrapped.
 
         Raises:
             ConfigError: If no LaViT with a less-attention layer is inside.
@@ -87,10 +87,12 @@ class DiagonalityLossHook(Hook):
             for backbone in self._backbones:
                 backbone.score_observer = self._observe
 
-    def _observe(self, scores: Tensor, heads: int, query_grid: Grid, key_grid: Grid, reference_grid: Grid) -> None:
-        """Collect the terms of one layer, in float32 whatever autocast says."""
-        with torch.autocast(scores.device.type, enabled=False):
-            square = square_scores(scores, heads, query_grid, key_grid, reference_grid)
+    def _observe(self, attn: VanillaAttention | LessAttention, scores: Scores) -> None:
+        """Collect the terms of a less-attention layer, in float32 whatever autocast says."""
+        if not isinstance(attn, LessAttention):
+            return
+        with torch.autocast(scores.map.device.type, enabled=False):
+            square = square_scores(scores, attn.reduction.reduced_grid(scores.grid), attn.reference_grid)
             self._terms.append(diagonality_loss(square))
             magnitude, entropy = score_statistics(square)
         self._magnitudes.append(magnitude)

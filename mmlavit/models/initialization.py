@@ -1,0 +1,67 @@
+"""How a LaViT starts: mmengine initialisers."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from mmengine.model import BaseInit
+from mmengine.registry import WEIGHT_INITIALIZERS
+from torch import nn
+
+from mmlavit.errors import ConfigError
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class FanInBias(BaseInit):
+    """Draw biases uniformly from ``±1 / sqrt(fan_in)``, as torch does by default; weights stay as they are.
+
+    Args:
+        layer (str): Name of the class whose biases are drawn.
+    """
+
+    def __init__(self, *, layer: str) -> None:
+        super().__init__(layer=layer)
+
+    def __call__(self, module: nn.Module) -> None:
+        """Draw the biases of all such layers in a module."""
+        for child in module.modules():
+            if type(child).__name__ in self.layer and child.bias is not None:
+                bound = child.weight[0].numel() ** -0.5
+                nn.init.uniform_(child.bias, -bound, bound)
+
+
+DEFAULT_INIT = [
+    dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
+    # At std 0.02 a narrow model's GELU sees values near zero, where it is linear, and training from scratch stalls.
+    dict(type='Kaiming', layer='Expansion', mode='fan_in', nonlinearity='linear', bias=0.0),
+    # fan_in is one kernel for a depthwise convolution, so the same rule fits dense and depthwise ones.
+    dict(type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu', bias=0.0),
+    # With biases of zero, a padded region gives tokens of exactly zero, and every LayerNorm on the way back
+    # multiplies their gradient by 1 / sqrt(eps) = 1000.
+    dict(type='FanInBias', layer='PatchConv'),
+    dict(type='Constant', layer='LayerNorm', val=1.0, bias=0.0),
+]
+
+
+def resolve_init_cfg(init_cfg: dict | list[dict] | None) -> tuple[dict | list[dict], bool]:
+    """Put the default initialisers under a checkpoint, or in place of nothing.
+
+    Args:
+        init_cfg (dict or list[dict], optional): What the config says.
+
+    Returns:
+        tuple: Initialisers, and whether a checkpoint was asked for but none was named.
+
+    Raises:
+        ConfigError: If it is neither a dict nor a list.
+    """
+    default = deepcopy(DEFAULT_INIT)
+    if init_cfg is None:
+        return default, False
+    if not isinstance(init_cfg, (dict, list)):
+        raise ConfigError(f'init_cfg must be a dict, a list of dicts or None, got {init_cfg!r}')
+    if isinstance(init_cfg, dict) and init_cfg.get('type') in ('Pretrained', 'PretrainedInit'):
+        if init_cfg.get('checkpoint') is None:
+            return default, True
+        return [*default, init_cfg], False
+    return init_cfg, False
