@@ -1,15 +1,17 @@
 """The configs of FSDP and DeepSpeed: read and built on the CPU, in one process."""
 
+import copy
 import inspect
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, STRATEGIES, init_default_scope
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 
 from mmlavit.engine.distributed import require_strategy
 from mmlavit.engine.runner import build_runner
@@ -70,6 +72,29 @@ def test_fsdp(one_process, tmp_path):
     # Parameters are still recognised by their modules and names.
     assert weight_decays(model, wrapper) == expected
     assert {0.0, 0.05} == set(expected.values())
+
+
+@pytest.mark.filterwarnings('ignore:FSDP is switching')
+def test_fsdp_in_mixed_precision(one_process):
+    """Blocks compute in bfloat16, scores included, and gradients arrive in float32."""
+    torch.manual_seed(0)
+    plain = LaViT('nano', drop_path_rate=0.0)
+    plain.init_weights()
+    policy = MixedPrecision(torch.bfloat16, reduce_dtype=torch.float32, buffer_dtype=torch.bfloat16)
+    sharded = FullyShardedDataParallel(
+        copy.deepcopy(plain),
+        auto_wrap_policy=shard_blocks,
+        mixed_precision=policy,
+        device_id='cpu',
+        use_orig_params=True,
+    )
+    x = torch.randn(2, 3, 160, 192)
+    outs = sharded(x)
+    for out, expected in zip(outs, plain(x), strict=True):
+        assert out.dtype == torch.bfloat16
+        assert (out - expected).norm() / expected.norm() < 0.05
+    sum(out.float().square().mean() for out in outs).backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in sharded.parameters())
 
 
 def test_deepspeed():

@@ -439,6 +439,20 @@ class TestModules:
         sum(out.float().square().mean() for out in half.train()(x.to(dtype))).backward()
         assert all(p.grad.isfinite().all() and p.grad.dtype == dtype for p in half.parameters())
 
+    @pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
+    @pytest.mark.parametrize('size', [(128, 128), (256, 320)], ids=str)
+    def test_device_gives_the_same(self, size, key_reduction, device):
+        """Fused kernels and whole feed-forwards against double precision on the CPU, gradients included."""
+        model = randomise(LaViT('nano', drop_path_rate=0.0, key_reduction=key_reduction)).eval()
+        x = torch.randn(2, 3, *size)
+        results = []
+        for m, image in ((deepcopy(model).double(), x.double()), (model.to(device), x.to(device))):
+            outs = m(image)
+            sum(out.square().mean() for out in outs).backward()
+            results.append([t.double().cpu() for t in (*outs, *(p.grad for p in m.parameters()))])
+        for got, expected in zip(*reversed(results), strict=True):
+            assert (got - expected).norm() <= 1e-3 * expected.norm() + 1e-6
+
     def test_observer_sees_vanilla_layers_that_keep_their_scores(self):
         model = randomise(LaViT('small', drop_path_rate=0.0)).eval()
         x, seen = torch.randn(1, 3, 64, 96), []
