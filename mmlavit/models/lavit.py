@@ -40,7 +40,7 @@ from .arch import STRIDES, Arch, resolve_arch, resolve_num_va_layers
 from .initialization import resolve_init_cfg
 from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
 from .layout import PointwiseLinear, Scores, folding_pays, linear, linear_each, to_map, to_tokens
-from .resample import Grid, resample_tokens
+from .resample import Grid, is_symbolic, resample_tokens
 
 
 def attend(scores: Scores, values: Tensor, proj: nn.Module) -> Tensor:
@@ -115,7 +115,7 @@ class VanillaAttention(nn.Module):
             key_grid = self.reference_grid
         key, value = self.kv(keys).chunk(2, dim=-1)  # (B, M, C) each
 
-        if key_grid == self.reference_grid:
+        if not is_symbolic(*key_grid) and key_grid == self.reference_grid:
             scores = self._reference_scores(x, None, key, grid, residual)
             return attend(scores, value, self.proj), scores if self.keep_scores else None
 
@@ -465,16 +465,19 @@ class LaViT(BaseModule):
             For i in ``out_indices`` a map of shape (B, C_i, ceil(H / s_i), ceil(W / s_i)), s = 4, 8, 16, 32.
         """
         height, width = x.shape[-2:]
-        pad_h, pad_w = -height % STRIDES[-1], -width % STRIDES[-1]
-        if pad_h or pad_w:
+        # Written so that an export knows the padded sides as 32 times a number.
+        pad_h, pad_w = (-(-side // STRIDES[-1]) * STRIDES[-1] - side for side in (height, width))
+        if is_symbolic(pad_h, pad_w) or pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
         x = x.contiguous(memory_format=torch.channels_last)
         scores, outs = None, []
         for i, stage in enumerate(self.stages):
             x, scores = stage(x, scores, self.score_observer)
             if i in self.out_indices:
-                # Contiguous: mmcv's compiled RoIAlign reads a channels-last map as if it were, without a word.
-                outs.append(x[..., : -(-height // STRIDES[i]), : -(-width // STRIDES[i])].contiguous())
+                # Contiguous: mmcv's compiled RoIAlign reads a channels-last map as if it were, without a word. Not by
+                # contiguous(), which would ask an export whether anything was cut off.
+                crop = x[..., : -(-height // STRIDES[i]), : -(-width // STRIDES[i])]
+                outs.append(crop.clone(memory_format=torch.contiguous_format))
         return tuple(outs)
 
     def init_weights(self) -> None:

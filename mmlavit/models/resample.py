@@ -37,17 +37,39 @@ def resample_matrix(
         Matrix of shape (dst, src) whose rows sum to one.
     """
     dtype = dtype or torch.get_default_dtype()
-    # Positions are whole numbers of 1 / (2 * dst) pixels, or of 1 / dst: exact, also where the sizes are symbols.
-    row = torch.arange(dst, device=device)[:, None]
-    col = torch.arange(src, device=device)[None, :]
-    if dst <= src:
-        # Overlap of the bin [row, row + 1) * src / dst with the pixel [col, col + 1), times dst.
-        overlap = torch.minimum((row + 1) * src, (col + 1) * dst) - torch.maximum(row * src, col * dst)
-        return (overlap.clamp(min=0).double() / src).to(dtype)
+    if is_symbolic(src, dst):  # an export that serves all sizes may not ask which of the two is larger
+        sizes = [torch.scalar_tensor(size, device=device) for size in (src, dst)]
+        forms = _average_matrix(src, dst, device), _interpolation_matrix(src, dst, device)
+        return torch.where(sizes[1] <= sizes[0], *forms).to(dtype)
+    build = _average_matrix if dst <= src else _interpolation_matrix
+    return build(src, dst, device).to(dtype)
+
+
+def is_symbolic(*sizes: int) -> bool:
+    """Whether a size is a symbol of ``torch.export``: nothing may depend on its value."""
+    return any(isinstance(size, torch.SymInt) for size in sizes)
+
+
+def _average_matrix(src: int, dst: int, device: torch.device | str | None) -> Tensor:
+    """Matrix (dst, src) of the means over equal, fractional bins."""
+    row, col = _positions(src, dst, device)
+    # Overlap of the bin [row, row + 1) * src / dst with the pixel [col, col + 1), times dst.
+    overlap = torch.minimum((row + 1) * src, (col + 1) * dst) - torch.maximum(row * src, col * dst)
+    return overlap.clamp(min=0).double() / src
+
+
+def _interpolation_matrix(src: int, dst: int, device: torch.device | str | None) -> Tensor:
+    """Matrix (dst, src) of bilinear interpolation."""
+    row, col = _positions(src, dst, device)
     # Distance of the centre (row + 1/2) * src / dst - 1/2, kept inside the axis, from the pixel, times 2 * dst.
     centre = ((2 * row + 1) * src - dst).clamp(0, 2 * dst * (src - 1))
     distance = (centre - 2 * dst * col).abs()
-    return ((2 * dst - distance).clamp(min=0).double() / (2 * dst)).to(dtype)
+    return (2 * dst - distance).clamp(min=0).double() / (2 * dst)
+
+
+def _positions(src: int, dst: int, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
+    """Rows (dst, 1) and columns (1, src) in whole numbers: exact, also where the sizes are symbols."""
+    return torch.arange(dst, device=device)[:, None], torch.arange(src, device=device)[None, :]
 
 
 def _matrix_like(src: int, dst: int, x: Tensor) -> Tensor:
@@ -76,10 +98,12 @@ def resample_tokens(x: Tensor, src: Grid, dst: Grid) -> Tensor:
     Returns:
         Tokens of shape (B, dst_h * dst_w, C); x itself if the grids are equal.
     """
+    (height, width), (dst_h, dst_w) = src, dst
+    if is_symbolic(*src, *dst):
+        return _resample_symbolic(x, src, dst)
     if src == dst:
         return x
     batch, _, channels = x.shape
-    (height, width), (dst_h, dst_w) = src, dst
 
     def resample_rows(x: Tensor) -> Tensor:
         matrix = _matrix_like(height, dst_h, x)
@@ -95,3 +119,12 @@ def resample_tokens(x: Tensor, src: Grid, dst: Grid) -> Tensor:
     if dst_h > height:
         x = resample_rows(x)
     return x.reshape(batch, dst_h * dst_w, channels)
+
+
+def _resample_symbolic(x: Tensor, src: Grid, dst: Grid) -> Tensor:
+    """:func:`resample_tokens` in one order whatever the sizes: rows, then columns."""
+    batch, _, channels = x.shape
+    rows, columns = (resample_matrix(a, b, device=x.device, dtype=x.dtype) for a, b in zip(src, dst, strict=True))
+    x = torch.matmul(rows, x.reshape(batch, src[0], src[1] * channels))  # (B, dst_h, src_w * C)
+    x = torch.matmul(columns, x.reshape(batch, dst[0], src[1], channels))  # (B, dst_h, dst_w, C)
+    return x.flatten(1, 2)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -96,3 +97,17 @@ def test_one_graph_serves_many_sizes(key_reduction, training):
             for out, expected in zip(compiled(x), model(x), strict=True):
                 torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
+def test_one_exported_program_serves_many_sizes(key_reduction):
+    """Above, below and on the reference grids; sides are multiples of 32, to which preprocessors pad."""
+    model = LaViT('nano', key_reduction=key_reduction, out_indices=(0, 1)).eval()
+    height, width = 32 * Dim('height', min=2, max=64), 32 * Dim('width', min=2, max=64)
+    shapes = {0: Dim.DYNAMIC, 2: height, 3: width}
+    program = torch.export.export(model, (torch.rand(3, 3, 160, 224),), dynamic_shapes=(shapes,))
+    for batch, *size in ((1, 64, 96), (2, 128, 128), (3, 320, 256)):
+        x = torch.rand(batch, 3, *size)
+        with torch.no_grad():
+            for out, expected in zip(program.module()(x), model(x), strict=True):
+                torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
