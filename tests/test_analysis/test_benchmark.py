@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmlavit import environment
 from mmlavit.analysis.benchmark import subjects as subjects_module
 from mmlavit.analysis.benchmark.measure import Comparison, Result, Worker, WorkerError, compare
 from mmlavit.analysis.benchmark.report import Report, comparison_rows, failures, growth_factors, growth_rows
@@ -20,7 +21,6 @@ from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, InputSize, Su
 from mmlavit.analysis.benchmark.worker import Runner, Settings, Task
 from mmlavit.environment import EnvironmentProblem
 from mmlavit.errors import UserError
-from mmlavit.utils import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/analysis_tools/benchmark.py'

@@ -21,8 +21,7 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from mmlavit.analysis.flops import count_complexity
-
+from ..flops import count_complexity
 from .subjects import InputSize, Subject
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
