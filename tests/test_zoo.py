@@ -54,6 +54,7 @@ def test_only_measured_results_and_no_weights():
             assert 'Weights' not in model
             assert 'Results' not in model or name == 'handwritten'
     results = [result for model in metafiles()['handwritten']['Models'] for result in model.get('Results', [])]
+    assert all(result.keys() == {'Task', 'Dataset', 'Metrics'} for result in results)
     figures = {f'{value / 100:.3f}' for result in results for value in result['Metrics'].values()}
     assert len(figures) == 6
     for page in ('README.md', 'configs/zoo/handwritten.md'):
