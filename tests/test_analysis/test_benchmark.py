@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import torch
 
 from mmlavit import environment
 from mmlavit.analysis.benchmark import subjects as subjects_module
-from mmlavit.analysis.benchmark.measure import Comparison, Result, Worker, WorkerError, compare
+from mmlavit.analysis.benchmark.measure import Comparison, Result, compare
+from mmlavit.analysis.benchmark.plots import plot_comparisons
 from mmlavit.analysis.benchmark.report import Report, comparison_rows, failures, growth_factors, growth_rows
 from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, InputSize, Subject, parse_input, resolve_subjects
-from mmlavit.analysis.benchmark.worker import Runner, Settings, Task
+from mmlavit.analysis.benchmark.worker import Runner, Settings, Worker, WorkerError
 from mmlavit.environment import EnvironmentProblem
 from mmlavit.errors import UserError
 
@@ -56,9 +58,7 @@ def test_subjects_are_complete():
 @pytest.mark.parametrize('name', list(SUBJECTS))
 def test_subject(name):
     """It gives a pyramid, and nothing in it makes a training step cheaper than it is."""
-    task = Task.from_json(Task(SUBJECTS[name], SIZE, QUICK).to_json())  # as the worker gets it
-    assert task.size == SIZE
-    model = task.subject.build()
+    model = pickle.loads(pickle.dumps(SUBJECTS[name])).build()  # as the worker gets it
     model.train()
     assert all(p.requires_grad for p in model.parameters())
     assert all(module.training for module in model.modules())
@@ -103,24 +103,26 @@ def test_missing_timm(monkeypatch):
 @pytest.mark.parametrize('mode', ['inference', 'train'])
 @pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
 def test_runner(mode, dtype):
-    runner = Runner(Task(NANO, SIZE, replace(QUICK, mode=mode, dtype=dtype)))
+    runner = Runner(NANO, SIZE, replace(QUICK, mode=mode, dtype=dtype))
+    runner.warm_up()
     assert runner.model.training == (mode == 'train')
     seconds = runner.run(2)
     assert len(seconds) == 2
     assert min(seconds) > 0
     assert all((p.grad is not None) == (mode == 'train') for p in runner.model.parameters())
-    params, macs = runner.complexity()
-    assert params == sum(p.numel() for p in runner.model.parameters())
-    assert macs > 1e6
+    finished = runner.finish()
+    assert finished['params'] == sum(p.numel() for p in runner.model.parameters())
+    assert finished['macs'] > 1e6
 
 
 def test_compiled_subject(monkeypatch):
     calls = []
     monkeypatch.setattr(torch, 'compile', lambda model, **options: calls.append(options) or model.forward)
-    Runner(Task(NANO, SIZE, QUICK))
+    Runner(NANO, SIZE, QUICK)
     assert not calls
-    task = Task.from_json(Task(NANO.compiled(), SIZE, QUICK).to_json())
-    assert Runner(task).run(1)
+    runner = Runner(NANO.compiled(), SIZE, QUICK)
+    runner.warm_up()
+    assert runner.run(1)
     assert calls == [{'dynamic': False}]
 
 
@@ -132,17 +134,18 @@ def cpu_seconds(pid):
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
 def test_worker_sleeps_between_turns_and_can_be_killed(monkeypatch):
     monkeypatch.setenv('OMP_WAIT_POLICY', 'ACTIVE')  # idle threads would spin for ever
-    with Worker(Task(NANO, InputSize(1, 128, 128), replace(QUICK, threads=2))) as worker:
-        worker.wait_until_ready()
-        assert len(worker.run(3)) == 3
+    with Worker(NANO, InputSize(1, 128, 128), replace(QUICK, threads=2)) as worker:
+        assert os.environ['OMP_WAIT_POLICY'] == 'ACTIVE'  # only the worker's environment is changed
+        worker.call('warm_up')
+        assert len(worker.call('run', 3)) == 3
         before = cpu_seconds(worker.pid)
         time.sleep(0.4)
         assert cpu_seconds(worker.pid) - before <= 0.02  # two ticks of the clock that counts it
-        assert 1 < worker.finish()['memory_mb'] < 1000
-        assert 'aten::' in worker.profile(iterations=1, rows=5)
+        assert 1 < worker.call('finish')['memory_mb'] < 1000
+        assert 'aten::' in worker.call('profile', 1, 5)
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match='killed by SIGKILL, most likely for lack of memory'):
-            worker.run(1)
+            worker.call('run', 1)
 
 
 def test_failures_leave_the_others_alone():
@@ -157,7 +160,7 @@ def test_failures_leave_the_others_alone():
     errors = {result.subject.name: result.error for result in comparison.results}
     assert errors['aborts'] == 'killed by SIGABRT'
     assert errors['raises'].startswith('ConfigError: arch must be one of nano')
-    assert errors['exits'].startswith('ended with code 0')
+    assert errors['exits'] == 'ended with code 0'
     assert errors['nano'] is None
     assert [len(seconds) for seconds in comparison.result('nano').rounds] == [2, 2, 2]
     aborts, nano = comparison.result('aborts'), comparison.result('nano')
@@ -198,6 +201,19 @@ def test_ratios():
     _, rows = comparison_rows(Comparison(SIZE, [a, b, c]), 'a')
     assert rows[1] == ['b', 'b', '2.00', '3.00', '2000', '2000–20000', '0.36 (2.00)', '50', '0.50']
     assert rows[2][-2:] == ['0', '–']
+
+
+def test_plot_is_sorted_and_holds_its_caption():
+    results = [
+        measured(name, [[seconds]], memory=1.0) for name, seconds in (('slow', 3.0), ('fast', 1.0), ('mid', 2.0))
+    ]
+    figure = plot_comparisons([Comparison(SIZE, [*results, measured('x', [], error='no')])], 'a version 1.0, ' * 40)
+    for axes in figure.axes:
+        assert [label.get_text() for label in axes.get_yticklabels()] == ['fast', 'mid', 'slow']
+        assert axes.yaxis_inverted()
+    figure.canvas.draw()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.height > 40  # several lines
 
 
 def growing(*seconds):
@@ -281,7 +297,7 @@ def test_compile_measures_both(tool, monkeypatch, tmp_path):
     asked = []
 
     def compare(subjects, sizes, settings, **options):
-        asked.extend((subject.name, subject.compile) for subject in subjects)
+        asked.extend((subject.name, subject.runtime) for subject in subjects)
         return [Comparison(sizes[0], [replace(measured('x', [[1.0]], memory=1.0), subject=s) for s in subjects])]
 
     monkeypatch.setattr(tool, 'compare', compare)
@@ -289,10 +305,10 @@ def test_compile_measures_both(tool, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, 'argv', [str(TOOL), *options, str(tmp_path)])
     tool.main()
     assert asked == [
-        ('lavit_t', False),
-        ('lavit_t_compiled', True),
-        ('resnet50', False),
-        ('resnet50_compiled', True),
+        ('lavit_t', 'eager'),
+        ('lavit_t_compiled', 'compiled'),
+        ('resnet50', 'eager'),
+        ('resnet50_compiled', 'compiled'),
     ]
     assert '| lavit_t_compiled | LaViT-T, torch.compile |' in (tmp_path / 'report.md').read_text()
 

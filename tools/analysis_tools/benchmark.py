@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mmlavit.analysis.benchmark.measure import Worker, WorkerError, compare
+from mmlavit.analysis.benchmark.measure import compare
 from mmlavit.analysis.benchmark.report import Report, comparison_rows, failures, growth_rows, terminal_table
 from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, parse_input, resolve_subjects
-from mmlavit.analysis.benchmark.worker import DTYPES, Settings, Task
+from mmlavit.analysis.benchmark.worker import DTYPES, Settings, Worker, WorkerError
 from mmlavit.errors import UserError, one_line_errors
 
 GROWTH_SUBJECTS = ['lavit_s', 'lavit_s_pool', 'pvt_v2_b2_mmdet', 'swin_t_mmdet']
@@ -97,10 +97,10 @@ def profile(args: argparse.Namespace, settings: Settings) -> None:
     """Print the operators of one backbone, for each input."""
     (subject,) = resolve_subjects([args.profile])
     for size in map(parse_input, args.inputs):
-        with Worker(Task(subject, size, settings)) as worker:
+        with Worker(subject, size, settings) as worker:
             try:
-                worker.wait_until_ready()
-                table = worker.profile(iterations=3, rows=25)
+                worker.call('warm_up')
+                table = worker.call('profile', 3, 25)  # iterations, rows
             except WorkerError as error:
                 raise UserError(f'{subject.name} failed at {size}: {error}') from None
         print(f'{subject.title}, {size.title}, 3 iterations\n{table}')

@@ -2,164 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from .subjects import InputSize, Subject
-from .worker import Settings, Task
-
-# After a turn, until the threads that have worked are asleep; see _environment.
-_PAUSE_SECONDS = 0.05
-
-
-class WorkerError(Exception):
-    """A worker could not do what it was asked, and has ended; the message says why."""
-
-
-class Worker:
-    """A process that runs one backbone when told, and else sleeps.
-
-    Args:
-        task: What it runs.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self._stderr = tempfile.TemporaryFile('w+', errors='replace')  # noqa: SIM115 (closed with the worker)
-        self._process = subprocess.Popen(
-            [sys.executable, '-m', 'mmlavit.analysis.benchmark.worker', task.to_json()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            env=_environment(task.settings.threads),
-        )
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """Number of the process."""
-        return self._process.pid
-
-    def wait_until_ready(self) -> None:
-        """Wait until the backbone is built and warmed up.
-
-        Raises:
-            WorkerError: If that fails.
-        """
-        self._answer()
-
-    def run(self, iterations: int) -> list[float]:
-        """Take a turn: an untimed iteration, and some timed ones.
-
-        Args:
-            iterations: How many are timed.
-
-        Returns:
-            The seconds that each of these took.
-
-        Raises:
-            WorkerError: If that fails.
-        """
-        seconds = self._ask(do='run', iterations=iterations)['seconds']
-        time.sleep(_PAUSE_SECONDS)
-        return seconds
-
-    def finish(self) -> dict[str, float]:
-        """Ask for what is known at the end.
-
-        Returns:
-            'memory_mb', 'params' and 'macs'; see :class:`Result`.
-
-        Raises:
-            WorkerError: If that fails.
-        """
-        return self._ask(do='finish')
-
-    def profile(self, iterations: int, rows: int) -> str:
-        """Run some iterations under the profiler.
-
-        Args:
-            iterations: How many.
-            rows: Length of the table.
-
-        Returns:
-            A table of the operators, those that took most of the time first.
-
-        Raises:
-            WorkerError: If that fails.
-        """
-        return self._ask(do='profile', iterations=iterations, rows=rows)['table']
-
-    def close(self) -> None:
-        """End the process."""
-        with suppress(BrokenPipeError):  # it is dead already, and has not read its last command
-            self._process.stdin.close()  # which asks it to end
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._stderr.close()
-
-    def _ask(self, **command: object) -> dict:
-        try:
-            print(json.dumps(command), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            raise WorkerError(self._cause_of_death()) from None
-        return self._answer()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            raise WorkerError(self._cause_of_death())
-        answer = json.loads(line)
-        if 'error' in answer:
-            raise WorkerError(_shorten(answer['error']))
-        return answer
-
-    def _cause_of_death(self) -> str:
-        code = self._process.wait()
-        if code == -signal.SIGKILL:
-            return 'killed by SIGKILL, most likely for lack of memory'
-        if code < 0:
-            return f'killed by {signal.Signals(-code).name}'
-        self._stderr.seek(0)
-        lines = self._stderr.read().split('\n')
-        last = next((line for line in reversed(lines) if line.strip()), 'it printed nothing')
-        return _shorten(f'ended with code {code}: {last.strip()}')
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """Return the environment of a worker.
-
-    Threads of OpenMP wait for their next piece of work by spinning, and go to sleep if none comes. Sleeping at once
-    (``OMP_WAIT_POLICY=PASSIVE``) would keep idle workers off the processor, but makes small inputs about half slower
-    than users see them. So threads may spin for some 10 ms, which is what GNU's OpenMP does if nobody tells it
-    otherwise and Intel's if told to, and the next turn begins when that is over.
-    """
-    environment = {k: v for k, v in os.environ.items() if k not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')}
-    count = str(threads)
-    return environment | {'OMP_NUM_THREADS': count, 'MKL_NUM_THREADS': count, 'KMP_BLOCKTIME': '10'}
-
-
-def _shorten(text: str, length: int = 160) -> str:
-    return text if len(text) <= length else f'{text[: length - 3]}...'
+from .worker import Settings, Worker, WorkerError
 
 
 @dataclass
@@ -167,13 +18,13 @@ class Result:
     """What was measured of one backbone at one input.
 
     Args:
-        subject: The backbone.
-        rounds: Seconds of every timed iteration, by round.
-        memory_mb: Peak memory in MB. CPU: growth of the peak resident memory since the run at the memory base; CUDA:
-            peak of the memory allocated for tensors.
-        params: Parameters.
-        macs: Multiply-adds for one image.
-        error: Why there is no more; None if all went well.
+        subject (Subject): The backbone.
+        rounds (list[list[float]]): Seconds of every timed iteration, by round.
+        memory_mb (float, optional): Peak memory in MB. CPU: growth of the peak resident memory since the run at the
+            memory base; CUDA: peak of the memory allocated for tensors.
+        params (int, optional): Parameters.
+        macs (int, optional): Multiply-adds for one image.
+        error (str, optional): Why there is no more; None if all went well.
     """
 
     subject: Subject
@@ -213,8 +64,8 @@ class Comparison:
     """What was measured of several backbones at one input, in the same rounds.
 
     Args:
-        size: The input.
-        results: One for each backbone.
+        size (InputSize): The input.
+        results (list[Result]): One for each backbone.
     """
 
     size: InputSize
@@ -245,38 +96,39 @@ def compare(
     order alternates, so that none always follows the same neighbour. What fails drops out; the others go on.
 
     Args:
-        subjects: The backbones.
-        sizes: The inputs.
-        settings: How to run them.
-        rounds: Rounds.
-        iterations: Timed iterations of a backbone in a round, after an untimed one.
-        notify: Called with what happens next.
+        subjects (Sequence[Subject]): The backbones.
+        sizes (Sequence[InputSize]): The inputs.
+        settings (Settings): How to run them.
+        rounds (int): Rounds.
+        iterations (int): Timed iterations of a backbone in a round, after an untimed one.
+        notify (Callable): Called with what happens next.
 
     Returns:
-        What was measured, by input.
+        list[Comparison]: What was measured, by input.
     """
     comparisons = [Comparison(size, [Result(subject) for subject in subjects]) for size in sizes]
     runs: list[tuple[Result, str, Worker]] = []
 
-    def attempt(run: tuple[Result, str, Worker], text: str, step: Callable[[Result, Worker], None]) -> None:
+    def attempt(run: tuple[Result, str, Worker], text: str, method: str, *args: object) -> Any:
         result, name, worker = run
         if result.error is None:
             notify(f'{text} {name}')
             try:
-                step(result, worker)
+                return worker.call(method, *args)
             except WorkerError as error:
                 result.error = str(error)
+        return None
 
     with ExitStack() as stack:
         for comparison in comparisons:
             for result in comparison.results:
-                worker = stack.enter_context(Worker(Task(result.subject, comparison.size, settings)))
+                worker = stack.enter_context(Worker(result.subject, comparison.size, settings))
                 runs.append((result, f'{result.subject.name} at {comparison.size}', worker))
-                attempt(runs[-1], 'warming up', lambda _, worker: worker.wait_until_ready())
+                attempt(runs[-1], 'warming up', 'warm_up')
         for i in range(rounds):
             for run in runs if i % 2 == 0 else reversed(runs):
-                text = f'round {i + 1} of {rounds}: running'
-                attempt(run, text, lambda result, worker: result.rounds.append(worker.run(iterations)))
+                seconds = attempt(run, f'round {i + 1} of {rounds}: running', 'run', iterations)
+                run[0].rounds += [seconds] if seconds else []
         for run in runs:
-            attempt(run, 'counting', lambda result, worker: vars(result).update(worker.finish()))
+            vars(run[0]).update(attempt(run, 'counting', 'finish') or {})
     return comparisons

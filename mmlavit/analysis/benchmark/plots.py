@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -11,39 +13,44 @@ from matplotlib.ticker import LogLocator
 from .measure import Comparison, Result
 
 _OURS, _PEERS = 'tab:orange', 'tab:blue'
+_CAPTION_WIDTH = 150  # characters that fit the figures at the caption's size
 
 
 def plot_comparisons(comparisons: Sequence[Comparison], caption: str) -> Figure:
-    """Draw time and memory by backbone, a row of plots for each input.
+    """Draw time and memory by backbone, the fastest first, a row of plots for each input.
 
     Args:
-        comparisons: What was measured; backbones that failed are left out.
-        caption: What stands above all.
+        comparisons (Sequence[Comparison]): What was measured; backbones that failed are left out.
+        caption (str): What stands above all.
 
     Returns:
-        The figure.
+        Figure: The figure.
     """
     bars = max(len(comparison.results) for comparison in comparisons)
-    figure = Figure(figsize=(11, 1 + len(comparisons) * (1 + 0.24 * bars)), layout='constrained')
-    figure.suptitle(caption, fontsize=8)
-    rows = figure.subplots(len(comparisons), 2, squeeze=False)
+    figure, rows = _make_figure(caption, height=1 + len(comparisons) * (1 + 0.24 * bars), rows=len(comparisons))
     for (time_axes, memory_axes), comparison in zip(rows, comparisons, strict=True):
-        done = [result for result in comparison.results if result.error is None]
-        times = [result.median * 1e3 for result in done]
+        done = sorted((r for r in comparison.results if r.error is None), key=lambda result: result.median)
+        low, times, high = ([result.quantile(q) * 1e3 for result in done] for q in (0.25, 0.5, 0.75))
         _draw_bars(time_axes, done, times, f'{comparison.size.title}: time (ms), quartiles')
-        below = [result.median * 1e3 - result.quantile(0.25) * 1e3 for result in done]
-        above = [result.quantile(0.75) * 1e3 - result.median * 1e3 for result in done]
-        time_axes.errorbar(times, range(len(done)), xerr=[below, above], fmt='none', ecolor='black', capsize=2)
+        spread = [[t - q for t, q in zip(times, low, strict=True)], [q - t for t, q in zip(times, high, strict=True)]]
+        time_axes.errorbar(times, range(len(done)), xerr=spread, fmt='none', ecolor='black', capsize=2)
         _draw_bars(memory_axes, done, [result.memory_mb for result in done], f'{comparison.size.title}: memory (MB)')
     return figure
+
+
+def _make_figure(caption: str, height: float, rows: int) -> tuple[Figure, np.ndarray]:
+    """Make a figure with a caption and rows of two plots."""
+    figure = Figure(figsize=(11, height), layout='constrained')
+    lines = [part for line in caption.splitlines() for part in textwrap.wrap(line, _CAPTION_WIDTH)]
+    figure.suptitle('\n'.join(lines), fontsize=8)
+    return figure, figure.subplots(rows, 2, squeeze=False)
 
 
 def _draw_bars(axes: Axes, results: Sequence[Result], values: Sequence[float], title: str) -> None:
     names = [result.subject.name for result in results]
     colours = [_PEERS if result.subject.toolbox else _OURS for result in results]
-    places = range(len(results))
-    axes.barh(places, values, color=colours)
-    axes.set_yticks(places, names, fontsize=8)
+    axes.barh(range(len(results)), values, color=colours)
+    axes.set_yticks(range(len(results)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_title(title, fontsize=9, loc='left')
     axes.grid(axis='x', alpha=0.3)
@@ -54,15 +61,13 @@ def plot_growth(growth: Sequence[Comparison], caption: str) -> Figure:
     """Draw time and memory against pixels, on logarithmic axes.
 
     Args:
-        growth: Comparisons of the same backbones at increasing inputs.
-        caption: What stands above all.
+        growth (Sequence[Comparison]): Comparisons of the same backbones at increasing inputs.
+        caption (str): What stands above all.
 
     Returns:
-        The figure.
+        Figure: The figure.
     """
-    figure = Figure(figsize=(11, 5), layout='constrained')
-    figure.suptitle(caption, fontsize=8)
-    time_axes, memory_axes = figure.subplots(1, 2)
+    figure, [(time_axes, memory_axes)] = _make_figure(caption, height=5, rows=1)
     for subject in [result.subject for result in growth[0].results]:
         results = [(comparison.size.pixels, comparison.result(subject.name)) for comparison in growth]
         style = dict(marker='o', label=subject.name, linestyle='--' if subject.toolbox else '-')

@@ -30,14 +30,14 @@ class Report:
     """All that one command measures.
 
     Args:
-        command: The command.
-        reference: Name of the backbone that ratios are to.
-        settings: How the backbones of the comparisons are run.
-        growth_settings: How those of the growth are run; only ``memory_base`` differs.
-        rounds: Rounds.
-        iterations: Timed iterations of a backbone in a round; one more is not timed.
-        comparisons: One for each input.
-        growth: One for each of increasing inputs.
+        command (str): The command.
+        reference (str): Name of the backbone that ratios are to.
+        settings (Settings): How the backbones of the comparisons are run.
+        growth_settings (Settings): How those of the growth are run; only ``memory_base`` differs.
+        rounds (int): Rounds.
+        iterations (int): Timed iterations of a backbone in a round; one more is not timed.
+        comparisons (list[Comparison]): One for each input.
+        growth (list[Comparison]): One for each of increasing inputs.
     """
 
     command: str
@@ -53,12 +53,12 @@ class Report:
         """Write report.md, report.json, and time.png and growth.png if there is something to draw.
 
         Args:
-            folder: Where; made if it does not exist.
+            folder (Path): Where; made if it does not exist.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'report.md').write_text(self.to_markdown(), encoding='utf-8')
         (folder / 'report.json').write_text(json.dumps(self.to_json(), indent=1) + '\n', encoding='utf-8')
-        caption = f'{self.conditions()}\n{self.software()}\n{self.command}'
+        caption = f'{self.conditions()}\n{self.software()}'
         if self.comparisons:
             plot_comparisons(self.comparisons, caption).savefig(folder / 'time.png', dpi=120)
         if self.growth:
@@ -141,7 +141,7 @@ def device_name(device: str) -> str:
     """Return the name of the processor.
 
     Args:
-        device: 'cpu' or 'cuda'.
+        device (str): 'cpu' or 'cuda'.
     """
     if device == 'cuda':
         return torch.cuda.get_device_name()
@@ -166,11 +166,11 @@ def comparison_rows(comparison: Comparison, reference: str) -> tuple[list[str], 
     """Lay out a comparison.
 
     Args:
-        comparison: What was measured.
-        reference: Name of the backbone that ratios are to.
+        comparison (Comparison): What was measured.
+        reference (str): Name of the backbone that ratios are to.
 
     Returns:
-        The header and the rows of a table.
+        tuple[list[str], list[list[str]]]: The header and the rows of a table.
     """
     header = ['backbone', 'which is', 'parameters (M)', 'multiply-adds (G)', 'time (ms)', 'quartiles (ms)']
     header += [f'time / {reference}', 'memory (MB)', f'memory / {reference}']
@@ -192,10 +192,10 @@ def growth_rows(growth: Sequence[Comparison]) -> tuple[list[str], list[list[str]
     """Lay out comparisons at increasing inputs.
 
     Args:
-        growth: Comparisons of the same backbones.
+        growth (Sequence[Comparison]): Comparisons of the same backbones.
 
     Returns:
-        The header and the rows of a table.
+        tuple[list[str], list[list[str]]]: The header and the rows of a table.
     """
     images = [comparison.size.image for comparison in growth]
     header = ['backbone', *(f'{image} (ms)' for image in images), 'factor', *(f'{image} (MB)' for image in images)]
@@ -217,10 +217,11 @@ def growth_factors(growth: Sequence[Comparison]) -> dict[str, dict[str, float | 
     The first input is left out, since there the fixed cost of calling operators weighs most.
 
     Args:
-        growth: Comparisons of the same backbones at increasing inputs.
+        growth (Sequence[Comparison]): Comparisons of the same backbones at increasing inputs.
 
     Returns:
-        'time', 'time_within_rounds' and 'memory' by name of the backbone; None where there is no factor.
+        dict[str, dict[str, float | None]]: 'time', 'time_within_rounds' and 'memory' by name of the backbone; None
+        where there is no factor.
     """
     factors = {}
     for name in [result.subject.name for result in growth[0].results] if growth else []:
@@ -246,12 +247,12 @@ def terminal_table(title: str, header: list[str], rows: list[list[str]]) -> Tabl
     """Lay out a table for a terminal.
 
     Args:
-        title: What stands above it.
-        header: Names of the columns; all but those of words are aligned to the right.
-        rows: The cells.
+        title (str): What stands above it.
+        header (list[str]): Names of the columns; all but those of words are aligned to the right.
+        rows (list[list[str]]): The cells.
 
     Returns:
-        The table.
+        Table: The table.
     """
     table = Table(box=box.SIMPLE, title=title)
     for i, name in enumerate(header):

@@ -20,13 +20,13 @@ class Subject:
     """A backbone that returns a map at each of the strides 4, 8, 16 and 32. No weights are downloaded.
 
     Args:
-        name: What it is called on the command line.
-        title: What it is, for readers.
-        target: Dotted name of the class or function that builds it.
-        kwargs: Its arguments; plain data, since another process builds the backbone.
-        toolbox: The package besides mmlavit that it comes from: 'timm', 'mmdet', 'mmseg' or 'mmpretrain'; None for
-            LaViT.
-        compile: Whether ``torch.compile`` compiles it before it is run.
+        name (str): What it is called on the command line.
+        title (str): What it is, for readers.
+        target (str): Dotted name of the class or function that builds it.
+        kwargs (Mapping): Its arguments; plain data, since another process builds the backbone.
+        toolbox (str, optional): The package besides mmlavit that it comes from: 'timm', 'mmdet', 'mmseg' or
+            'mmpretrain'; None for LaViT.
+        runtime (str): What runs it: 'eager', or 'compiled' by ``torch.compile``.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Subject:
     target: str
     kwargs: Mapping[str, object] = field(default_factory=dict)
     toolbox: str | None = None
-    compile: bool = False
+    runtime: str = 'eager'
 
     def compiled(self) -> Subject:
         """Return the same backbone, to be compiled."""
-        return replace(self, name=f'{self.name}_compiled', title=f'{self.title}, torch.compile', compile=True)
+        return replace(self, name=f'{self.name}_compiled', title=f'{self.title}, torch.compile', runtime='compiled')
 
     def build(self) -> nn.Module:
         """Build the backbone with random weights.
@@ -140,10 +140,10 @@ def resolve_subjects(names: Sequence[str]) -> list[Subject]:
     """Look up backbones and check that what they come from is installed.
 
     Args:
-        names: Keys of :data:`SUBJECTS`; repetitions are dropped.
+        names (Sequence[str]): Keys of :data:`SUBJECTS`; repetitions are dropped.
 
     Returns:
-        The backbones, in the order of the names.
+        list[Subject]: The backbones, in the order of the names.
 
     Raises:
         UserError: If a name is unknown, or timm is not installed.
@@ -169,9 +169,9 @@ class InputSize:
     """Size of a batch of images.
 
     Args:
-        batch: Images.
-        height: Rows of each.
-        width: Columns of each.
+        batch (int): Images.
+        height (int): Rows of each.
+        width (int): Columns of each.
     """
 
     batch: int
@@ -210,10 +210,10 @@ def parse_input(text: str) -> InputSize:
     """Read the size of an input.
 
     Args:
-        text: A key of :data:`PRESETS` or BATCHxHEIGHTxWIDTH.
+        text (str): A key of :data:`PRESETS` or BATCHxHEIGHTxWIDTH.
 
     Returns:
-        The size.
+        InputSize: The size.
 
     Raises:
         UserError: If it is neither.

@@ -1,30 +1,41 @@
-"""The process that runs one backbone: ``python -m mmlavit.analysis.benchmark.worker JSON``.
-
-It reads commands from stdin and answers on stdout, one JSON object per line, and works only between the two. It ends
-when stdin does, and after any error, which is its last answer.
-"""
+"""One backbone in a process of its own, which runs it when told and sleeps otherwise."""
 
 from __future__ import annotations
 
 import ctypes
-import json
+import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..flops import count_complexity
 from .subjects import InputSize, Subject
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+# What makes of a backbone the callable that is measured, by the name that a subject gives.
+RUNTIMES: Mapping[str, Callable[[nn.Module], Callable[[Tensor], Any]]] = {
+    'eager': lambda model: model,
+    # Two sizes are run, and the second must not be compiled for any size.
+    'compiled': lambda model: torch.compile(model, dynamic=False),
+}
+
+# After a turn, until the threads that have worked are asleep; see _environment.
+_PAUSE_SECONDS = 0.05
+# Characters of an error that are reported.
+_LENGTH = 160
 
 
 @dataclass(frozen=True)
@@ -32,13 +43,13 @@ class Settings:
     """How backbones are run.
 
     Args:
-        mode: 'inference', or 'train': forward and backward in training mode, without an optimizer.
-        dtype: 'fp32', or 'bf16' or 'fp16' by autocast.
-        device: 'cpu' or 'cuda'.
-        threads: CPU threads.
-        warmup: Untimed iterations at the size of the input.
-        memory_base: Side of the square image, batch 1, that a backbone has seen when its memory begins to count. CPU
-            only.
+        mode (str): 'inference', or 'train': forward and backward in training mode, without an optimizer.
+        dtype (str): 'fp32', or 'bf16' or 'fp16' by autocast.
+        device (str): 'cpu' or 'cuda'.
+        threads (int): CPU threads.
+        warmup (int): Untimed iterations at the size of the input.
+        memory_base (int): Side of the square image, batch 1, that a backbone has seen when its memory begins to
+            count. CPU only.
     """
 
     mode: str = 'inference'
@@ -49,52 +60,140 @@ class Settings:
     memory_base: int = 224
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a worker is for.
+class WorkerError(Exception):
+    """A worker could not do what it was asked, and has ended; the message says why."""
+
+
+class Worker:
+    """A process with a :class:`Runner`.
 
     Args:
-        subject: The backbone.
-        size: The input.
-        settings: How to run it.
+        subject (Subject): The backbone.
+        size (InputSize): The input.
+        settings (Settings): How to run it.
     """
 
-    subject: Subject
-    size: InputSize
-    settings: Settings
+    def __init__(self, subject: Subject, size: InputSize, settings: Settings) -> None:
+        context = multiprocessing.get_context('spawn')
+        self._connection, connection = context.Pipe()
+        self._process = context.Process(target=_serve, args=(connection, subject, size, settings))
+        with _environment(settings.threads):
+            self._process.start()
+        connection.close()
 
-    def to_json(self) -> str:
-        """Write as JSON."""
-        return json.dumps(asdict(self))
+    def __enter__(self) -> Worker:
+        return self
 
-    @classmethod
-    def from_json(cls, text: str) -> Task:
-        """Read what :meth:`to_json` wrote."""
-        data = json.loads(text)
-        return cls(Subject(**data['subject']), InputSize(**data['size']), Settings(**data['settings']))
+    def __exit__(self, *exc: object) -> None:
+        self._process.kill()  # it has nothing to save
+        self._process.join()
+        self._connection.close()
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    def call(self, method: str, *args: object) -> Any:
+        """Call a method of the runner, and wait until the process is asleep again.
+
+        Args:
+            method (str): Name of the method.
+            *args (object): Its arguments.
+
+        Returns:
+            Any: What it returned.
+
+        Raises:
+            WorkerError: If it fails.
+        """
+        try:
+            with suppress(BrokenPipeError):  # it has ended, perhaps with an answer that says why
+                self._connection.send((method, args))
+            answer = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            answer = WorkerError(self._cause_of_death())
+        if isinstance(answer, WorkerError):
+            raise answer
+        time.sleep(_PAUSE_SECONDS)
+        return answer
+
+    def _cause_of_death(self) -> str:
+        self._process.join()
+        code = self._process.exitcode
+        if code == -signal.SIGKILL:
+            return 'killed by SIGKILL, most likely for lack of memory'
+        return f'killed by {signal.Signals(-code).name}' if code < 0 else f'ended with code {code}'
+
+
+@contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """Set the environment that a worker starts with.
+
+    Threads of OpenMP wait for their next piece of work by spinning, and go to sleep if none comes. Sleeping at once
+    (``OMP_WAIT_POLICY=PASSIVE``) would keep idle workers off the processor, but makes small inputs about half slower
+    than users see them. So threads may spin for some 10 ms, which is what GNU's OpenMP does if nobody tells it
+    otherwise and Intel's if told to, and the next turn begins when that is over.
+    """
+    before = dict(os.environ)
+    count = str(threads)
+    os.environ.update(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count, KMP_BLOCKTIME='10')
+    for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'):
+        os.environ.pop(name, None)
+    # Ctrl-C reaches all processes of a terminal, and it is the parent that ends the others.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _serve(connection: Connection, subject: Subject, size: InputSize, settings: Settings) -> None:
+    """Build a runner and call the methods that the parent names, until it is gone or something fails."""
+    try:
+        runner = Runner(subject, size, settings)
+        while True:
+            method, args = connection.recv()
+            connection.send(getattr(runner, method)(*args))
+    except EOFError:
+        pass
+    except Exception as error:  # whatever it is, it belongs into the table
+        text = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        connection.send(WorkerError(text if len(text) <= _LENGTH else f'{text[: _LENGTH - 3]}...'))
 
 
 class Runner:
-    """One backbone on one input, built and warmed up.
+    """One backbone on one input; :meth:`warm_up` comes first.
 
     Args:
-        task: What to run.
+        subject (Subject): The backbone.
+        size (InputSize): The input.
+        settings (Settings): How to run it.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.settings = settings = task.settings
+    def __init__(self, subject: Subject, size: InputSize, settings: Settings) -> None:
+        self.size = size
+        self.settings = settings
         self.device = torch.device(settings.device)
         torch.set_num_threads(settings.threads)
         torch.manual_seed(0)
-        self.model = task.subject.build().to(self.device)
+        self.model = subject.build().to(self.device)
         self.model.train(settings.mode == 'train')  # not chained: OpenMMLab's often return nothing
-        # Two sizes are run, and the second must not be compiled for any size.
-        self.call: Callable = torch.compile(self.model, dynamic=False) if task.subject.compile else self.model
-        side = settings.memory_base
+        self.runtime = RUNTIMES[subject.runtime](self.model)
+
+    def warm_up(self) -> None:
+        """Run at the memory base, from where memory counts, then at the size of the input."""
+        side = self.settings.memory_base
         self._step(torch.rand(1, 3, side, side, device=self.device))
-        self.base_memory = self._reset_peak_memory()
-        self.images = torch.rand(task.size.batch, 3, task.size.height, task.size.width, device=self.device)
-        for _ in range(settings.warmup):
+        if self.device.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self.base_memory = _peak_resident()
+        size = self.size
+        self.images = torch.rand(size.batch, 3, size.height, size.width, device=self.device)
+        for _ in range(self.settings.warmup):
             self._step(self.images)
         self._release_memory()
 
@@ -107,17 +206,19 @@ class Runner:
         self._release_memory()
         return seconds[1:]
 
-    def peak_memory(self) -> float:
-        """Return the peak memory in MB; on the CPU, what it grew by since the backbone was built and run once."""
-        if self.device.type == 'cuda':
-            return torch.cuda.max_memory_allocated() / 1e6
-        return _peak_resident() - self.base_memory
+    def finish(self) -> dict[str, float]:
+        """Measure what is known at the end.
 
-    def complexity(self) -> tuple[int, int]:
-        """Return the parameters, and the multiply-adds of one image of the input in inference."""
+        Returns:
+            dict[str, float]: 'memory_mb', the peak; on the CPU, what it grew by since the backbone was built and run
+            once. 'params' and 'macs', the parameters and the multiply-adds of one image in inference.
+        """
+        # Memory first: counting runs the backbone in another way.
+        on_gpu = self.device.type == 'cuda'
+        memory = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else _peak_resident() - self.base_memory
         self.model.eval()
         counted = count_complexity(self.model, lambda: self.model(self.images[:1]))
-        return counted.params, counted.macs
+        return dict(memory_mb=memory, params=counted.params, macs=counted.macs)
 
     def profile(self, iterations: int, rows: int) -> str:
         """Return a table of the operators that took most of the time of some iterations."""
@@ -125,9 +226,11 @@ class Runner:
         if self.device.type == 'cuda':
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         self._step(self.images)  # see run
-        with torch.profiler.profile(activities=activities) as profiler:
-            for _ in range(iterations):
-                self._step(self.images)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '.*Profiler clears events')  # of cycles, and there is one
+            with torch.profiler.profile(activities=activities) as profiler:
+                for _ in range(iterations):
+                    self._step(self.images)
         sort_by = f'self_{self.device.type}_time_total'
         return profiler.key_averages().table(sort_by=sort_by, row_limit=rows, max_name_column_width=48)
 
@@ -137,11 +240,11 @@ class Runner:
         if self.settings.mode == 'train':
             self.model.zero_grad(set_to_none=True)
             with self._autocast():
-                maps = self.call(images)
+                maps = self.runtime(images)
             sum(x.float().square().sum() for x in maps).backward()
         else:
             with torch.inference_mode(), self._autocast():
-                self.call(images)
+                self.runtime(images)
         self._synchronize()
         return time.perf_counter() - start
 
@@ -162,13 +265,6 @@ class Runner:
             with suppress(AttributeError):  # another C library
                 ctypes.CDLL(None).malloc_trim(0)
 
-    def _reset_peak_memory(self) -> float:
-        """Begin to count; return the peak until now in MB."""
-        if self.device.type == 'cuda':
-            torch.cuda.reset_peak_memory_stats()
-            return 0.0
-        return _peak_resident()
-
 
 def _peak_resident() -> float:
     """Return the largest resident memory of this process until now, in MB."""
@@ -179,46 +275,3 @@ def _peak_resident() -> float:
         return int(line.split()[1]) * 1024 / 1e6
     unit = 1 if sys.platform == 'darwin' else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-@contextmanager
-def _answers() -> Iterator[TextIO]:
-    """Yield where answers go: to stdout, which from now on is stderr to everybody else, libraries that print included.
-
-    The descriptor is not inherited, so that no process started here can keep the parent waiting.
-    """
-    sys.stdout.flush()
-    with os.fdopen(os.dup(1), 'w') as answers:
-        os.dup2(2, 1)
-        yield answers
-
-
-def _serve(task: Task) -> Iterator[Mapping[str, object]]:
-    """Yield the answers to the commands on stdin, the first when all is ready for them."""
-    runner = Runner(task)
-    yield {'ready': True}
-    for line in sys.stdin:
-        command = json.loads(line)
-        if command['do'] == 'run':
-            yield {'seconds': runner.run(command['iterations'])}
-        elif command['do'] == 'profile':
-            yield {'table': runner.profile(command['iterations'], command['rows'])}
-        else:
-            memory = runner.peak_memory()  # first: counting runs the backbone in another way
-            params, macs = runner.complexity()
-            yield {'memory_mb': memory, 'params': params, 'macs': macs}
-
-
-def main() -> None:
-    """Serve until stdin ends."""
-    with _answers() as answers:
-        try:
-            for answer in _serve(Task.from_json(sys.argv[1])):
-                print(json.dumps(answer), file=answers, flush=True)
-        except Exception as error:  # whatever it is, it belongs into the table
-            text = ' '.join(str(error).split())
-            print(json.dumps({'error': f'{type(error).__name__}: {text}'}), file=answers, flush=True)
-
-
-if __name__ == '__main__':
-    main()
