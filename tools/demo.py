@@ -8,17 +8,21 @@ import shlex
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 
-from mmlavit.analysis.report import format_seconds, format_summary, make_sheet, newest, plot_curves
-from mmlavit.apis.inference import build_predictor, find_pictures, read_picture
+from mmlavit.analysis.curves import Curve, Log, Panel, draw_panels
+from mmlavit.apis.inference import build_predictor, find_pictures, read_picture, write_picture
+from mmlavit.datasets.handwritten import UNFINISHED
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.data_paths import missing_data
+from mmlavit.visualization.drawing import make_sheet
 
 TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/handwritten')
@@ -31,18 +35,17 @@ class Task(NamedTuple):
     """One of the three demos.
 
     Args:
-        config: Its config, below ``configs/handwritten``.
-        pictures: Which pictures are shown, below the data.
-        enlarge: By how much they are shown larger.
-        unit: What its training counts.
-        metrics: For the log's key of each metric, what the summary calls it and its largest value.
-        test_options: What its test needs besides.
+        config (str): Its config, below ``configs/handwritten``.
+        pictures (str): Which pictures are shown, below the data.
+        enlarge (int): By how much they are shown larger.
+        metrics (dict[str, tuple[str, float]]): For the log's key of each metric, what the summary calls it and its
+            largest value.
+        test_options (tuple[str, ...]): What its test needs besides.
     """
 
     config: str
     pictures: str
     enlarge: int
-    unit: str
     metrics: dict[str, tuple[str, float]]
     test_options: tuple[str, ...] = ()
 
@@ -52,7 +55,6 @@ TASKS = {
         'mask_rcnn_lavit_nano.py',
         'images/val',
         3,
-        'epoch',
         {
             'coco/bbox_mAP': ('box AP', 1),
             'coco/bbox_mAP_50': ('box AP50', 1),
@@ -64,7 +66,6 @@ TASKS = {
         'classify_lavit_nano.py',
         'classification/val',
         5,
-        'epoch',
         {'accuracy/top1': ('top-1 accuracy', 100)},
         ('default_hooks.visualization.interval=20',),  # of 1,000 pictures, some are enough to look at
     ),
@@ -72,7 +73,6 @@ TASKS = {
         'upernet_lavit_nano.py',
         'images/val',
         3,
-        'iteration',
         {'mIoU': ('mIoU', 100), 'aAcc': ('pixel accuracy', 100)},
     ),
 }
@@ -94,7 +94,7 @@ def run_step(title: str, *command: object, quiet: bool = False) -> float:
 
     Args:
         title (str): What it does.
-        *command: Script and arguments, for this interpreter.
+        *command (object): Script and arguments, for this interpreter.
         quiet (bool): Show only the lines of its output that tell progress.
 
     Returns:
@@ -142,11 +142,41 @@ def draw_predictions(config: Path, checkpoint: Path, task: Task, folder: Path) -
     for index, picture in enumerate(pictures):
         image = read_picture(picture)
         sample = predictor.predict(image)
-        drawn.append(folder / 'predictions' / f'{index}.png')
-        predictor.draw(image, sample, drawn[-1], task.enlarge)
+        drawn.append(predictor.render(image, sample, task.enlarge))
+        write_picture(folder / 'predictions' / f'{index}.png', drawn[-1])
         print(f'{picture}: {predictor.describe(sample)}')
-    make_sheet(drawn, folder / 'predictions.png')
+    write_picture(folder / 'predictions.png', make_sheet(drawn))
     return folder / 'predictions.png'
+
+
+def draw_curves(log: Log, metrics: dict[str, tuple[str, float]], out_file: Path) -> None:
+    """Draw the losses of a training beside its validation metrics, as shares of their largest values."""
+    losses = [key for key in log.keys(training=True) if 'loss' in key.rsplit('.', 1)[-1]]
+    losses.sort(key=lambda key: key == 'loss')  # the total last, on top of its parts
+    trained = [
+        Curve(key, log.points(key), dict(linewidth=2.5) if key == 'loss' else dict(linewidth=1, alpha=0.7))
+        for key in losses
+    ]
+    validated = [
+        Curve(name, [(step, value / largest) for step, value in log.points(key)], dict(marker='o'))
+        for key, (name, largest) in metrics.items()
+    ]
+    unit = log.unit(next(iter(metrics)))
+    panels = [
+        Panel('training loss', 'iteration', trained, log=True),
+        Panel('validation', unit, validated, limits=(0, 1)),
+    ]
+    draw_panels(panels, out_file)
+
+
+def is_made(cfg: Config) -> bool:
+    """Tell whether the data is there, all of it."""
+    return not missing_data(cfg, ['train', 'val', 'test']) and not (DATA / UNFINISHED).exists()
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    """Find the file of the latest run below a work dir; mmengine names its folders by time."""
+    return max(folder.glob(pattern))
 
 
 def main() -> None:
@@ -160,7 +190,7 @@ def main() -> None:
 
     with one_line_errors():
         cfg = load_config(str(config))
-        if missing_data(cfg, ['train', 'val', 'test']) or (DATA / 'UNFINISHED').exists():
+        if not is_made(cfg):
             script = TOOLS / 'dataset_converters/handwritten.py'
             seconds['data'] = run_step('Making the data', script, '--root', DATA)
 
@@ -176,15 +206,15 @@ def main() -> None:
 
         print('\n== Drawing', flush=True)
         sheet = draw_predictions(config, checkpoint, task, work_dir)
-    curves = work_dir / 'curves.png'
-    plot_curves(newest(work_dir, '2*/vis_data/scalars.json'), task.metrics, curves, task.unit)
+        draw_curves(Log.read(work_dir), task.metrics, work_dir / 'curves.png')
 
     measured = json.loads(newest(test_dir, '2*/2*.json').read_text())
-    metrics = {name: measured[key] / largest for key, (name, largest) in task.metrics.items()}
+    # mmdet has no figures where nothing was found.
+    metrics = {name: measured.get(key, 0) / largest for key, (name, largest) in task.metrics.items()}
     files = {
         'checkpoint': checkpoint,
         'log': newest(work_dir, '2*/2*.log'),
-        'curves': curves,
+        'curves': work_dir / 'curves.png',
         'predictions': sheet,
         'all pictures': show_dir,
     }
@@ -198,9 +228,11 @@ def main() -> None:
         'files': files,
     }
     (work_dir / 'summary.json').write_text(json.dumps(summary, indent=2, default=str) + '\n')
-    times = {f'{name} took': format_seconds(value) for name, value in seconds.items()}
-    rows = {**metrics, **times, **files, 'summary': work_dir / 'summary.json'}
-    print('\n' + format_summary(f'LaViT demo: {args.task}', rows))
+    scores = {name: f'{value:.3f}' for name, value in metrics.items()}
+    times = {f'{name} took': timedelta(seconds=round(value)) for name, value in seconds.items()}
+    print(f'\nLaViT demo: {args.task}')
+    for name, value in {**scores, **times, **files, 'summary': work_dir / 'summary.json'}.items():
+        print(f'  {name:<16}{value}')
 
 
 if __name__ == '__main__':

@@ -17,10 +17,10 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
-from mmlavit.environment import check_environment
 from mmlavit.errors import UserError
 from mmlavit.utils.checkpoints import require_checkpoint
 from mmlavit.utils.masks import run_lengths
+from mmlavit.utils.toolbox import load_toolbox
 from mmlavit.visualization.drawing import build_visualizer, draw_sample
 
 PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -78,7 +78,7 @@ def build_predictor(cfg: Config, checkpoint: str, device: str, score_thr: float 
         raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(_PREDICTORS)}')
     require_checkpoint(checkpoint)
     require_device(device)
-    check_environment(scope)
+    load_toolbox(scope)
     cls = _PREDICTORS[scope]
     arguments = (copy.deepcopy(cfg), checkpoint, device)
     return cls(*arguments, score_thr) if scope == 'mmdet' else cls(*arguments)

@@ -13,10 +13,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import distributed as dist
 
-from mmlavit.environment import SCOPES, check_environment
+from mmlavit.environment import SCOPES
 from mmlavit.utils.arguments import blame_options
 from mmlavit.utils.checkpoints import require_checkpoints
 from mmlavit.utils.data_paths import require_data
+from mmlavit.utils.toolbox import load_toolbox
 
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
 from .hooks.total_batch_hook import TotalBatchHook
@@ -44,7 +45,8 @@ def run(
         EnvironmentProblem: If the config's toolbox cannot work as installed.
     """
     scope = cfg.get('default_scope')
-    check_environment(scope if scope in SCOPES else None)
+    if scope in SCOPES:
+        load_toolbox(scope)
     splits = ['train', 'val'] if mode == 'train' else ['test']
     require_checkpoints(cfg)
     require_data(cfg, splits)

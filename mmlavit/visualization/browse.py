@@ -11,9 +11,10 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmlavit.environment import SCOPES, check_environment
+from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
 from mmlavit.utils.data_paths import require_data
+from mmlavit.utils.toolbox import load_toolbox
 
 from .drawing import build_visualizer, draw_sample
 
@@ -56,7 +57,7 @@ def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> 
     if cfg.get(f'{split}_dataloader') is None:
         raise UserError(f'the config has no {split}_dataloader')
     require_data(cfg, [split])
-    check_environment(scope)
+    load_toolbox(scope)
     init_default_scope(scope)
     dataset = DATASETS.build(copy.deepcopy(cfg[f'{split}_dataloader'].dataset))
     visualizer = build_visualizer(scope, dataset.metainfo)

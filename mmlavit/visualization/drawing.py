@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 from torch import Tensor
+
+_GAP = 6  # pixels between the pictures of a sheet
 
 
 def build_visualizer(scope: str, meta: Mapping[str, Any]) -> Visualizer:
@@ -81,6 +83,24 @@ def draw_sample(
         warnings.filterwarnings('ignore', '.*out of bounds')  # boxes and outlines at the picture's border
         visualizer.add_datasample('', picture, sample, **options)
     return visualizer.get_image()[..., ::-1]
+
+
+def make_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
+    """Put pictures side by side on one sheet.
+
+    Args:
+        images (Sequence[np.ndarray]): At least one, (H, W, 3), uint8; all are shown at the first one's size.
+        columns (int): Pictures in a row.
+
+    Returns:
+        np.ndarray: The sheet, (H, W, 3), uint8, white between the pictures.
+    """
+    import mmcv
+    from torchvision.utils import make_grid
+
+    size = images[0].shape[1::-1]
+    tiles = [torch.from_numpy(mmcv.imresize(image, size)).permute(2, 0, 1) for image in images]
+    return make_grid(tiles, columns, padding=_GAP, pad_value=255).permute(1, 2, 0).numpy()
 
 
 def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:

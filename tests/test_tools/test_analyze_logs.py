@@ -12,7 +12,7 @@ from mmengine.registry import VISUALIZERS, init_default_scope
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmlavit.analysis.curves import mean_times, points_of, read_run
+from mmlavit.analysis.curves import Log
 
 ROOT = Path(__file__).parents[2]
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # matplotlib's first colours
@@ -77,22 +77,22 @@ def test_resumed_training(tmp_path):
     """Steps that a later start repeats are its own; what came before its checkpoint stays."""
     write_run(tmp_path, [(10, 3.0), (20, 2.0), (30, 9.0)], [(3, 9.0)])
     write_run(tmp_path, [(25, 1.5), (35, 1.0)], [(3, 70.0)], start='20260102_000000')
-    rows = read_run(tmp_path)
-    assert points_of(rows, 'loss') == [(10, 3.0), (20, 2.0), (25, 1.5), (35, 1.0)]
-    assert points_of(rows, 'accuracy/top1') == [(3, 70.0)]
+    log = Log.read(tmp_path)
+    assert log.points('loss') == [(10, 3.0), (20, 2.0), (25, 1.5), (35, 1.0)]
+    assert log.points('accuracy/top1') == [(3, 70.0)]
     # Only the second start.
-    assert points_of(read_run(tmp_path / '20260102_000000'), 'loss') == [(25, 1.5), (35, 1.0)]
+    assert Log.read(tmp_path / '20260102_000000').points('loss') == [(25, 1.5), (35, 1.0)]
     # Started anew in the same folder.
     write_run(tmp_path, [(10, 5.0)], start='20260103_000000')
-    assert points_of(read_run(tmp_path), 'loss') == [(10, 5.0)]
-    assert points_of(read_run(tmp_path), 'accuracy/top1') == []
+    assert Log.read(tmp_path).points('loss') == [(10, 5.0)]
+    assert Log.read(tmp_path).points('accuracy/top1') == []
 
 
 def test_stopped_while_writing(tmp_path):
     path = write_run(tmp_path, [(10, 3.0), (20, 2.0)])
     path.write_text(path.read_text() + '{"lr": 0.1, "lo')
-    assert points_of(read_run(path), 'loss') == [(10, 3.0), (20, 2.0)]
-    assert mean_times(read_run(path)) == {'time': 0.2, 'data_time': 0.02, 'memory': 20}
+    assert Log.read(path).points('loss') == [(10, 3.0), (20, 2.0)]
+    assert Log.read(path).means() == {'time': 0.2, 'data_time': 0.02, 'memory': 20}
 
 
 @pytest.mark.parametrize('name', ['default_runtime_det.py', 'default_runtime_seg.py', 'default_runtime_cls.py'])
@@ -104,7 +104,7 @@ def test_shipped_runtime_logs_for_both(name, tmp_path):
     for step in (1, 2, 3):
         visualizer.add_scalars(dict(lr=0.5, loss=1 / step), step=step)
     visualizer.close()
-    points = points_of(read_run(tmp_path), 'loss')
+    points = Log.read(tmp_path).points('loss')
     assert points == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     events = EventAccumulator(str(tmp_path / '20260101_000000/vis_data')).Reload()
     assert np.allclose([(event.step, event.value) for event in events.Scalars('loss')], points)
@@ -116,7 +116,7 @@ def test_shipped_runtime_logs_for_both(name, tmp_path):
         (['nowhere'], 'nowhere has no log of a training'),
         (['a', '--keys', 'mIuO'], "no log has 'mIuO'; expected some of: accuracy/top1, data_time, loss, lr"),
         (['a', '--out', 'curves.txt'], '--out curves.txt: expected a file ending in .png'),
-        (['notes.txt'], 'notes.txt is no log of scalars (line 1)'),
+        (['notes.txt'], 'notes.txt is not a log of scalars (line 1)'),
         (['val.json'], 'val.json has no row of a training'),
     ],
 )

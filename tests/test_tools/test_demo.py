@@ -2,13 +2,18 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import synthetic
+from mmengine.config import Config
 from PIL import Image
+
+from mmlavit.datasets import HandwrittenConfig, generate, handwritten
+from mmlavit.utils.data_paths import missing_data
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -39,12 +44,32 @@ def test_demo(demo, tmp_path):
     assert summary['seconds'].keys() == {'training', 'test'}  # the data was there
     for name, path in summary['files'].items():
         assert (tmp_path / path).exists(), name
-    assert Image.open(folder / 'predictions.png').size == (3 * 320 + 2 * 6, 3 * 320 + 2 * 6)
+    assert Image.open(folder / 'predictions.png').size == (3 * 320 + 4 * 6, 3 * 320 + 4 * 6)
     assert Image.open(folder / 'curves.png')
     assert 'Epoch(train)' in done.stdout and 'Epoch(test)' in done.stdout  # progress
     table = done.stdout[done.stdout.index('LaViT demo: classification') :]
     for shown in ('top-1 accuracy', 'training took', 'checkpoint', 'curves', 'predictions', 'summary.json'):
         assert shown in table
+
+
+def test_killed_generation_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    is_made = runpy.run_path(str(ROOT / 'tools/demo.py'))['is_made']
+    cfg = Config.fromfile(ROOT / 'configs/handwritten/classify_lavit_nano.py')
+    options = HandwrittenConfig(train_scenes=1, val_scenes=1, train_crops=10, val_crops=10)
+    assert not is_made(cfg)
+    generate('data/handwritten', options, progress=False)
+    assert is_made(cfg)
+
+    def stop_at_the_last(path, image):
+        if path.match('classification/val/9/*'):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(handwritten, '_write_png', stop_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        generate('data/handwritten', options, overwrite=True, progress=False)
+    assert not missing_data(cfg, ['train', 'val'])  # every folder is there
+    assert not is_made(cfg)
 
 
 def test_failing_step(demo):

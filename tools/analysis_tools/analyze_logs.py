@@ -7,21 +7,9 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from mmlavit.analysis.curves import (
-    Curve,
-    Panel,
-    Rows,
-    counts_epochs,
-    draw_panels,
-    is_training,
-    keys_of,
-    mean_times,
-    points_of,
-    read_run,
-    resolve_keys,
-)
+from mmlavit.analysis.curves import Curve, Log, Panel, draw_panels, resolve_keys
 from mmlavit.errors import UserError, one_line_errors
 
 # Drawn without --keys: these, as far as they were logged.
@@ -60,15 +48,12 @@ def main() -> None:
     with one_line_errors():
         if args.out.suffix.lower() not in ('.png', '.pdf', '.svg', '.jpg'):
             raise UserError(f'--out {args.out}: expected a file ending in .png, .pdf, .svg or .jpg')
-        runs = [read_run(path) for path in args.logs]
-        for path, rows in zip(args.logs, runs, strict=True):
-            if not any(map(is_training, rows)):
-                raise UserError(f'{path} has no row of a training; it may have stopped before its first log')
+        logs = [Log.read(path) for path in args.logs]
         names = args.legend or [shorten(path) for path in args.logs]
-        logged = {key for rows in runs for key in keys_of(rows)}
-        keys = resolve_keys(args.keys or [key for key in MAIN_KEYS if key in logged], runs)
-        draw_panels([make_panel(key, names, runs) for key in keys], args.out, columns=3 if len(keys) > 4 else 2)
-    print_times(names, runs)
+        logged = {key for log in logs for key in log.keys()}
+        keys = resolve_keys(args.keys or [key for key in MAIN_KEYS if key in logged], logs)
+        draw_panels([make_panel(key, names, logs) for key in keys], args.out, columns=3 if len(keys) > 4 else 2)
+    print_times(names, logs)
     print(f'{", ".join(keys)} -> {args.out}')
 
 
@@ -77,31 +62,28 @@ def shorten(path: Path) -> str:
     return str(path.parents[1]) if path.name == 'scalars.json' else str(path)
 
 
-def make_panel(key: str, names: list[str], runs: list[Rows]) -> Panel:
+def make_panel(key: str, names: list[str], logs: list[Log]) -> Panel:
     """Collect the curves of one key; each training has the same colour in all panels."""
-    curves, units = [], set()
-    for index, (name, rows) in enumerate(zip(names, runs, strict=True)):
-        points = points_of(rows, key)
-        trained = any(key in row for row in rows if is_training(row))
-        if points:
-            units.add('epoch' if counts_epochs(rows) and not trained else 'iteration')
-            curves.append(Curve(name, points, dict(color=f'C{index}', marker='' if trained else 'o')))
+    curves = [
+        Curve(name, log.points(key), dict(color=f'C{index}', marker='' if key in log.keys(training=True) else 'o'))
+        for index, (name, log) in enumerate(zip(names, logs, strict=True))
+    ]
+    unit = ' or '.join(sorted({log.unit(key) for log in logs if log.points(key)}))
     positive = all(value > 0 for curve in curves for _, value in curve.points)
-    return Panel(key, ' or '.join(sorted(units)), curves, log='loss' in key and positive)
+    return Panel(key, unit, curves, log='loss' in key and positive)
 
 
-def print_times(names: list[str], runs: list[Rows]) -> None:
+def print_times(names: list[str], logs: list[Log]) -> None:
     """Print a table of mean times."""
-    table = Table(box=box.SIMPLE)
-    table.add_column('training', overflow='fold')
-    for title in ('iterations', 'step (s)', 'of which data (s)', 'memory (MB)'):
-        table.add_column(title, justify='right')
-    for name, rows in zip(names, runs, strict=True):
-        means = mean_times(rows)
+    numbered = ('iterations', 'step (s)', 'of which data (s)', 'memory (MB)')
+    columns = [Column('training', overflow='fold'), *(Column(title, justify='right') for title in numbered)]
+    table = Table(*columns, box=box.SIMPLE)
+    for name, log in zip(names, logs, strict=True):
+        means = log.means()
         numbers = [f'{means[key]:.4f}' if key in means else '-' for key in ('time', 'data_time')]
-        steps = max(row['step'] for row in rows if is_training(row))
         # Without a GPU mmengine logs a memory of 0 or none.
-        table.add_row(name, str(steps), *numbers, f'{means["memory"]:.0f}' if means.get('memory') else '-')
+        memory = f'{means["memory"]:.0f}' if means.get('memory') else '-'
+        table.add_row(name, str(max(row['step'] for row in log.trained)), *numbers, memory)
     # Without a terminal rich would squeeze the table into 80 columns.
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 

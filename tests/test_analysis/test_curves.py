@@ -1,0 +1,52 @@
+"""The curves of trainings, drawn; how their logs are read is tested with analyze_logs.py."""
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mmlavit.analysis.curves import Curve, Log, Panel, draw_panels
+
+ROWS = [
+    dict(loss=2.0, loss_diag=0.1, lr=0.1, epoch=1, iter=1, step=1),
+    {'loss': 1.0, 'loss_diag': 0.1, 'decode.acc_seg': 9.0, 'lr': 0.1, 'epoch': 2, 'iter': 2, 'step': 2},
+    {'mIoU': 40.0, 'time': 1.0, 'step': 2},
+]
+
+
+def test_log():
+    log = Log(ROWS)
+    assert log.keys(training=True) == ['loss', 'loss_diag', 'lr', 'decode.acc_seg']
+    assert log.keys() == [*log.keys(training=True), 'mIoU', 'time']
+    assert log.points('loss') == [(1, 2.0), (2, 1.0)]
+    assert log.points('decode.acc_seg') == [(2, 9.0)]
+    assert log.points('mIoU') == [(2, 40.0)]
+    assert log.points('aAcc') == []
+    assert (log.unit('loss'), log.unit('mIoU')) == ('iteration', 'epoch')
+    by_iteration = [{key: value for key, value in row.items() if key != 'epoch'} for row in ROWS]
+    assert Log(by_iteration).unit('mIoU') == 'iteration'
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn."""
+    figures, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda self, *args, **kw: figures.append(self) or savefig(self, *args, **kw))
+    return figures
+
+
+def test_panels(drawn, tmp_path):
+    losses = [Curve(f'loss_{index}', [(1, 1.0), (100, 0.1)]) for index in range(7)]
+    metrics = [Curve('box AP', [(4, 0.5), (8, 0.6)]), Curve('never logged', [])]
+    panels = [Panel('loss', 'iteration', losses, log=True), Panel('validation', 'epoch', metrics, limits=(0, 1))]
+    draw_panels([*panels, Panel('once', 'epoch', [Curve('x' * 80, [(3, 1.0)])])], tmp_path / 'new/curves.png')
+    assert Image.open(tmp_path / 'new/curves.png').size == (1200, 960)
+    (figure,) = drawn
+    loss, validation, once, empty = figure.axes
+    assert [text.get_text() for text in validation.get_legend().get_texts()] == ['box AP']
+    assert not empty.axison
+    for axes in (loss, validation, once):
+        left, right = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if left <= tick <= right]
+        assert ticks and all(tick == round(tick) for tick in ticks)  # no epoch 4.5
+        legend, xlabel = axes.get_legend().get_window_extent(), axes.xaxis.label.get_window_extent()
+        assert not legend.overlaps(axes.get_window_extent()) and not legend.overlaps(xlabel)
