@@ -1,5 +1,4 @@
 # RetinaNet, LaViT-B, 3x multi-scale.
-_base_ = './retinanet_lavit_s_3x.py'
+_base_ = ['./retinanet_lavit_s_3x.py', './_base_/models/lavit_b.py']
 
-# 28 layers instead of 16 want more drop path.
-model = dict(backbone=dict(arch='base', drop_path_rate=0.3))
+model = dict(backbone=_base_.lavit_b)

@@ -1,5 +1,4 @@
 # UperNet, LaViT-B.
-_base_ = './upernet_lavit_s.py'
+_base_ = ['./upernet_lavit_s.py', './_base_/models/lavit_b.py']
 
-# 28 layers instead of 16 want more drop path.
-model = dict(backbone=dict(arch='base', drop_path_rate=0.3))
+model = dict(backbone=_base_.lavit_b)
