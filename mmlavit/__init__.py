@@ -2,7 +2,8 @@
 
 Importing the package registers ``LaViT`` and the hooks ``DiagonalityLossHook`` and ``SyncStatisticsHook`` in mmengine's
 root registries, from where mmpretrain, mmdet and mmseg configs resolve them:
-``custom_imports = dict(imports=['mmlavit'])``. It needs torch and mmengine only.
+``custom_imports = dict(imports=['mmlavit'])``. From then on mmengine loads no checkpoint that could run code. It needs
+torch and mmengine only.
 """
 
 from .environment import check_environment
@@ -11,9 +12,9 @@ check_environment()  # before the imports below, whose errors would not say what
 
 from .engine.hooks import DiagonalityLossHook, SyncStatisticsHook  # noqa: E402
 from .models import LaViT  # noqa: E402
-from .utils.checkpoint import allow_mmengine_checkpoints  # noqa: E402
+from .utils.checkpoint import register_loaders  # noqa: E402
 from .version import __version__  # noqa: E402
 
-allow_mmengine_checkpoints()
+register_loaders()
 
 __all__ = ['DiagonalityLossHook', 'LaViT', 'SyncStatisticsHook', '__version__']

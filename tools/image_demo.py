@@ -14,7 +14,8 @@ from rich.progress import track
 
 from mmlavit.apis.inference import Predictor, build_predictor, find_pictures, read_picture
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.arguments import add_trust_argument, load_config
+from mmlavit.utils.checkpoint import trust_checkpoints
 from mmlavit.visualization.video import VIDEOS, VideoSink, VideoSource, is_video
 
 PREDICTIONS = 'predictions.json'
@@ -37,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out-dir', default='outputs', help='where results go; default: outputs')
     parser.add_argument('--device', default=get_device(), help='cpu or cuda:0; default: %(default)s')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below; default: %(default)s')
+    add_trust_argument(parser)
     return parser.parse_args()
 
 
@@ -44,6 +46,8 @@ def main() -> None:
     """Predict, draw and record."""
     args = parse_args()
     with one_line_errors():
+        if args.trust_checkpoint:
+            trust_checkpoints()
         root, out_dir = Path(args.pictures).expanduser(), Path(args.out_dir)
         if is_video(root):
             video, files = VideoSource(root), {root: out_dir / f'{root.stem}.mp4'}

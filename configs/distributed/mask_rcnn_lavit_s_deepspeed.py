@@ -2,5 +2,5 @@
 _base_ = '../mask_rcnn_lavit_s.py'
 
 runner_type = 'FlexibleRunner'
-strategy = dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=1))
+strategy = dict(type='mmlavit.engine.strategy.SafeDeepSpeedStrategy', zero_optimization=dict(stage=1))
 optim_wrapper = dict(type='DeepSpeedOptimWrapper')

@@ -18,7 +18,7 @@ from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
 from mmlavit.errors import UserError
-from mmlavit.utils.checkpoints import require_checkpoint
+from mmlavit.utils.checkpoint import require_checkpoint
 from mmlavit.utils.masks import run_lengths
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit.visualization.drawing import build_visualizer, draw_sample

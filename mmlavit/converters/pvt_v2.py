@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from mmlavit.errors import ConfigError
+
 # (pattern, replacement), tried in order. First timm's names, then those of the official PVTv2 repository.
 _RULES = [
     (r'patch_embed\.(.+)', r'stages.0.patch_embed.\1'),
@@ -47,7 +49,7 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
         Backbone weights, without prefix.
 
     Raises:
-        ValueError: If a key is not one of PVTv2's.
+        ConfigError: If a key is not one of PVTv2's.
     """
     converted = {}
     for key, value in state_dict.items():
@@ -74,4 +76,4 @@ def _rename(key: str) -> str:
                 name = name.replace(old, new)
             if _KNOWN.fullmatch(name):
                 return name
-    raise ValueError(f'{key!r} is not a key of PVTv2 (linear variants are not supported)')
+    raise ConfigError(f'{key!r} is not a key of PVTv2 (linear variants are not supported)')

@@ -112,6 +112,11 @@ def require_strategy(cfg: Config) -> None:
         return
     if cfg.get('launcher', 'none') == 'none':
         raise UserError(f'{name} shards over processes; start it with tools/dist_train.sh or tools/slurm_train.sh')
+    if name == 'DeepSpeedStrategy':
+        raise UserError(
+            'DeepSpeedStrategy runs code that may be in a checkpoint; set '
+            "strategy.type='mmlavit.engine.strategy.SafeDeepSpeedStrategy'"
+        )
     if kind == 'DeepSpeedStrategy':
         _require_deepspeed()
     # DeepSpeedOptimWrapper does not even take clip_grad=None.

@@ -15,7 +15,7 @@ from torch import distributed as dist
 
 from mmlavit.environment import SCOPES
 from mmlavit.utils.arguments import blame_options
-from mmlavit.utils.checkpoints import require_checkpoints
+from mmlavit.utils.checkpoint import require_checkpoints
 from mmlavit.utils.data_paths import require_data
 from mmlavit.utils.toolbox import load_toolbox
 

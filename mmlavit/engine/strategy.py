@@ -1,16 +1,19 @@
-"""Fully sharded training (FSDP) of models with a LaViT, through mmengine's strategy.
+"""Sharded training (FSDP, DeepSpeed) of models with a LaViT, through mmengine's strategies.
 
 Configs name both by their full path, so nothing else imports this module: mmengine's strategies are slow to import.
 """
 
 from __future__ import annotations
 
-from mmengine._strategy import FSDPStrategy
+import torch
+from mmengine._strategy import DeepSpeedStrategy, FSDPStrategy
 from mmengine.device import get_device
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from mmlavit.errors import UserError
 from mmlavit.models.lavit import Block
+from mmlavit.utils.checkpoint import load_from_local
 
 
 def shard_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
@@ -59,6 +62,25 @@ class ResumableFSDPStrategy(FSDPStrategy):
             for config in (self.state_dict_config, self.optim_state_dict_config):
                 config.offload_to_cpu = False
         return super()._wrap_model(model)
+
+
+class SafeDeepSpeedStrategy(DeepSpeedStrategy):
+    """mmengine's strategy, whose checkpoints are read without running code that may be in them, as all others are.
+
+    Takes the arguments of ``DeepSpeedStrategy``.
+    """
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        wrapper = super()._wrap_model(model)
+        if wrapper.model.load_universal_checkpoint():
+            raise UserError("DeepSpeed's universal checkpoints can run code; resume from those of a training instead")
+        torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
+        wrapper.model.checkpoint_engine.load = load_from_local
+        return wrapper
 
 
 def _extras(state_dict: dict) -> dict:

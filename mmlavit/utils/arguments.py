@@ -76,8 +76,23 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='who started the processes; set by the dist_*.sh and slurm_*.sh scripts',
     )
+    add_trust_argument(parser)
     # Older launchers pass the rank as an option instead of the environment variable LOCAL_RANK.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that :func:`~mmlavit.utils.checkpoint.trust_checkpoints` is for.
+
+    Args:
+        parser (argparse.ArgumentParser): Parser of a tool that reads checkpoints.
+    """
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='also load checkpoints that hold more than weights and plain values. Loading such a file can run any code '
+        'as you: use it only for files whose maker you trust',
+    )
 
 
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:

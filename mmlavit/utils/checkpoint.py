@@ -1,53 +1,423 @@
-"""Lets ``torch.load`` read the training checkpoints of mmengine."""
+"""Checkpoint files: read without running code that may be in them, checked, and published.
+
+A ``.pth`` file is a pickle, and reading a pickle may call any function. torch can read tensors and plain values alone
+(``weights_only``), but mmengine does not insist on that: its maintained builds read a refused file a second time
+without it, and allow ``getattr``, from which a file can build anything; and both stacks read what they download without
+it. So ``import mmlavit`` registers loaders of its own for all files and addresses that mmengine knows.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import ast
+import codecs
+import hashlib
+import io
+import json
+import logging
+import os
+import os.path as osp
+import pickle
+import re
+import sys
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import get_file_backend
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
+
+from mmlavit.errors import UserError
+from mmlavit.version import __version__
+
+# torch's own switches. The first is what --trust-checkpoint sets, so that it reaches every process of a run.
+_TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+_REFUSE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+_YES = ('1', 'y', 'yes', 'true')
 
 _STATISTICS = ('current', 'max', 'mean', 'min')
+_DTYPES = ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'U')
+
+# Of a checkpoint's meta: what a user of the weights needs. The rest tells when, where and by whom it was trained.
+_PUBLISHED_META = ('dataset_meta', 'epoch', 'iter', 'mmengine_version')
+# Of the config in it: what only makes sense on the machine that trained.
+_PRIVATE_KEYS = {'launcher', 'load_from', 'resume', 'work_dir'}
 
 
-def allow_mmengine_checkpoints() -> None:
-    """Register what mmengine's training checkpoints contain besides tensors as safe to load.
+def trust_checkpoints() -> None:
+    """Let this process, and those it starts, read checkpoints that may run code.
 
-    Since torch 2.6 ``torch.load`` refuses objects it does not know. mmengine stores the history of
-    the log (``HistoryBuffer``) and NumPy numbers, and its official releases do not tell torch, so
-    testing and resuming refuse checkpoints that training just wrote. Nothing that could run code
-    from a file is registered. Harmless if called twice, and on the maintained builds, which warn and
-    load unsafely without it.
+    Raises:
+        UserError: If the environment forbids it.
     """
-    if _torch_version() < (2, 6):
-        return  # loads everything by default, and cannot register an object under another name
-    # NumPy 2 has renamed the module: files of either NumPy load.
-    multiarray = getattr(np, '_core', None) or np.core
-    arrays = [
-        (getattr(multiarray.multiarray, name), f'numpy.{package}.multiarray.{name}')
-        for name in ('_reconstruct', 'scalar')
-        for package in ('_core', 'core')
-    ]
-    dtypes = [type(np.dtype(kind)) for kind in ('bool', 'i4', 'i8', 'f4', 'f8')]
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (_get_statistic, 'builtins.getattr'),
-            *arrays,
-            np.ndarray,
-            np.dtype,
-            *dtypes,
-        ]
+    if os.environ.get(_REFUSE) in _YES:
+        raise UserError(f'checkpoints cannot be trusted while {_REFUSE} is set; unset it')
+    os.environ[_TRUST] = '1'
+
+
+def register_loaders() -> None:
+    """Have mmengine read all checkpoints through this module. Harmless if called twice."""
+    _allow_mmengine_types()  # for a torch.load of the user's own
+    loaders = {
+        load_from_local: '',
+        load_from_http: ('http://', 'https://'),
+        load_from_ceph: (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'),
+        load_from_zoo: ('mmcls://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'torchvision://'),
+        load_from_pavi: 'pavi://',
+    }
+    for loader, prefixes in loaders.items():
+        CheckpointLoader.register_scheme(prefixes, loader, force=True)
+
+
+def load_from_local(path: str, map_location: Any = None) -> Any:
+    """Read a file of ``torch.save`` or safetensors, without running code that may be in it.
+
+    Args:
+        path (str): The file.
+        map_location (Any): As for ``torch.load``. Weights of a safetensors file stay on the CPU.
+
+    Returns:
+        Any: What the file has; of a safetensors file ``dict(meta=..., state_dict=...)``.
+
+    Raises:
+        UserError: If there is no such file, it is damaged, or it could run code and checkpoints are not trusted.
+    """
+    path = osp.expanduser(path)
+    require_checkpoint(path)
+    try:
+        checkpoint = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path, map_location)
+    except Exception as error:  # a damaged file can end in any
+        refused = _find_refused(path, error)
+        if refused is None:
+            raise UserError(
+                f'{path} cannot be read as a checkpoint ({_first_line(error)}); expected a whole file as torch.save or '
+                'safetensors write it'
+            ) from error
+        if not _are_trusted():
+            raise UserError(
+                f'{path} was not loaded: it asks for {refused}, which could run code. If you trust its source, allow '
+                f'that with --trust-checkpoint (where there is no such option, with {_TRUST}=1 in the environment)'
+            ) from error
+        print_log(f'{path} asks for {refused}; loaded, since checkpoints are trusted', 'current', logging.WARNING)
+        return torch.load(path, map_location=map_location, weights_only=False)
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict) and not _are_trusted():
+        # The text of a config. Where a training is resumed, mmengine runs it as the program that a config is. Nothing
+        # has written it since mmcv 1.
+        checkpoint['meta'].pop('config', None)
+    return checkpoint
+
+
+def load_from_http(address: str, map_location: Any = None) -> Any:
+    """Read a file of the internet, which is kept where ``torch.hub`` keeps such files."""
+    if is_main_process():
+        _download(address)
+    barrier()
+    return load_from_local(_download(address), map_location)  # other machines do not have it yet
+
+
+def load_from_ceph(address: str, map_location: Any = None) -> Any:
+    """Read a file of a Ceph storage."""
+    backend = get_file_backend(address, backend_args=dict(backend='petrel'))
+    with backend.get_local_path(address) as path:
+        return load_from_local(str(path), map_location)
+
+
+def load_from_zoo(address: str, map_location: Any = None) -> Any:
+    """Read a file that mmengine has a short name for, such as ``torchvision://resnet50``."""
+    scheme, _, name = address.partition('://')
+    if scheme in ('torchvision', 'modelzoo'):
+        known = mmengine_checkpoint.get_torchvision_models()
+    elif scheme == 'mmcls':
+        known = mmengine_checkpoint.get_mmcls_models()
+    else:
+        known = mmengine_checkpoint.get_external_models()
+        name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
+    if name not in known:
+        raise UserError(f'{address} is not among the checkpoints that mmengine knows; name a file or its address')
+    if not known[name].startswith('http'):  # the user's own list may name files
+        return load_from_local(osp.join(mmengine_checkpoint._get_mmengine_home(), known[name]), map_location)
+    checkpoint = load_from_http(known[name], map_location)
+    return mmengine_checkpoint._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
+
+
+def load_from_pavi(address: str, map_location: Any = None) -> Any:
+    """Refuse an address of OpenMMLab's former platform, whose client was never published."""
+    raise UserError(f'{address} cannot be read; download the file and name it')
+
+
+def require_checkpoint(path: str, what: str = 'checkpoint') -> None:
+    """Make sure that a checkpoint file exists. Addresses such as ``https://...`` are left alone.
+
+    Args:
+        path (str): File or address.
+        what (str): How the message calls it.
+
+    Raises:
+        UserError: If it is a file and does not exist.
+    """
+    # Two letters at least, so that no drive letter counts as the scheme of an address.
+    if not re.match(r'\w{2,}:', path) and not osp.isfile(osp.expanduser(path)):
+        raise UserError(f'{what} {path} does not exist; expected a .pth or .safetensors file')
+
+
+def require_checkpoints(cfg: Config) -> None:
+    """Make sure that the weights a config starts from exist.
+
+    Args:
+        cfg (Config): The config, with ``load_from`` and any ``init_cfg`` of type ``Pretrained``.
+
+    Raises:
+        UserError: If a file is missing, or a training is to be resumed from a file of weights.
+    """
+    if cfg.get('load_from'):
+        require_checkpoint(cfg.load_from)
+        if cfg.get('resume') and osp.isfile(cfg.load_from) and _is_safetensors(cfg.load_from):
+            raise UserError(
+                f'{cfg.load_from} has weights only, so no training can be resumed from it; start a new one from its '
+                f'weights with --cfg-options load_from={cfg.load_from}'
+            )
+        return
+    for path in _pretrained(cfg.model):
+        require_checkpoint(path, 'init_cfg.checkpoint')
+
+
+def _pretrained(node: Any) -> Iterator[str]:
+    """Yield the checkpoints of every ``init_cfg=dict(type='Pretrained', ...)`` below ``node``."""
+    if isinstance(node, Mapping):
+        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
+            yield node['checkpoint']
+        for value in node.values():
+            yield from _pretrained(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _pretrained(value)
+
+
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint with weights.
+
+    Args:
+        path (str): A training checkpoint of mmengine, or a file of weights.
+
+    Returns:
+        dict[str, Any]: With the weights under 'state_dict'.
+
+    Raises:
+        UserError: As :func:`load_from_local`, and if there are no weights.
+    """
+    checkpoint = load_from_local(path, 'cpu')
+    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(weights, Mapping) or not weights or not all(map(torch.is_tensor, weights.values())):
+        raise UserError(f'{path} has no weights; expected a checkpoint with a state_dict')
+    return checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint)
+
+
+def strip_checkpoint(checkpoint: Mapping[str, Any], weights: Literal['ema', 'raw'] | None = None) -> dict[str, Any]:
+    """Keep of a training checkpoint what its users need: the weights, the classes and the config.
+
+    Optimizer, schedules, states of hooks and the log go, and with them what names the machine.
+
+    Args:
+        checkpoint (Mapping): As :func:`load_checkpoint` gives it.
+        weights (str, optional): 'ema' for the averaged weights of an ``EMAHook``, 'raw' for those that were
+            trained; default: the averaged ones if there are any, which are those that a test uses.
+
+    Returns:
+        dict[str, Any]: A checkpoint with 'meta' and 'state_dict', of tensors and plain Python values.
+
+    Raises:
+        UserError: If averaged weights are asked for and there are none.
+    """
+    state_dict = dict(checkpoint['state_dict'])
+    other = checkpoint.get('ema_state_dict')
+    if weights == 'ema' and other is None:
+        raise UserError('the checkpoint has no averaged (EMA) weights; it was trained without an EMAHook')
+    if weights == 'raw' and other is not None:
+        # EMAHook exchanges the two when it saves: the averaged weights are the checkpoint's state_dict.
+        raw = {key.removeprefix('module.'): value for key, value in other.items() if key.startswith('module.')}
+        state_dict.update((key, value) for key, value in raw.items() if key in state_dict)
+    meta = checkpoint.get('meta') or {}
+    published = {key: _plain(meta[key]) for key in _PUBLISHED_META if key in meta}
+    if isinstance(meta.get('cfg'), str):
+        with suppress(SyntaxError):  # text that is no config helps nobody
+            published['cfg'] = _without_private_keys(meta['cfg'])
+    return dict(meta={**published, 'mmlavit_version': __version__}, state_dict=state_dict)
+
+
+def save_published(checkpoint: Mapping[str, Any], path: Path) -> Path:
+    """Write a checkpoint under a name that ends in its hash, as ``mim`` and ``torch.hub`` check it.
+
+    Args:
+        checkpoint (Mapping): What :func:`strip_checkpoint` gives.
+        path (Path): Such as ``lavit_s.pth`` or ``lavit_s.safetensors``. The latter has the meta as JSON in its header.
+
+    Returns:
+        Path: The file, such as ``lavit_s-0a1b2c3d.pth``: the first 8 digits of its SHA-256.
+    """
+    # Through memory: a file would carry its own name inside, and the hash would depend on it.
+    data = _as_safetensors(checkpoint) if path.suffix == '.safetensors' else _as_pickle(checkpoint)
+    final = path.with_name(f'{path.stem}-{hashlib.sha256(data).hexdigest()[:8]}{path.suffix}')
+    partial = final.with_suffix('.partial')
+    partial.write_bytes(data)
+    os.replace(partial, final)
+    return final
+
+
+def _as_pickle(checkpoint: Mapping[str, Any]) -> bytes:
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    return content.getvalue()
+
+
+def _as_safetensors(checkpoint: Mapping[str, Any]) -> bytes:
+    from safetensors.torch import save
+
+    # It refuses tensors that share memory or have gaps.
+    weights = {
+        key: value.clone(memory_format=torch.contiguous_format) for key, value in checkpoint['state_dict'].items()
+    }
+    # One entry: several come in a random order, on which the hash would depend.
+    return save(weights, metadata=dict(meta=json.dumps(checkpoint['meta'])))
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy's numbers and arrays inside ``value`` into Python's, which every ``torch.load`` reads."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return value.tolist() if hasattr(value, 'tolist') and not torch.is_tensor(value) else value
+
+
+def _without_private_keys(text: str) -> str:
+    """Remove the assignments of ``_PRIVATE_KEYS`` from a config's text, without running it."""
+    lines = text.splitlines()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) in _PRIVATE_KEYS:
+            lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
+    return '\n'.join(line for line in lines if line is not None) + '\n'
+
+
+def _are_trusted() -> bool:
+    return os.environ.get(_TRUST) in _YES
+
+
+def _read_pickle(path: str, map_location: Any) -> Any:
+    """Read a file of ``torch.save``, if it has nothing but tensors, plain values and what mmengine's own have."""
+    if tarfile.is_tarfile(path):
+        raise pickle.UnpicklingError('before torch 2.6, weights_only does not hold for these')
+    _allow_mmengine_types()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # about what is then refused
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _find_refused(path: str, error: Exception) -> str | None:
+    """Say what a file has that may run code; None if it is rather damaged."""
+    found = re.search(r'GLOBAL ([\w.]+)', str(error))
+    if found:
+        return found[1]
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    with open(path, 'rb') as file:
+        is_pickle = file.read(1) == pickle.PROTO
+    return (
+        'something that torch cannot check'
+        if is_pickle or zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+        else None
     )
+
+
+def _is_safetensors(path: str) -> bool:
+    """Tell whether a file is one of safetensors, by its content: the length of a JSON header, and the header."""
+    with open(osp.expanduser(path), 'rb') as file:
+        return file.read(9)[8:] == b'{'
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    """Read weights, and the meta that :func:`save_published` wrote beside them, if any."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework='pt') as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        metadata = file.metadata() or {}
+    meta = {}
+    with suppress(KeyError, ValueError):
+        meta = json.loads(metadata['meta'])
+    return dict(meta=meta if isinstance(meta, dict) else {}, state_dict=weights)
+
+
+def _first_line(error: Exception) -> str:
+    """Give the first line of an error, at most 200 characters that can be printed."""
+    if isinstance(error, pickle.UnpicklingError):
+        return 'another format'
+    text = ''.join(filter(str.isprintable, f'{error}'.partition('\n')[0]))
+    return f'{type(error).__name__}: {text}'[:200]
+
+
+def _download(address: str) -> str:
+    """Download a file unless it is there; give its path."""
+    path = osp.join(torch.hub.get_dir(), 'checkpoints', osp.basename(urlparse(address).path))
+    if not osp.exists(path):
+        os.makedirs(osp.dirname(path), exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, path, progress=sys.stderr.isatty())
+        except OSError as error:
+            raise UserError(f'{address} cannot be downloaded ({_first_line(error)})') from error
+    return path
+
+
+def _allow_mmengine_types() -> None:
+    """Tell torch which types mmengine's checkpoints have besides tensors; no code of a file gets at more by them.
+
+    Before each file, because the maintained mmengine forbids some of them again whenever it loads one itself.
+    """
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([kind for kind in _ALLOWED if kind not in allowed])
 
 
 def _get_statistic(owner: Any, name: str) -> Any:
     """Stand in for ``getattr``, by which ``HistoryBuffer`` pickles its methods; only for those."""
     if owner is not HistoryBuffer or name not in _STATISTICS:
-        raise ValueError(f'a checkpoint may not access {name!r} of {owner!r}')
+        raise pickle.UnpicklingError(f'GLOBAL getattr may not give {name!r} of {owner!r}')
     return getattr(owner, name)
 
 
-def _torch_version() -> tuple[int, ...]:
-    return tuple(int(number) for number in torch.__version__.split('.')[:2])
+def _named(function: Callable, name: str) -> Callable:
+    """Wrap a function so that torch takes it for the one of that name."""
+
+    def call(*args):
+        return function(*args)
+
+    call.__module__, _, call.__name__ = name.rpartition('.')
+    call.__qualname__ = call.__name__
+    return call
+
+
+_ALLOWED = (
+    HistoryBuffer,
+    ConfigDict,
+    _named(_get_statistic, 'builtins.getattr'),
+    bytes,
+    codecs.encode,
+    slice,
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in _DTYPES),
+    # The functions by which NumPy makes arrays and numbers. NumPy 2 has renamed the module; files of either load.
+    *(
+        _named(example.__reduce__()[0], f'numpy.{core}.multiarray.{name}')
+        for name, example in (('_reconstruct', np.empty(0)), ('scalar', np.float64()))
+        for core in ('_core', 'core')
+    ),
+)

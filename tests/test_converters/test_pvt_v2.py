@@ -1,14 +1,21 @@
 """The trunk against timm's PVTv2 through converted random weights."""
 
 import re
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mmlavit import LaViT
 from mmlavit.converters.pvt_v2 import PVT_V2_EPS, convert_pvt_v2
+from mmlavit.errors import ConfigError
 
 timm = pytest.importorskip('timm')
+
+ROOT = Path(__file__).parents[2]
 
 B2 = dict(
     embed_dims=(64, 128, 320, 512), num_heads=(1, 2, 5, 8), depths=(3, 4, 6, 3), num_va_layers=(3, 4, 6, 3),
@@ -65,5 +72,55 @@ def test_less_attention_layers_take_the_values(pvt):
 
 
 def test_an_unknown_key_is_named():
-    with pytest.raises(ValueError, match="'stages.0.blocks.0.attn.pool' is not a key"):
+    with pytest.raises(ConfigError, match="'stages.0.blocks.0.attn.pool' is not a key"):
         convert_pvt_v2({'stages.0.blocks.0.attn.pool': torch.zeros(1)})
+
+
+@pytest.fixture
+def tool(monkeypatch, tmp_path):
+    """Run the script in this process and in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['pvt_v2_to_lavit.py', *map(str, args)])
+        runpy.run_path(str(ROOT / 'tools/model_converters/pvt_v2_to_lavit.py'), run_name='__main__')
+
+    return run
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_tool(pvt, suffix, tool, capsys):
+    """From a file in either format to the backbone that a config starts from."""
+    state = {key: value.clone() for key, value in weights(pvt).items()}
+    if suffix == '.pth':
+        torch.save(state, 'pvt.pth')
+    else:
+        save_file(state, 'pvt.safetensors')
+    tool(f'pvt{suffix}', 'out.pth')
+    expected = convert_pvt_v2(state)
+    assert capsys.readouterr().out == f'out.pth: {len(expected)} tensors\n'
+    model = LaViT(
+        B2, attention_residual=False, init_cfg=dict(type='Pretrained', checkpoint='out.pth', prefix='backbone.')
+    )
+    model.init_weights()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['no.pth', 'out.pth'], 'checkpoint no.pth does not exist'),
+        (['other.pth', 'out.pth'], "'a' is not a key of PVTv2"),
+        (['notes.pth', 'out.pth'], 'notes.pth cannot be read as a checkpoint'),
+        (['other.pth', 'no/out.pth'], 'the folder no does not exist'),
+    ],
+)
+def test_mistakes_of_the_tool(args, message, tool, capsys):
+    torch.save({'a': torch.ones(1)}, 'other.pth')
+    Path('notes.pth').write_text('no checkpoint')
+    with pytest.raises(SystemExit) as stopped:
+        tool(*args)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: {message}') and error.count('\n') == 1
+    assert not Path('out.pth').exists()

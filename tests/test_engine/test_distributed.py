@@ -72,7 +72,7 @@ def test_flexible_runner():
 
 
 FSDP = dict(type='mmlavit.engine.strategy.ResumableFSDPStrategy')
-DEEPSPEED = dict(type='DeepSpeedStrategy')
+DEEPSPEED = dict(type='mmlavit.engine.strategy.SafeDeepSpeedStrategy')
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,7 @@ DEEPSPEED = dict(type='DeepSpeedStrategy')
         (FSDP, dict(launcher='none'), 'ResumableFSDPStrategy shards over processes; start it with'),
         (FSDP, dict(optim_wrapper=dict(clip_grad=dict(max_norm=5))), 'clip by the norm of its own shard'),
         (DEEPSPEED, dict(optim_wrapper=dict(clip_grad=None)), 'set strategy.gradient_clipping'),
+        (dict(type='DeepSpeedStrategy'), {}, 'runs code that may be in a checkpoint; set strategy.type='),
         (FSDP, dict(custom_hooks=[dict(type='A'), dict(type='EMAHook')]), 'EMAHook does not work with'),
     ],
 )

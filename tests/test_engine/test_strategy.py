@@ -2,10 +2,14 @@
 
 import copy
 import inspect
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import payload
 import pytest
 import torch
+from mmengine._strategy import DeepSpeedStrategy
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, STRATEGIES, init_default_scope
@@ -15,7 +19,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 
 from mmlavit.engine.distributed import require_strategy
 from mmlavit.engine.runner import build_runner
-from mmlavit.engine.strategy import shard_blocks
+from mmlavit.engine.strategy import SafeDeepSpeedStrategy, shard_blocks
+from mmlavit.errors import UserError
 from mmlavit.models import LaViT
 from mmlavit.models.lavit import Block
 
@@ -106,6 +111,51 @@ def test_deepspeed():
     plain = build_optim_wrapper(model, Config.fromfile(PLAIN).optim_wrapper)
     assert weight_decays(model, wrapper) == weight_decays(model, plain)
     # Without DeepSpeed the strategy itself cannot be made; but these are arguments of it.
-    strategy = STRATEGIES.get(cfg.strategy.pop('type'))
+    assert STRATEGIES.get(cfg.strategy.pop('type')) is SafeDeepSpeedStrategy
+    strategy = DeepSpeedStrategy
     inspect.signature(strategy).bind(**cfg.strategy)
     assert cfg.strategy.keys() < inspect.signature(strategy).parameters.keys()
+
+
+DEEPSPEED_TYPES = {
+    'deepspeed.runtime.fp16.loss_scaler': ['DynamicLossScaler', 'LossScaler'],
+    'deepspeed.runtime.zero.config': ['ZeroStageEnum'],
+    'deepspeed.utils.tensor_fragment': ['fragment_address'],
+}
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """As much of a DeepSpeed engine as the strategy sees, and DeepSpeed's types, whether it is installed or not."""
+    kept = torch.serialization.get_safe_globals()
+    for module, names in DEEPSPEED_TYPES.items():
+        for index in range(module.count('.') + 1):
+            parent = '.'.join(module.split('.')[: index + 1])
+            monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+        for name in names:
+            setattr(sys.modules[module], name, type(name, (), dict(__module__=module)))
+    engine = SimpleNamespace(checkpoint_engine=SimpleNamespace(), load_universal_checkpoint=lambda: False)
+    monkeypatch.setattr(DeepSpeedStrategy, '_wrap_model', lambda self, model: SimpleNamespace(model=engine))
+    yield engine
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(kept)
+
+
+def test_deepspeed_checkpoints(engine, tmp_path):
+    """DeepSpeed reads its files by our loader, which knows the types in them."""
+    strategy = object.__new__(SafeDeepSpeedStrategy)
+    strategy._wrap_model(nn.Identity())
+    load = engine.checkpoint_engine.load
+    for module, names in DEEPSPEED_TYPES.items():
+        for name in names:
+            kind = getattr(sys.modules[module], name)
+            torch.save(dict(state=kind()), tmp_path / 'shard.pt')
+            assert type(load(str(tmp_path / 'shard.pt'), map_location='cpu')['state']) is kind
+    payload.write(tmp_path / 'harmful.pt', {}, tmp_path / 'trace')
+    with pytest.raises(UserError, match='harmful.pt was not loaded'):
+        load(str(tmp_path / 'harmful.pt'), map_location='cpu')
+    assert not (tmp_path / 'trace').exists()
+
+    engine.load_universal_checkpoint = lambda: True
+    with pytest.raises(UserError, match='universal checkpoints'):
+        strategy._wrap_model(nn.Identity())

@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mmlavit.apis.inference import build_predictor, find_pictures, read_picture
+from mmlavit.utils.checkpoint import load_checkpoint, save_published, strip_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs/handwritten'
@@ -140,6 +141,21 @@ def test_predictions_survive_an_interruption(tmp_path, pictures, monkeypatch):
         image_demo(monkeypatch, pictures, CONFIGS / name, checkpoint, '--out-dir', tmp_path / 'out', '--device', 'cpu')
     entries = json.loads((tmp_path / 'out/predictions.json').read_text())
     assert [entry['picture'] for entry in entries] == ['a.png', 'more/a.png']
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_published_as_safetensors(name, tmp_path, pictures, monkeypatch):
+    """The classes come along."""
+    checkpoint = load_checkpoint(write_checkpoint(name, tmp_path / 'random.pth'))
+    cfg = Config.fromfile(CONFIGS / name)
+    image = read_picture(pictures / 'a.png')
+    records = []
+    for suffix in ('.pth', '.safetensors'):
+        file = save_published(strip_checkpoint(checkpoint), tmp_path / f'published{suffix}')
+        predictor = build_predictor(cfg, str(file), 'cpu', score_thr=0)
+        assert list(predictor.classes) == list(TASKS[name])
+        records.append(predictor.record(predictor.predict(image)))
+    assert records[0] == records[1]
 
 
 def test_found_objects(tmp_path, pictures):

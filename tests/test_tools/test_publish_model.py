@@ -1,6 +1,7 @@
 """tools/model_converters/publish_model.py on a checkpoint that a training with averaged weights wrote."""
 
 import hashlib
+import json
 import runpy
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
@@ -17,6 +19,7 @@ from mmengine.runner import Runner, load_checkpoint
 from mmlavit import LaViT
 
 ROOT = Path(__file__).parents[2]
+SUFFIXES = ('.pth', '.safetensors')
 KEPT = {'dataset_meta', 'epoch', 'iter', 'mmengine_version', 'cfg', 'mmlavit_version'}
 
 
@@ -73,13 +76,6 @@ def publish(monkeypatch):
         runpy.run_path(str(ROOT / 'tools/model_converters/publish_model.py'), run_name='__main__')
 
     return run
-
-
-def test_after_mmengine_loaded_another(trained, publish, tmp_path):
-    """The maintained builds allow their objects for each load, and forbid them afterwards."""
-    load_checkpoint(Toy(), str(trained[1]))
-    publish(trained[1], tmp_path / 'toy.pth')
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def averaged(runner):
@@ -139,15 +135,44 @@ def test_meta(trained, publish, tmp_path):
     assert runner.work_dir.encode() not in file.read_bytes()
 
 
-def test_hash_depends_on_the_content_alone(trained, publish, tmp_path):
+@pytest.mark.parametrize('suffix', SUFFIXES)
+def test_hash_depends_on_the_content_alone(suffix, trained, publish, tmp_path):
     _, checkpoint = trained
-    for name in ('a', 'another_name'):
-        publish(checkpoint, tmp_path / f'{name}.pth')
-    (one, two) = (path.stem.rsplit('-', 1)[1] for path in tmp_path.iterdir())
-    assert one == two
-    publish(checkpoint, tmp_path / 'raw.pth', '--weights', 'raw')
+    for name in ('a', 'another_name', 'a_third'):
+        publish(checkpoint, tmp_path / f'{name}{suffix}')
+    hashes = {path.stem.rsplit('-', 1)[1] for path in tmp_path.iterdir()}
+    assert len(hashes) == 1
+    publish(checkpoint, tmp_path / f'raw{suffix}', '--weights', 'raw')
     (raw,) = tmp_path.glob('raw-*')
-    assert one not in raw.name
+    assert hashes.pop() not in raw.name
+
+
+def test_safetensors(trained, publish, tmp_path):
+    """The same as in the other format, read by the library alone and by what reads checkpoints here."""
+    runner, checkpoint = trained
+    publish(checkpoint, tmp_path / 'toy.pth')
+    publish(checkpoint, tmp_path / 'toy.safetensors')
+    (pickled,), (file,) = tmp_path.glob('*.pth'), tmp_path.glob('*.safetensors')
+    assert file.name == f'toy-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.safetensors'
+    assert runner.work_dir.encode() not in file.read_bytes()
+    expected = torch.load(pickled, weights_only=True)
+    assert_same(safetensors.torch.load_file(file), expected['state_dict'])
+    with safetensors.safe_open(file, 'pt') as content:
+        meta = json.loads(content.metadata()['meta'])
+    assert meta == json.loads(json.dumps(expected['meta'])) and meta.keys() == KEPT
+    model = Toy()
+    loaded = load_checkpoint(model, str(file))
+    assert loaded['meta'] == meta
+    assert_same(model.state_dict(), expected['state_dict'])
+    backbone = LaViT(
+        arch='nano', out_indices=(0, 1), init_cfg=dict(type='Pretrained', checkpoint=str(file), prefix='backbone.')
+    )
+    backbone.init_weights()
+    assert_same(expected['state_dict'], {f'backbone.{key}': value for key, value in backbone.state_dict().items()})
+    # And once more, from one format to the other.
+    publish(file, tmp_path / 'again.pth')
+    (again,) = tmp_path.glob('again-*.pth')
+    assert torch.load(again, weights_only=True)['meta'] == meta
 
 
 def test_plain_weights(publish, tmp_path):
@@ -170,8 +195,8 @@ class Harmful:
     ('checkpoint', 'options', 'message'),
     [
         ('no.pth', [], 'checkpoint no.pth does not exist'),
-        ('notes.pth', [], 'notes.pth cannot be loaded as a checkpoint of weights and numbers: it is none'),
-        ('harmful.pth', [], 'harmful.pth cannot be loaded as a checkpoint of weights and numbers: it has a print'),
+        ('notes.pth', [], 'notes.pth cannot be read as a checkpoint (another format)'),
+        ('harmful.pth', [], 'harmful.pth was not loaded: it asks for print, which'),
         ('empty.pth', [], 'empty.pth has no weights'),
         ('plain.pth', ['--weights', 'ema'], 'the checkpoint has no averaged (EMA) weights'),
     ],
@@ -192,7 +217,8 @@ def test_mistakes(checkpoint, options, message, publish, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ('out', 'message'), [('out', 'out: expected a name that ends in .pth'), ('no/out.pth', 'the folder no does not')]
+    ('out', 'message'),
+    [('out', 'out: expected a name that ends in .pth or .safetensors'), ('no/out.pth', 'the folder no does not')],
 )
 def test_where_it_goes(out, message, publish, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -5,7 +5,8 @@ import argparse
 from pathlib import Path
 
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.checkpoints import load_checkpoint, save_published, strip_checkpoint
+from mmlavit.utils.arguments import add_trust_argument
+from mmlavit.utils.checkpoint import load_checkpoint, save_published, strip_checkpoint, trust_checkpoints
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,13 +18,16 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options model.backbone.init_cfg.checkpoint=FILE, test.py and image_demo.py take.'
     )
     parser.add_argument('checkpoint', help='checkpoint of a training')
-    parser.add_argument('out', type=Path, help='such as DIR/lavit_s.pth; written is DIR/lavit_s-<hash>.pth')
+    parser.add_argument(
+        'out', type=Path, help='such as DIR/lavit_s.pth or DIR/lavit_s.safetensors; written is DIR/lavit_s-<hash>.pth'
+    )
     parser.add_argument(
         '--weights',
         choices=['ema', 'raw'],
         help='of a training with EMAHook: the averaged weights or those before averaging '
         '(default: the averaged ones if there are any; they are what test.py measures)',
     )
+    add_trust_argument(parser)
     return parser.parse_args()
 
 
@@ -31,8 +35,10 @@ def main() -> None:
     """Load, strip and write."""
     args = parse_args()
     with one_line_errors():
-        if args.out.suffix != '.pth':
-            raise UserError(f'{args.out}: expected a name that ends in .pth')
+        if args.trust_checkpoint:
+            trust_checkpoints()
+        if args.out.suffix not in ('.pth', '.safetensors'):
+            raise UserError(f'{args.out}: expected a name that ends in .pth or .safetensors')
         if not args.out.parent.is_dir():
             raise UserError(f'the folder {args.out.parent} does not exist; make it first')
         checkpoint = load_checkpoint(args.checkpoint)
