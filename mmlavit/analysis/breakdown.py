@@ -3,61 +3,66 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 
-from mmlavit.models.lavit import (
-    AttentionResidual,
-    FeedForward,
-    LessAttention,
-    PatchEmbed,
-    SpatialReduction,
-    VanillaAttention,
-)
-from mmlavit.models.layout import linear_each
+from mmlavit.models.lavit import AttentionResidual, LessAttention, VanillaAttention
+from mmlavit.models.layers import FeedForward, PatchEmbed, SpatialReduction
 from mmlavit.models.resample import resample_tokens
 
-PRODUCTS, RESIDUAL = 'attention products', 'attention residual'
+from .flops import ATTENTION, PRODUCT, Operation
 
-# What runs inside of these functions; the innermost one counts. In the order of the table.
-_ROLES = {
-    PatchEmbed.forward: 'patch embedding',
-    SpatialReduction.forward: 'reduction of keys and values',
-    VanillaAttention.forward: 'projections',
-    LessAttention.forward: 'projections',
-    # Its second operand is made of a projection and of the keys, or the values.
-    linear_each: PRODUCTS,
-    VanillaAttention._attend_all: PRODUCTS,
-    LessAttention.transform: 'transforms (Psi, Theta)',
-    resample_tokens: 'resampling (D, U)',
-    AttentionResidual.forward: RESIDUAL,
-    FeedForward.forward: 'feed-forward',
+# In the order of the table.
+ROLES = EMBEDDING, REDUCTION, PROJECTIONS, PRODUCTS, TRANSFORMS, RESAMPLING, RESIDUAL, FEED_FORWARD = (
+    'patch embedding',
+    'reduction of keys and values',
+    'projections',
+    'attention products',
+    'transforms (Psi, Theta)',
+    'resampling (D, U)',
+    'attention residual',
+    'feed-forward',
+)
+# What runs in modules of these classes; the innermost one counts.
+_MODULES = {
+    PatchEmbed: EMBEDDING,
+    SpatialReduction: REDUCTION,
+    VanillaAttention: PROJECTIONS,
+    LessAttention: PROJECTIONS,
+    AttentionResidual: RESIDUAL,
+    FeedForward: FEED_FORWARD,
 }
-_ROLE_OF_CODE = {function.__code__: role for function, role in _ROLES.items()}
+# What attention runs in these functions instead of in modules; again the innermost one counts.
+_FUNCTIONS = {resample_tokens.__code__: RESAMPLING, LessAttention.transform.__code__: TRANSFORMS}
 
 
-def lavit_roles(frame: FrameType | None, macs: int) -> Mapping[str, int]:
-    """Find what an operator of a LaViT is for, by the functions that are running.
+def lavit_roles(operation: Operation) -> Mapping[str, int]:
+    """Find what an operation of a LaViT on one image is for.
 
     Args:
-        frame: Frame that ran the operator.
-        macs: Multiply-adds of the operator.
+        operation (Operation): The operation.
 
     Returns:
-        The role and all multiply-adds, or two roles that share them; nothing outside of a LaViT.
+        Mapping[str, int]: The role and all multiply-adds, or two roles that share them; nothing outside of a LaViT.
     """
-    while frame is not None and frame.f_code not in _ROLE_OF_CODE:
-        frame = frame.f_back
-    if frame is None:
+    macs = operation.macs
+    module = next((module for module in reversed(operation.modules) if isinstance(module, (*_MODULES,))), None)
+    if module is None:
         return {}
-    if frame.f_code is VanillaAttention._attend_all.__code__:
+    if module is not operation.modules[-1] or not isinstance(module, (VanillaAttention, LessAttention)):
+        return {next(role for cls, role in _MODULES.items() if isinstance(module, cls)): macs}
+    for frame, _ in traceback.walk_stack(None):
+        if frame.f_code in _FUNCTIONS:
+            return {_FUNCTIONS[frame.f_code]: macs}
+    if operation.kind != PRODUCT:  # the raw weight of a linear is folded into the few keys or values
+        return {PROJECTIONS: macs}
+    if operation.name == ATTENTION:
         # The attention residual is part of the products: extra columns of queries, keys and values.
-        query, width = frame.f_locals['query'], frame.f_locals['head_dim']
-        products = macs * width // query.shape[-1]
+        products = macs * (module.q.out_features // module.heads) // operation.args[0].shape[-1]
         return {PRODUCTS: products, RESIDUAL: macs - products} if products < macs else {PRODUCTS: macs}
-    return {_ROLE_OF_CODE[frame.f_code]: macs}
+    return {PRODUCTS: macs}
 
 
 @dataclass
@@ -65,9 +70,9 @@ class Row:
     """One row of a breakdown.
 
     Args:
-        name: What was counted.
-        total: How much.
-        stages: How much in each of the four stages; of what is outside of a LaViT, nothing.
+        name (str): What was counted.
+        total (int): How much.
+        stages (Counter[int]): How much in each of the four stages; of what is outside of a LaViT, nothing.
     """
 
     name: str
@@ -85,12 +90,13 @@ def break_down(counts: Mapping[tuple[str, str], int]) -> list[Row]:
     """Sum up counts: roles of a LaViT in the order of its computation, then the other parts of the model.
 
     Args:
-        counts: ``cells`` or ``elements`` of a :class:`Complexity` that was counted with :func:`lavit_roles`.
+        counts (Mapping): ``cells`` or ``elements`` of a :class:`Complexity` that was counted with
+            :func:`lavit_roles`.
 
     Returns:
-        Rows whose totals add up to the sum of the counts.
+        list[Row]: Rows whose totals add up to the sum of the counts.
     """
-    rows = {role: Row(role) for role in _ROLES.values()}
+    rows = {role: Row(role) for role in ROLES}
     for (path, role), count in counts.items():
         name = role if role in rows else f'{part_of(path)}: {role}'
         row = rows.setdefault(name, Row(name))

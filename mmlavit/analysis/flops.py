@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +14,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-Roles = Callable[[FrameType, int], Mapping[str, int]]
-"""Given the frame that ran an operator and its multiply-adds, shares them among roles; nothing: not known there."""
-
 aten = torch.ops.aten
 
 # Products of a matrix and a vector, which torch's own counter leaves out: the operand that has one number for each.
 _VECTOR_PRODUCTS = {aten.dot: 0, aten.vdot: 0, aten.mv: 0, aten.addmv: 1}
 
-# Operators that are no multiply-adds, but not free: counted in numbers that they write. Names without the underscore
+# Operators without multiply-adds that are not free: counted in numbers that they write. Names without the underscore
 # of their in-place forms.
 _ELEMENTWISE = {
     name: kind
@@ -40,17 +36,42 @@ _ELEMENTWISE = {
     for name in names.split()
 }
 
+ATTENTION = 'scaled_dot_product_attention'
+WEIGHTED, PRODUCT = 'linear layers', 'products of activations'
+
+
+class Operation(NamedTuple):
+    """One call of an operator that multiplies and adds.
+
+    Args:
+        name (str): Name of the operator.
+        kind (str): 'convolutions', 'linear layers' (an operand is a weight) or 'products of activations'.
+        macs (int): Multiply-adds.
+        args (tuple): Arguments of the operator; of fused attention, queries, keys and values.
+        modules (Sequence[nn.Module]): Modules that run, the innermost last.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    args: tuple
+    modules: Sequence[nn.Module]
+
+
+Roles = Callable[[Operation], Mapping[str, int]]
+"""Shares the multiply-adds of an operation among roles; nothing: its kind is its role."""
+
 
 @dataclass(frozen=True)
 class Complexity:
     """Size and cost of a model for one input.
 
     Args:
-        params: Parameters.
-        cells: Multiply-adds of matrix products, convolutions and attention products, by the path of the innermost
-            module and the role that they were counted for.
-        elements: Numbers written by operators that are none of these, by path and kind: 'softmax', 'norms',
-            'activations', 'resizing and pooling'.
+        params (int): Parameters.
+        cells (Mapping): Multiply-adds of matrix products, convolutions and attention products, by the path of the
+            innermost module and the role that they were counted for.
+        elements (Mapping): Numbers written by operators that are none of these, by path and kind: 'softmax',
+            'norms', 'activations', 'resizing and pooling'.
     """
 
     params: int
@@ -67,48 +88,52 @@ class _Meter(TorchDispatchMode):
     """Add up what operators cost while it is on.
 
     Args:
-        model: Model whose modules are told apart.
-        roles: Finds the roles of an operator, before they are taken from the operator alone.
+        model (nn.Module): Model whose modules are told apart.
+        roles (Roles, optional): Finds the roles of an operation.
     """
 
     def __init__(self, model: nn.Module, roles: Roles | None) -> None:
         super().__init__()
         self.roles = roles
-        self.path = ['']
+        self.path, self.modules = [''], [model]
         self.cells, self.elements = Counter(), Counter()
         # Views share the storage, so that the transposed weight of a linear is known as one.
         self.weights = {_storage(parameter) for parameter in model.parameters()}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run an operator and add what it costs."""
-        kwargs = kwargs or {}
-        name, path = func._overloadpacket.__name__, self.path[-1]
+        kwargs, packet = kwargs or {}, func._overloadpacket
+        name = packet.__name__
+        if name == ATTENTION:
+            # As a whole: every device has other kernels for it.
+            query, key, value = args[:3]
+            self.add(name, args, sdpa_flop_count(query.shape, key.shape, value.shape) // 2)
+            self.elements[self.path[-1], 'softmax'] += query.shape[:-1].numel() * key.shape[-2]
+            return func(*args, **kwargs)
         kind = _ELEMENTWISE.get(name) or _ELEMENTWISE.get(name.removesuffix('_'))
-        if func._overloadpacket not in flop_registry and kind is None:
-            # In inference mode composite operators such as matmul arrive whole.
+        if packet not in flop_registry and kind is None:
+            # Composite operators such as matmul.
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
         if kind is not None:
-            self.elements[path, kind] += (out if isinstance(out, Tensor) else out[0]).numel()
-            return out
-        macs = _multiply_adds(func._overloadpacket, args, kwargs, out)
-        if macs:
-            shares = self.roles(sys._getframe(1), macs) if self.roles else {}
-            for role, share in (shares or {self._role_of_operands(name, args): macs}).items():
-                self.cells[path, role] += share
-        if name.startswith('_scaled_dot_product'):
-            query, key = args[:2]
-            self.elements[path, 'softmax'] += query.shape[:-1].numel() * key.shape[-2]
+            self.elements[self.path[-1], kind] += (out if isinstance(out, Tensor) else out[0]).numel()
+        elif packet in _VECTOR_PRODUCTS:
+            self.add(name, args, args[_VECTOR_PRODUCTS[packet]].numel())
+        elif packet in flop_registry:
+            self.add(name, args, flop_registry[packet](*args, **kwargs, out_val=out) // 2)
         return out
 
-    def _role_of_operands(self, name: str, args: tuple) -> str:
-        if 'convolution' in name:
-            return 'convolutions'
+    def add(self, name: str, args: tuple, macs: int) -> None:
+        """Add the multiply-adds of an operator."""
         operands = [arg for arg in args if isinstance(arg, Tensor)][-2:]  # the bias of addmm comes first
-        return 'linear layers' if self.weights & {*map(_storage, operands)} else 'products of activations'
+        kind = WEIGHTED if self.weights & {*map(_storage, operands)} else PRODUCT
+        kind = 'convolutions' if 'convolution' in name else kind
+        operation = Operation(name, kind, macs, args, self.modules)
+        for role, share in ((self.roles and self.roles(operation)) or {operation.kind: macs}).items():
+            self.cells[self.path[-1], role] += share
 
     @contextmanager
     def follow(self, model: nn.Module) -> Iterator[None]:
@@ -117,9 +142,11 @@ class _Meter(TorchDispatchMode):
 
         def enter(module: nn.Module, args: tuple) -> None:
             self.path.append(paths.get(module, self.path[-1]))
+            self.modules.append(module)
 
         def leave(module: nn.Module, args: tuple, out: object) -> None:
             self.path.pop()
+            self.modules.pop()
 
         # For all modules at once: hooks of its own would tell a LaViT that somebody watches, and it would not fold.
         handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
@@ -134,35 +161,24 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _multiply_adds(packet, args: tuple, kwargs: dict, out: object) -> int:
-    """Multiply-adds of one call of an operator."""
-    if packet.__name__.startswith('_scaled_dot_product'):
-        # Of all devices' kernels torch's own counter knows only some.
-        return sdpa_flop_count(*(tensor.shape for tensor in args[:3])) // 2
-    if packet in _VECTOR_PRODUCTS:
-        return args[_VECTOR_PRODUCTS[packet]].numel()
-    formula = flop_registry.get(packet)
-    return formula(*args, **kwargs, out_val=out) // 2 if formula else 0
-
-
 def count_complexity(model: nn.Module, run: Callable[[], object], roles: Roles | None = None) -> Complexity:
     """Count what one call costs. On the device 'meta' nothing is computed and no memory is taken.
 
     Args:
-        model: Model.
-        run: Runs the model once, without arguments; gradients are off meanwhile.
-        roles: Finds the roles of operators. Where it knows none, the role is 'convolutions', 'linear layers' (of a
-            weight of the model) or 'products of activations'.
+        model (nn.Module): Model.
+        run (Callable): Runs the model once, without arguments; in inference mode.
+        roles (Roles, optional): Finds the roles of operations; default: their kinds.
 
     Returns:
-        Parameters of the model, and what the call cost.
+        Complexity: Parameters of the model, and what the call cost.
     """
     meter = _Meter(model, roles)
     # The fast path of nn.MultiheadAttention is one operator that no counter sees into.
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), meter.follow(model), meter:
+        # Without it, composite operators, among them attention, would be taken apart before the meter sees them.
+        with torch.inference_mode(), meter.follow(model), meter:
             run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -55,10 +55,14 @@ def by_hand(name, size, pool=False, num_va_layers=None, attention_residual=True)
         if residual:
             rows['attention residual', i] += n * arch.num_heads[i - 1] * K * 4 + n * heads * arch.num_heads[i - 1] * K
 
-        def through_reference_keys(n=n, heads=heads, dim=dim, i=i):
-            """One product of all tokens with the reference keys or values, a projection folded into these."""
-            rows['projections', i] += K * dim * dim
-            rows['attention products', i] += n * heads * K * dim
+        def with_reference_keys(n=n, heads=heads, dim=dim, i=i, projected=False):
+            """A product of all tokens with the reference keys or values and its projection, the cheaper way."""
+            called, folded = (n * dim * dim, n * K * dim), (K * dim * dim, n * heads * K * dim)
+            projections, products = min(called, folded, key=sum)
+            if projected:  # already, for another product
+                projections, products = 0, n * K * dim
+            rows['projections', i] += projections
+            rows['attention products', i] += products
 
         for j in range(arch.depths[i]):
             if ratio > 1:
@@ -67,7 +71,7 @@ def by_hand(name, size, pool=False, num_va_layers=None, attention_residual=True)
             if j >= num_va_layers[i]:
                 rows['resampling (D, U)', i] += resample(keys, (7, 7), dim)
                 rows['projections', i] += K * dim * dim  # v
-                through_reference_keys()
+                with_reference_keys()
                 rows['transforms (Psi, Theta)', i] += (
                     n * heads * K * K + (query_grid[0] * query_grid[1]) ** 2 * heads * K
                 )
@@ -79,8 +83,8 @@ def by_hand(name, size, pool=False, num_va_layers=None, attention_residual=True)
             if pool or keys == (7, 7):
                 rows['resampling (D, U)', i] += resample(keys, (7, 7), dim)
                 rows['projections', i] += K * dim * 2 * dim  # kv
-                through_reference_keys()
-                through_reference_keys()
+                with_reference_keys()
+                with_reference_keys()
                 continue
             rows['projections', i] += n * dim * dim * 2 + m * dim * 2 * dim  # q, proj, kv
             rows['attention products', i] += 2 * n * m * dim
@@ -90,7 +94,7 @@ def by_hand(name, size, pool=False, num_va_layers=None, attention_residual=True)
                 rows['resampling (D, U)', i] += resample((7, 7), keys, K)
             if kept:
                 rows['resampling (D, U)', i] += resample(keys, (7, 7), dim)
-                through_reference_keys()
+                with_reference_keys(projected=True)
         channels, stride = dim, stride * 2
     return +rows
 
@@ -136,7 +140,7 @@ def saved_by_folding(name):
         n, dim, heads = (56 >> i) ** 2, arch.embed_dims[i], arch.num_heads[i]
         folded = K * dim * dim + n * heads * K * dim  # either projection, once folded
         written = n * dim * dim + n * K * dim
-        saved += (arch.depths[i] + arch.num_va_layers[i]) * (written - folded)
+        saved += (arch.depths[i] + arch.num_va_layers[i]) * max(0, written - folded)
     return saved
 
 
