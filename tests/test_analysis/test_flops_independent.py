@@ -13,10 +13,12 @@ def by_pen(height, width):
     """Multiply-adds of LaViT-S in millions, from the specification; norms, softmax and resampling are left out.
 
     N tokens a stage, M keys on the stride-32 grid, 49 reference keys. A product of N tokens with the reference keys or
-    values of H heads holds a projection: N * H * 49 * C, and 49 * C * C to make it.
+    values of H heads holds a projection: N * H * 49 * C, and 49 * C * C to make it. Only the 49 tokens of stage 4 at
+    224 px are projected instead, since that costs less: N * C * C and N * 49 * C.
     """
     m = height * width / 1024
     n1, n2, n3, n4 = (height * width / stride**2 for stride in (4, 8, 16, 32))
+    h4 = 1 if n4 == 49 else 8  # and 49 * C * C is N * C * C
     stages = [
         # Patch embedding; feed-forward: two linears and a 3x3 depthwise convolution; reduction of keys and values.
         n1 * 3 * 4 * 4 * 64 + 3 * (n1 * 2 * 64 * 256 + n1 * 256 * 9 + m * 8 * 8 * 64 * 64),
@@ -29,7 +31,7 @@ def by_pen(height, width):
         2 * (2 * 49 * 64**2 + n1 * 1 * 49 * 64 + n1 * 1 * 49 * 49 + 49 * 49 * 1 * 49),
         3 * (2 * 49 * 128**2 + n2 * 2 * 49 * 128 + n2 * 2 * 49 * 49 + 49 * 49 * 2 * 49),
         4 * (2 * 49 * 320**2 + n3 * 5 * 49 * 320 + n3 * 5 * 49 * 49 + 196 * 196 * 5 * 49),
-        2 * (2 * 49 * 512**2 + n4 * 8 * 49 * 512 + n4 * 8 * 49 * 49 + 49 * 49 * 8 * 49),
+        2 * (2 * 49 * 512**2 + n4 * h4 * 49 * 512 + n4 * 8 * 49 * 49 + 49 * 49 * 8 * 49),
     ]
     if m == 49:
         # Vanilla layers, 1, 1, 2 and 1: keys, values, scores, output.
@@ -37,16 +39,17 @@ def by_pen(height, width):
             1 * (4 * 49 * 64**2 + 2 * n1 * 1 * 49 * 64),
             1 * (4 * 49 * 128**2 + 2 * n2 * 2 * 49 * 128),
             2 * (4 * 49 * 320**2 + 2 * n3 * 5 * 49 * 320),
-            1 * (4 * 49 * 512**2 + 2 * n4 * 8 * 49 * 512),
+            1 * (4 * 49 * 512**2 + 2 * n4 * h4 * 49 * 512),
         ]
         residual = 0
     else:
-        # Keys and values, queries and output, attention on all M keys; once a stage also scores on 49 keys.
+        # Keys and values, queries and output, attention on all M keys; once a stage also scores on 49 keys, of queries
+        # that are there.
         stages += [
-            1 * (2 * m * 64**2 + 2 * n1 * 64**2 + 2 * n1 * m * 64) + 49 * 64**2 + n1 * 1 * 49 * 64,
-            1 * (2 * m * 128**2 + 2 * n2 * 128**2 + 2 * n2 * m * 128) + 49 * 128**2 + n2 * 2 * 49 * 128,
-            2 * (2 * m * 320**2 + 2 * n3 * 320**2 + 2 * n3 * m * 320) + 49 * 320**2 + n3 * 5 * 49 * 320,
-            1 * (2 * m * 512**2 + 2 * n4 * 512**2 + 2 * n4 * m * 512) + 49 * 512**2 + n4 * 8 * 49 * 512,
+            1 * (2 * m * 64**2 + 2 * n1 * 64**2 + 2 * n1 * m * 64) + n1 * 49 * 64,
+            1 * (2 * m * 128**2 + 2 * n2 * 128**2 + 2 * n2 * m * 128) + n2 * 49 * 128,
+            2 * (2 * m * 320**2 + 2 * n3 * 320**2 + 2 * n3 * m * 320) + n3 * 49 * 320,
+            1 * (2 * m * 512**2 + 2 * n4 * 512**2 + 2 * n4 * m * 512) + n4 * 49 * 512,
         ]
         # 64 columns of queries, keys and values grow by 49 of the attention residual, to 120, a multiple of eight.
         residual = 2 * m * (120 - 64) * (n2 * 2 + n3 * 5 + n4 * 8)
