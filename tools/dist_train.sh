@@ -1,22 +1,5 @@
 #!/usr/bin/env bash
 # Train in several processes: one per GPU, or on CPU cores where there is no GPU.
-set -euo pipefail
-
-if [ $# -lt 2 ]; then
-    echo "usage: [NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1 PORT=29500 PYTHON=python]" \
-        "$0 CONFIG GPUS [options of tools/train.py]" >&2
-    exit 2
-fi
-CONFIG=$1
-GPUS=$2
-shift 2
-
-TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m mmlavit.engine.launch \
-    --nnodes="${NNODES:-1}" \
-    --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master_port="${PORT:-29500}" \
-    --nproc_per_node="$GPUS" \
-    "$TOOLS/train.py" "$CONFIG" --launcher pytorch "$@"
+. "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+[ $# -ge 2 ] || dist_usage 'CONFIG GPUS [options of tools/train.py]'
+dist_run "$2" train.py "$1" --launcher pytorch "${@:3}"
