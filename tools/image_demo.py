@@ -1,13 +1,15 @@
 #!/usr/bin/env python
 """Draw what a trained classifier, detector or segmentor sees in pictures or a video, and list it as JSON."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.device import get_device
 from rich.progress import track
@@ -16,7 +18,10 @@ from mmlavit.apis.inference import Predictor, build_predictor, find_pictures, re
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument, load_config
 from mmlavit.utils.checkpoint import trust_checkpoints
-from mmlavit.visualization.video import VIDEOS, VideoSink, VideoSource, is_video
+from mmlavit.visualization.video import VIDEOS, is_video, read_video, write_video
+
+if TYPE_CHECKING:
+    from mmcv import VideoReader
 
 PREDICTIONS = 'predictions.json'
 
@@ -50,7 +55,7 @@ def main() -> None:
             trust_checkpoints()
         root, out_dir = Path(args.pictures).expanduser(), Path(args.out_dir)
         if is_video(root):
-            video, files = VideoSource(root), {root: out_dir / f'{root.stem}.mp4'}
+            video, files = read_video(root), {root: out_dir / f'{root.stem}.mp4'}
         else:
             video, pictures = None, find_pictures(args.pictures)
             files = {path: out_dir / (path.name if path == root else path.relative_to(root)) for path in pictures}
@@ -104,23 +109,23 @@ def show_pictures(predictor: Predictor, files: Mapping[Path, Path], out_dir: Pat
         print(f'{picture}: {predictor.describe(sample)} -> {out_file}', flush=True)
 
 
-def show_video(predictor: Predictor, video: VideoSource, path: Path, out_file: Path, append: Append) -> None:
+def show_video(predictor: Predictor, video: VideoReader, path: Path, out_file: Path, append: Append) -> None:
     """Draw a video, with a bar of progress.
 
     Args:
         predictor (Predictor): Predicts and draws.
-        video (VideoSource): Its frames.
+        video (VideoReader): Its frames.
         path (Path): Its file.
         out_file (Path): Where it is drawn.
         append (Append): Takes entries of the list.
     """
     start = time.monotonic()
-    height, width = video.size
-    frames = 0
-    with VideoSink(out_file, video.fps, video.size) as sink:
-        for frame in track(video, description=path.name, total=len(video) or None):
+    width, height, frames = video.width, video.height, 0
+    with write_video(out_file, video.fps, width, height) as write:
+        # Some files do not say how many frames they have.
+        for frame in track(video, description=path.name, total=max(video.frame_cnt, 0) or None):
             sample = predictor.predict(frame)
-            sink.write(predictor.render(frame, sample))
+            write(predictor.render(frame, sample))
             seconds = round(frames / video.fps, 3)
             append(dict(frame=frames, seconds=seconds, height=height, width=width, **predictor.record(sample)))
             frames += 1
