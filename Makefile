@@ -1,21 +1,21 @@
 # make demo      train, test and show a small model on handwritten scenes
 #                TASK=detection (default), classification or segmentation
 # make test      lint, docs checks and the test suite; PYTEST_ARGS='-k name' narrows it
-# make lint      only ruff; `make format` lets it mend what it can
+# make lint      only ruff; `make format` fixes what it can
 # make docs      the documentation as HTML, in docs/_build/html
 # make install   only the environment that all of them create first
 #
 # VENV=folder    the environment; default .venv (.venv-official for the official stack)
 # PYTHON=python  the Python 3.10-3.12 to create it with; default: the first found
 # STACK=official OpenMMLab's official releases instead of the maintained builds
+# OPS=compiled   compile mmcv's ops, once; needs gcc, and nvcc for a GPU. Default: those of torchvision
 
 TASK ?= detection
 STACK ?= maintained
+OPS ?= torchvision
 VENV ?= $(if $(filter official,$(STACK)),.venv-official,.venv)
-PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3.10 python3)
 BIN = $(VENV)/bin
-# The installer leaves this file where a GPU is present but mmcv's ops work on the CPU only.
-ON_CPU = if [ -e "$(VENV)/.mmlavit/cpu-only" ]; then export CUDA_VISIBLE_DEVICES=; fi;
+PYTHONS = $(or $(PYTHON),$(wildcard $(BIN)/python) python3.11 python3.12 python3.10 python3)
 
 ifeq ($(filter $(TASK),detection classification segmentation),)
 $(error TASK=$(TASK) is unknown, expected detection, classification or segmentation)
@@ -23,15 +23,18 @@ endif
 ifeq ($(filter $(STACK),maintained official),)
 $(error STACK=$(STACK) is unknown, expected maintained or official)
 endif
+ifeq ($(filter $(OPS),torchvision compiled),)
+$(error OPS=$(OPS) is unknown, expected torchvision or compiled)
+endif
 
 .PHONY: demo test lint format docs install
 
 demo: install
-	@$(ON_CPU) "$(BIN)/python" tools/demo.py --task $(TASK)
+	@"$(BIN)/python" tools/demo.py --task $(TASK)
 
 # One thread each: the tests start several processes, whose threads would wait for one another.
 test: lint
-	@$(ON_CPU) OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest $(PYTEST_ARGS)
 
 lint: install
 	@"$(BIN)/ruff" check .
@@ -49,8 +52,7 @@ install:
 	@for python in $(PYTHONS); do \
 	    if $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	            2>/dev/null; then \
-	        exec $$python tools/dev/install.py --venv "$(VENV)" --stack $(STACK) \
-	            $(if $(PYTHON),--same-python); \
+	        exec $$python tools/dev/install.py --venv "$(VENV)" --stack $(STACK) --ops $(OPS); \
 	    fi; \
 	done; \
 	echo "ERROR: mmlavit needs Python 3.10, 3.11 or 3.12; found none among: $(PYTHONS)." \

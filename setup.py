@@ -1,7 +1,7 @@
 """Package metadata. Tool settings are in pyproject.toml.
 
-The OpenMMLab toolboxes are no requirements and no extras: pip would build mmcv in an isolated
-environment, silently without its compiled ops. `make install` installs them in the right order.
+The OpenMMLab toolboxes are neither requirements nor extras, because each exists under two names: see
+requirements/mminstall.txt (maintained builds) and openmmlab.txt (official releases).
 """
 
 import runpy
@@ -21,7 +21,10 @@ def read_requirements(name):
 
 
 class BuildWithZoo(build_py):
-    """Put configs, tools and the model index beside the modules, in the folder .mim, where ``mim`` looks for them."""
+    """Put configs, tools and the model index beside the modules, in the folder .mim, where ``mim`` looks for them.
+
+    The ops for mmcv go there too: the check of the environment names the folder to install them from.
+    """
 
     def run(self):
         """Build, then copy. An editable installation uses the files of the clone."""
@@ -30,8 +33,9 @@ class BuildWithZoo(build_py):
             return
         target = Path(self.build_lib, 'mmlavit', '.mim')
         shutil.rmtree(target, ignore_errors=True)  # what an earlier build left
-        for folder in ('configs', 'tools'):
-            shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns('__pycache__', 'dev'))
+        ignore = shutil.ignore_patterns('__pycache__', 'dev', 'build', '*.egg-info')
+        for folder in ('configs', 'tools', 'ops'):
+            shutil.copytree(ROOT / folder, target / folder, ignore=ignore)
         shutil.copy(ROOT / 'model-index.yml', target)
 
 

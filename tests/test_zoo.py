@@ -81,6 +81,9 @@ def test_installed_package_carries_the_zoo(tmp_path):
     for tool in ('train.py', 'test.py', 'dist_train.sh', 'analysis_tools/get_flops.py'):
         assert (mim / 'tools' / tool).is_file()
     assert (mim / 'configs/_base_/default_runtime.py').is_file()
+    # Where the check of the environment says to install mmcv's ops from.
+    assert (mim / 'ops/pyproject.toml').is_file()
+    assert (mim / 'ops/mmcv/_ext.py').is_file()
 
 
 def test_tool_finds_and_mends_a_stale_table(tmp_path, monkeypatch, capsys):

@@ -1,100 +1,202 @@
-"""The parts of the installer that can be tried without installing."""
+"""What the installer decides; pip, uv and the environment's Python are replaced by records of their calls."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL_PY = ROOT / 'tools' / 'dev' / 'install.py'
+OPS = f'mmcv/_ext.cpython-{sys.version_info[0]}{sys.version_info[1]}-x86_64-linux-gnu.so'
+MMCV = {'maintained': ('onedl_mmcv-2.3.6', 'onedl_mmcv-2.3.6'), 'official': ('mmcv_lite-2.1.0', 'mmcv-2.1.0')}
 
 
-@pytest.fixture(scope='module')
-def install():
-    spec = importlib.util.spec_from_file_location('install', INSTALL_PY)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def add_dist(site, name, version, files=()):
-    info = site / f'{name}-{version}.dist-info'
-    info.mkdir(parents=True)
-    (info / 'METADATA').write_text(f'Name: {name}\nVersion: {version}\n')
+def add_dist(site, name, files=()):
+    info = site / f'{name}.dist-info'
+    info.mkdir(parents=True, exist_ok=True)
     for file in files:
         (site / file).parent.mkdir(parents=True, exist_ok=True)
         (site / file).touch()
-    listed = [*files, f'{name}/__pycache__/a.pyc', f'{info.name}/METADATA', f'{info.name}/RECORD']
+    listed = [*files, f'{name}/__pycache__/a.pyc', f'{info.name}/METADATA']
+    for file in ('METADATA', 'INSTALLER'):
+        (info / file).touch()
     (info / 'RECORD').write_text(''.join(f'{file},,\n' for file in listed))
     return info
 
 
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """The script as a module, working on a copy of what it reads."""
+    spec = importlib.util.spec_from_file_location('install', INSTALL_PY)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    root = tmp_path / 'clone'
+    shutil.copytree(ROOT / 'requirements', root / 'requirements')
+    shutil.copytree(ROOT / 'ops', root / 'ops', ignore=shutil.ignore_patterns('build', '*.egg-info', '__pycache__'))
+    monkeypatch.setattr(module, 'ROOT', root)
+    return module
+
+
+@pytest.fixture
+def fake(install, tmp_path, monkeypatch):
+    """Return a function that makes an installer of which nothing is called, but some effects of the calls are there."""
+
+    def make(stack='maintained', compiled=False, cv2=True, fails=()):
+        installer = install.Installer(tmp_path / 'venv', stack, compiled)
+        installer.calls = []
+
+        def call(*command, env=None):
+            words = [str(word) for word in command]
+            if any(word in words for word in fails):
+                raise install.InstallError('failed')
+            words = words[words.index('pip') + 1 :]
+            installer.calls.append(' '.join(words[:1] + words[3:] if '--python' in words else words))
+            if words[-1] == install.UV:
+                add_dist(installer.site, 'uv-0.8.0')
+            elif words[0] == 'wheel':
+                assert env['MMCV_WITH_OPS'] == '1'
+                Path(words[words.index('-w') + 1], f'{MMCV[stack][1]}-py3.whl').touch()
+            elif words[0] == 'uninstall':
+                for name in words[3:]:
+                    for info in installer.site.glob(f'{name.replace("-", "_")}-*.dist-info'):
+                        shutil.rmtree(info)
+            elif words[-1].endswith('.whl'):
+                add_dist(installer.site, MMCV[stack][1], [OPS])
+            else:
+                for word in words:
+                    if '==' in word:
+                        add_dist(installer.site, word.replace('-', '_').replace('==', '-'))
+
+        def runs(code):
+            if 'cv2' in code:
+                return cv2
+            return code != install.OPS_PROBE or installer.has_compiled_ops()
+
+        def make_venv():
+            installer.calls.append('venv')
+            add_dist(installer.site, 'pip-25.0')
+            (installer.venv / 'pyvenv.cfg').write_text('version = {}.{}.0\n'.format(*sys.version_info))
+
+        monkeypatch.setattr(installer, '_call', call)
+        monkeypatch.setattr(installer, '_runs', runs)
+        monkeypatch.setattr(installer, '_make_venv', make_venv)
+        monkeypatch.setattr(install.subprocess, 'run', lambda *a, **k: subprocess.CompletedProcess(a, 0, stdout=''))
+        monkeypatch.setenv('CXX', sys.executable)
+        return installer
+
+    return make
+
+
 @pytest.mark.parametrize('stack', ['maintained', 'official'])
-def test_steps_of_a_stack(install, stack):
-    steps = install.parse_steps((install.REQUIREMENTS / install.STACK_FILES[stack]).read_text())
-    assert list(steps) == ['torch', 'build', 'mmcv', 'toolboxes']
-    assert len(steps['mmcv']) == 1
-    assert not any(line.startswith('#') for lines in steps.values() for line in lines)
+def test_from_nothing_and_again(fake, stack):
+    first = fake(stack)
+    first.run()
+    venv, uv, packages = first.calls
+    assert venv == 'venv'
+    assert uv == 'install -q uv>=0.8'
+    assert packages == f'install {" ".join(first.requirements)} -e .[optional,tests,docs]'
+    assert './ops' in first.requirements
+    again = fake(stack)
+    again.run()
+    assert again.calls == []
 
 
-def test_half_installed_distributions_are_forgotten(install, tmp_path):
-    whole = add_dist(tmp_path, 'whole', '1.0', ['whole/a.py'])
-    file_gone = add_dist(tmp_path, 'gone', '1.0', ['gone/a.py'])
-    (tmp_path / 'gone' / 'a.py').unlink()
-    unrecorded = add_dist(tmp_path, 'unrecorded', '2.0')
-    (unrecorded / 'RECORD').unlink()
-    (tmp_path / '~orch').mkdir()
-    assert install.drop_half_installed(tmp_path) == ['gone 1.0', 'unrecorded 2.0']
+@pytest.mark.parametrize('file', ['requirements/mminstall.txt', 'ops/mmcv/_ext.py'])
+def test_changed_input(fake, install, file):
+    fake().run()
+    with open(install.ROOT / file, 'a') as opened:
+        opened.write('# another line\n')
+    again = fake()
+    again.run()
+    assert len(again.calls) == 1
+
+
+def test_other_version_of_a_package(fake):
+    first = fake()
+    first.run()
+    next(first.site.glob('torch-*.dist-info')).rename(first.site / 'torch-2.4.0.dist-info')
+    again = fake()
+    again.run()
+    assert len(again.calls) == 1
+
+
+def test_interrupted_installation(fake, install):
+    """What is there in part is installed anew, what is whole is not."""
+    first = fake(fails=['-e'])
+    with pytest.raises(install.InstallError):
+        first.run()
+    site = first.site
+    whole = add_dist(site, 'whole-1.0', ['whole/a.py'])
+    parts = [add_dist(site, name, [f'{name}/a.py']) for name in ('gone-1.0', 'unrecorded-2.0', 'unfinished-1.0')]
+    (site / 'gone-1.0' / 'a.py').unlink()
+    (parts[1] / 'RECORD').unlink()
+    (parts[2] / 'INSTALLER').unlink()
+    second = fake()
+    second.run()
+    assert len(second.calls) == 1  # neither the environment nor uv
     assert whole.is_dir()
-    assert not any(path.exists() for path in (file_gone, unrecorded, tmp_path / '~orch'))
+    assert not any(part.exists() for part in parts)
 
 
-def test_other_stack_is_found(install, tmp_path):
-    add_dist(tmp_path, 'onedl_mmcv', '2.3.6')
-    add_dist(tmp_path, 'torch', '2.10.0')
-    assert install.find_other_stack(tmp_path, 'maintained') == []
-    assert install.find_other_stack(tmp_path, 'official') == ['onedl-mmcv 2.3.6']
-    add_dist(tmp_path, 'mmdet', '3.3.0')
-    assert install.find_other_stack(tmp_path, 'maintained') == ['mmdet 3.3.0']
+def test_opencv_without_libgl(fake, install):
+    installer = fake(cv2=False)
+    installer.run()
+    assert installer.calls[-1] == 'install --reinstall --no-deps opencv-python-headless==4.12.0.88'
 
 
-def test_failed_command_is_shown_from_its_first_error(install):
-    code = "print('quiet part'); print('a.cpp:1: error: no such thing'); print('and more'); raise SystemExit(3)"
-    with pytest.raises(install.InstallError) as caught:
-        install.run_command([sys.executable, '-c', code], 'compiling mmcv')
-    message = str(caught.value)
-    assert message.startswith('compiling mmcv failed (exit code 3)')
-    assert 'a.cpp:1: error: no such thing\nand more\n' in message
-    assert 'quiet part\n' not in message
+@pytest.mark.parametrize('stack', ['maintained', 'official'])
+def test_compiled_ops(fake, stack):
+    """They replace torchvision's, and stay when the environment is updated without the option."""
+    fake(stack).run()
+    compiling = fake(stack, compiled=True)
+    compiling.run()
+    assert [call.split()[0] for call in compiling.calls] == ['install', 'install', 'wheel', 'uninstall', 'install']
+    assert not list(compiling.site.glob(f'{MMCV[stack][0]}.dist-info')) or stack == 'maintained'
+    for compiled in (True, False):
+        done = fake(stack, compiled=compiled)
+        done.run()
+        assert done.calls == []
+    (done.state / 'done').unlink()
+    updating = fake(stack)
+    updating.run()
+    (call,) = updating.calls
+    assert './ops' not in call
+    assert 'mmcv-lite' not in call
+    assert updating.mmcv in call
 
 
-def test_compiler_out_of_memory(install):
-    code = "print('fatal error: Killed signal terminated program cc1plus'); raise SystemExit(1)"
-    with pytest.raises(install.InstallError, match='MAX_JOBS=1'):
-        install.run_command([sys.executable, '-c', code], 'compiling mmcv')
+def test_failed_compilation_leaves_the_environment_usable(fake, install):
+    with pytest.raises(install.InstallError):
+        fake(compiled=True, fails=['wheel']).run()
+    after = fake()
+    after.run()
+    assert './ops' in after.calls[0]
 
 
-def test_command_ended_from_outside(install):
-    with pytest.raises(install.InstallError, match=r'compiling mmcv was ended from outside \(SIGTERM\)'):
-        install.run_command(['sh', '-c', 'kill -TERM $$'], 'compiling mmcv')
+def test_no_compiler(fake, install, monkeypatch):
+    installer = fake(compiled=True)
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    with pytest.raises(install.InstallError, match='needs gcc and g'):
+        installer.run()
 
 
-def test_interrupted_command_takes_its_children_along(install, tmp_path, monkeypatch):
-    started = tmp_path / 'started'
+def test_gpu_without_nvcc(fake, install, monkeypatch):
+    installer = fake(compiled=True)
+    monkeypatch.setattr(installer, '_runs', lambda code: 'CUDA_HOME' not in code and code != install.OPS_PROBE)
+    with pytest.raises(install.InstallError, match='nvcc.*CUDA_VISIBLE_DEVICES= make install OPS=compiled'):
+        installer.run()
 
-    def beat(self):
-        if started.exists():
-            raise KeyboardInterrupt
 
-    monkeypatch.setattr(install.Heartbeat, 'beat', beat)
-    late = tmp_path / 'late'
-    with pytest.raises(KeyboardInterrupt):
-        install.run_command(['sh', '-c', f'(touch {started}; sleep 1; touch {late}) & wait'], 'waiting')
-    time.sleep(1.2)
-    assert not late.exists()
+@pytest.mark.parametrize(('stack', 'other'), [('official', 'onedl_mmcv-2.3.6'), ('maintained', 'mmcv_lite-2.1.0')])
+def test_other_stack(fake, install, stack, other):
+    installer = fake(stack)
+    installer._make_venv()
+    add_dist(installer.site, other)
+    with pytest.raises(install.InstallError, match=rf'holds the other OpenMMLab stack \({other}\)'):
+        installer.run()
 
 
 def test_something_else_is_left_alone(tmp_path):
@@ -106,66 +208,32 @@ def test_something_else_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
 
 
-class Build:
-    """Stands for pip and the environment: which ops the cached and the built mmcv have."""
-
-    def __init__(self, install, folder, monkeypatch, cached, built, gpu='False', nvcc=('', '')):
-        self.installer = install.Installer(folder, 'maintained', same_python=False)
-        self.installer.state.mkdir()
-        self.ops, self.built, self.gpu = None, built, gpu
-        self.cached = cached
-        self.calls = []
-        monkeypatch.delenv('FORCE_CUDA', raising=False)
-        monkeypatch.setattr(install, 'find_nvcc', lambda: nvcc)
-        monkeypatch.setattr(self.installer, '_pip', self.pip)
-        monkeypatch.setattr(self.installer, '_probe', self.probe)
-
-    def pip(self, what, *arguments, env, log):
-        past_cache = '--no-cache-dir' in arguments
-        self.calls.append(('built' if past_cache else 'cached', 'CUDA_VISIBLE_DEVICES' not in env))
-        assert env['MMCV_WITH_OPS'] == '1'
-        assert '--no-build-isolation' in arguments
-        self.ops = self.built if past_cache else self.cached
-
-    def probe(self, code):
-        if 'torch.version.cuda' in code:
-            return True, f'12.8 {self.gpu}'
-        if '_ext' in code:
-            return self.ops is not None, f'{self.ops} gpu' if self.ops else "No module named 'mmcv._ext'"
-        return True, ''
-
-    def run(self):
-        self.installer._install_mmcv()
-        return self.calls
+def test_environment_of_another_python(tmp_path):
+    (tmp_path / 'pyvenv.cfg').write_text('home = /usr/bin\nversion = 3.9.2\n')
+    done = subprocess.run([sys.executable, INSTALL_PY, '--venv', tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f'{tmp_path} has Python 3.9, not {sys.version_info[0]}.{sys.version_info[1]}' in done.stderr
 
 
-def test_mmcv_from_the_cache(install, tmp_path, monkeypatch):
-    build = Build(install, tmp_path, monkeypatch, cached='not available', built=None)
-    assert build.run() == [('cached', False)]
-    assert not (tmp_path / '.mmlavit' / 'cpu-only').exists()
+def test_network_settings_of_pip(install, tmp_path, monkeypatch):
+    """uv asks the index that pip is configured for."""
+    installer = install.Installer(tmp_path, 'maintained', False)
+    installer.python = tmp_path / 'python'
+    shown = ":env:.cert='/some/certificates.pem'\nglobal.index-url='https://mirror.example/simple'\nglobal.timeout='60'"
+    installer.python.write_text(f'#!/bin/sh\ncat <<END\n{shown}\nEND\n')
+    installer.python.chmod(0o755)
+    calls = []
+    monkeypatch.setattr(installer, '_call', lambda *command, env: calls.append(env))
+    monkeypatch.delenv('UV_DEFAULT_INDEX', raising=False)
+    monkeypatch.delenv('SSL_CERT_FILE', raising=False)
+    installer._uv('install', 'torch')
+    monkeypatch.setenv('UV_DEFAULT_INDEX', 'https://own.example/simple')
+    installer._uv('install', 'torch')
+    assert [env['UV_DEFAULT_INDEX'] for env in calls] == ['https://mirror.example/simple', 'https://own.example/simple']
+    assert calls[0]['SSL_CERT_FILE'] == '/some/certificates.pem'
 
 
-def test_cached_mmcv_without_ops_is_built_again(install, tmp_path, monkeypatch, capsys):
-    build = Build(install, tmp_path, monkeypatch, cached=None, built='not available')
-    assert build.run() == [('cached', False), ('built', False)]
-    assert "do not load (No module named 'mmcv._ext')" in capsys.readouterr().out
-
-
-def test_mmcv_that_never_gets_ops(install, tmp_path, monkeypatch):
-    build = Build(install, tmp_path, monkeypatch, cached=None, built=None)
-    with pytest.raises(install.InstallError, match='even after compiling it'):
-        build.run()
-
-
-def test_gpu_with_its_compiler(install, tmp_path, monkeypatch):
-    build = Build(install, tmp_path, monkeypatch, 'not available', '12.8', gpu='True', nvcc=('nvcc', '12.4'))
-    assert build.run() == [('cached', True), ('built', True)]
-
-
-@pytest.mark.parametrize('nvcc', [('', ''), ('/usr/bin/nvcc', '13.0')], ids=['no nvcc', 'nvcc of another CUDA'])
-def test_gpu_without_its_compiler(install, tmp_path, monkeypatch, nvcc):
-    build = Build(install, tmp_path, monkeypatch, 'not available', None, gpu='True', nvcc=nvcc)
-    assert build.run() == [('cached', False)]
-    note = (tmp_path / '.mmlavit' / 'cpu-only').read_text()
-    assert note.strip() in build.installer.notes
-    assert 'install the CUDA 12.8 toolkit' in note
+def test_failed_command(install, tmp_path, capfd):
+    installer = install.Installer(tmp_path, 'maintained', False)
+    with pytest.raises(install.InstallError, match='sh -c exit 3 ... failed: see above'):
+        installer._call('sh', '-c', 'exit 3')
