@@ -1,5 +1,6 @@
 """The documents are checked against the tree: links, paths, commands and stated versions."""
 
+import json
 import re
 import subprocess
 import sys
@@ -108,6 +109,32 @@ def test_figures_are_those_of_the_script(tmp_path):
         for tag in ('<g id="patch', '<g id="text', '<!-- '):
             assert drawn.count(tag) == kept.count(tag) > 0
         assert re.findall('<!-- (.*?) -->', drawn) == re.findall('<!-- (.*?) -->', kept)
+
+
+def cost_tables(document):
+    """Yield header and rows of each table whose columns are linked to reports of benchmarks."""
+    for table in re.findall(r'(?:^\|.*\|\n)+', document.read_text(encoding='utf-8'), re.MULTILINE):
+        header, _, *rows = ([cell.strip() for cell in line[1:-1].split('|')] for line in table.splitlines())
+        if any('report.md)' in cell for cell in header[1:]):
+            yield header, rows
+
+
+@pytest.mark.parametrize('document', ['README.md', 'docs/benchmarks.md'])
+def test_costs_are_those_of_the_reports(document):
+    """Each column has what its report measured: times and memory of LaViT-S, multiples of these for the others."""
+    ((header, rows),) = cost_tables(ROOT / document)
+    for column, cell in enumerate(header[1:], 1):
+        folder = re.search(r'benchmarks/(\w+)/report\.md', cell)[1]
+        report = json.loads((ROOT / 'docs/benchmarks' / folder / 'report.json').read_text())
+        measured = {}
+        for result in report['comparisons'][0]['results']:
+            ratios = result['ratios']
+            measured[result['title']] = f'{ratios["time"]:.2f} ({ratios["memory"]:.2f})'
+            if result['backbone'] == report['reference']:
+                measured[result['title']] = f'{result["median_s"] * 1000:.0f} ms ({result["memory_mb"]:.0f} MB)'
+        shown = {row[0]: row[column] for row in rows if row[column]}
+        assert shown and shown == {title: measured[title] for title in shown}, cell
+        assert shown.keys() == measured.keys() & {row[0] for row in rows}, 'a row was left out'
 
 
 def test_version_has_a_changelog_entry():

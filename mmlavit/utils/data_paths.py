@@ -49,7 +49,7 @@ def require_data(cfg: Config, splits: Iterable[str]) -> None:
     listed = ', '.join(missing[:_MAX_LISTED])
     if len(missing) > _MAX_LISTED:
         listed += f' and {len(missing) - _MAX_LISTED} more'
-    line = f'missing data: {listed}; section "Data" of the README (README.md#data) has the layout'
+    line = f'missing data: {listed}; docs/data.md has the layout'
     if all('handwritten' in path for path in missing):
         line += '; make it with: python tools/dataset_converters/handwritten.py'
     else:

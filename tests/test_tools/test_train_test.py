@@ -90,7 +90,7 @@ def test_two_processes_give_the_metrics_of_one(folder, free_port):
 
 def test_missing_data(tmp_path):
     done = python(tmp_path, 'train.py', ROOT / 'configs/mask_rcnn_lavit_s.py')
-    assert_mistake(done, 'data/coco/annotations/instances_train2017.json', 'README.md#data')
+    assert_mistake(done, 'data/coco/annotations/instances_train2017.json', 'docs/data.md')
     assert not (tmp_path / 'work_dirs').exists()
 
 

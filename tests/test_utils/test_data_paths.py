@@ -102,7 +102,7 @@ def test_message():
         require_data(loader(datasets=datasets), ['test'])
     message = str(caught.value)
     assert message.startswith('missing data: r0/, r1/, r2/, r3/ and 2 more;')
-    assert 'README.md#data' in message
+    assert 'docs/data.md' in message
     assert 'handwritten' not in message
     assert '\n' not in message
 
