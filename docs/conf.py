@@ -37,8 +37,9 @@ myst_heading_anchors = 4
 # Broken references are errors. Other projects' objects are not looked up: docs also build without a network.
 nitpicky = True
 nitpick_ignore_regex = [
-    ('py:.*', r'(torch|nn|mmengine|numpy|np|collections|typing|pathlib|argparse)\..*'),
-    ('py:.*', r'(Tensor|Module|BaseModule|Hook|Path|Sequence|Mapping|Callable|NamedTuple|optional|Grid|ScoreObserver)'),
+    ('py:.*', r'(torch|nn|mmengine|numpy|np|collections|typing|pathlib|argparse|abc)\..*'),
+    ('py:.*', r'(Tensor|Module|BaseModule|Hook|Path|Sequence|Mapping|Callable|NamedTuple|optional)'),
+    ('py:.*', r'(Config|Grid|ScoreObserver|Scores)'),
 ]
 
 autodoc_member_order = 'bysource'

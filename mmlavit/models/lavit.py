@@ -367,7 +367,7 @@ class LaViT(BaseModule):
 
     Args:
         arch (str or dict): 'nano', 'tiny', 'small', 'base' (or the first letter), or a dict as described in
-            :class:`mmlavit.models.Arch`.
+            :class:`~mmlavit.models.arch.Arch`.
         in_channels (int): Channels of the input image.
         num_va_layers (int or Sequence[int], optional): Vanilla layers per stage, an int for all stages or four; None
             takes the architecture's. With ``depths`` and ``attention_residual=False`` the model is the plain pyramid
