@@ -338,9 +338,11 @@ def test_other_options_need_overwrite(cli, tmp_path, capsys):
     args = f'--root {tmp_path} --train-scenes 3 --val-scenes 0 --train-crops 0 --val-crops 0'
     cli.main(args.split())
     (tmp_path / 'mine.txt').write_text('keep me')
+    capsys.readouterr()
     with pytest.raises(SystemExit) as error:
         cli.main([*args.split(), '--train-scenes', '1'])
-    message = error.value.code
+    assert error.value.code == 2
+    message = capsys.readouterr().err.strip()
     assert message.startswith('error: ') and '\n' not in message
     assert '--overwrite' in message and 'train_scenes 3 instead of 1' in message
     cli.main([*args.split(), '--train-scenes', '1', '--overwrite'])
