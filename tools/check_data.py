@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=20,
         metavar='N',
-        help='decode N pictures of each folder, drawn at random; default: %(default)s, 0 for none',
+        help='decode N images of each folder, drawn at random; default: %(default)s, 0 for none',
     )
     return parser.parse_args()
 

@@ -36,7 +36,7 @@ class Task(NamedTuple):
 
     Args:
         config (str): Its config, below ``configs/handwritten``.
-        pictures (str): Which pictures are shown, below the data.
+        pictures (str): Which images are shown, below the data.
         enlarge (int): By how much they are shown larger.
         metrics (dict[str, tuple[str, float]]): For the log's key of each metric, what the summary calls it and its
             largest value.
@@ -67,7 +67,7 @@ TASKS = {
         'classification/val',
         5,
         {'accuracy/top1': ('top-1 accuracy', 100)},
-        ('default_hooks.visualization.interval=20',),  # of 1,000 pictures, some are enough to look at
+        ('default_hooks.visualization.interval=20',),  # of 1,000 images, some are enough to look at
     ),
     'segmentation': Task(
         'upernet_lavit_nano.py',
@@ -123,7 +123,7 @@ def run_step(title: str, *command: object, quiet: bool = False) -> float:
 
 
 def draw_predictions(config: Path, checkpoint: Path, task: Task, folder: Path) -> Path:
-    """Draw what the model finds in some pictures of the validation set, and a sheet of them.
+    """Draw what the model finds in some images of the validation set, and a sheet of them.
 
     Args:
         config (Path): Config of the model.

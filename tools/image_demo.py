@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what a trained classifier, detector or segmentor sees in pictures or a video, and list it as JSON."""
+"""Draw what a trained classifier, detector or segmentor sees in images or a video, and list it as JSON."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Append = Callable[[dict[str, Any]], None]
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=f'{__doc__} Written are the drawn pictures under their own names, or the drawn video as .mp4, and '
-        f'{PREDICTIONS}: a list with an entry for each picture or frame.'
+        description=f'{__doc__} Written are the drawn images under their own names, or the drawn video as .mp4, and '
+        f'{PREDICTIONS}: a list with an entry for each image or frame.'
     )
     parser.add_argument(
-        'pictures', help=f'a picture, a folder of them (subfolders included), or a video ({", ".join(VIDEOS)})'
+        'pictures', help=f'an image, a folder of them (subfolders included), or a video ({", ".join(VIDEOS)})'
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -91,11 +91,11 @@ def json_list(path: Path) -> Iterator[Append]:
 
 
 def show_pictures(predictor: Predictor, files: Mapping[Path, Path], out_dir: Path, append: Append) -> None:
-    """Draw pictures, with one line for each.
+    """Draw images, with one line for each.
 
     Args:
         predictor (Predictor): Predicts and draws.
-        files (Mapping[Path, Path]): Pictures and where each is drawn.
+        files (Mapping[Path, Path]): Images and where each is drawn.
         out_dir (Path): Where ``files`` go; the list names them from there.
         append (Append): Takes entries of the list.
     """

@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
         metavar='DIR',
         help='draw predictions into this folder (for segmentation, in DIR/vis_data/vis_image)',
     )
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows a picture')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows an image')
     parser.add_argument(
         '--tta',
         action='store_true',

@@ -11,5 +11,5 @@ custom_hooks = [
 env_cfg = dict(dist_cfg=dict(backend='nccl'))
 randomness = dict(seed=0)
 
-# Scalars and pictures as files, and for `tensorboard --logdir work_dirs`.
+# Scalars and images as files, and for `tensorboard --logdir work_dirs`.
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]

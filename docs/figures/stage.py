@@ -210,7 +210,7 @@ def feed_forward(ax: Axes, x: float, y: float):
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description='Draw the figures of docs/method.md.')
-    parser.add_argument('--out-dir', type=Path, default=IMAGES, help='where the pictures go; default: docs/images')
+    parser.add_argument('--out-dir', type=Path, default=IMAGES, help='where the images go; default: docs/images')
     parser.add_argument('--format', choices=['svg', 'png'], default='svg', help='default: svg')
     return parser.parse_args()
 

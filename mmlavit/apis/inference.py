@@ -1,6 +1,6 @@
-"""Predictions on single pictures.
+"""Predictions on single images.
 
-One small class per task with the same methods; :func:`build_predictor` picks by the config.
+One small class per task with the same methods; :func:`build_predictor` chooses by the config.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ _MIN_SHARE = 0.001
 
 
 class Predictor(ABC):
-    """A model that predicts on a picture, says what it found, records it and draws it."""
+    """A model that predicts on an image, says what it found, records it and draws it."""
 
     visualizer: Visualizer
     score_thr = 0.0
 
     @abstractmethod
     def predict(self, image: np.ndarray) -> BaseDataElement:
-        """Run the model on ``image``, (H, W, 3) uint8 in BGR; give the toolbox's data sample."""
+        """Run the model on ``image``, (H, W, 3) uint8 in BGR; return the toolbox's data sample."""
 
     @abstractmethod
     def describe(self, sample: BaseDataElement) -> str:
-        """Say in a few words what a prediction contains."""
+        """Describe a prediction in a few words."""
 
     @abstractmethod
     def record(self, sample: BaseDataElement) -> dict[str, Any]:
-        """Give what a prediction contains as values for JSON."""
+        """Return what a prediction contains as values for JSON."""
 
     def render(self, image: np.ndarray, sample: BaseDataElement, enlarge: int = 1) -> np.ndarray:
-        """Draw a prediction over its picture, both ``enlarge`` times as large; give it in BGR."""
+        """Draw a prediction over its image, both ``enlarge`` times as large; give it in BGR."""
         return draw_sample(self.visualizer, image, sample, enlarge=enlarge, score_thr=self.score_thr)
 
     def draw(self, image: np.ndarray, sample: BaseDataElement, out_file: Path, enlarge: int = 1) -> None:
-        """Draw a prediction over its picture into a file, whose folder is made."""
+        """Draw a prediction over its image into a file, whose folder is made."""
         write_picture(out_file, self.render(image, sample, enlarge))
 
 
 def build_predictor(cfg: Config, checkpoint: str, device: str, score_thr: float = 0.3) -> Predictor:
-    """Load a model for pictures.
+    """Load a model to predict on images.
 
     Args:
         cfg (Config): Config of a classifier, detector or segmentor.
@@ -101,10 +101,10 @@ def require_device(device: str) -> None:
 
 
 def find_pictures(path: str) -> list[Path]:
-    """List the pictures at a path.
+    """List the images at a path.
 
     Args:
-        path (str): A picture, or a folder with pictures in it or in its subfolders.
+        path (str): An image, or a folder with images in it or in its subfolders.
 
     Returns:
         list[Path]: At least one, sorted.
@@ -116,35 +116,35 @@ def find_pictures(path: str) -> list[Path]:
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise UserError(f'{path} does not exist; expected a picture or a folder of pictures')
+        raise UserError(f'{path} does not exist; expected an image or a folder of images')
     found = sorted(file for file in root.rglob('*') if file.suffix.lower() in PICTURES)
     if not found:
-        raise UserError(f'{path} has no pictures; expected files ending in {", ".join(PICTURES)}')
+        raise UserError(f'{path} has no images; expected files ending in {", ".join(PICTURES)}')
     return found
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Read a picture.
+def read_picture(path: str | Path) -> np.ndarray:
+    """Read an image.
 
     Args:
-        path (Path): The file.
+        path (str or Path): The file.
 
     Returns:
         np.ndarray: (H, W, 3), uint8, BGR.
 
     Raises:
-        UserError: If it is no picture.
+        UserError: If it is not an image.
     """
     import mmcv
 
     image = mmcv.imread(str(path), channel_order='bgr')
     if image is None:
-        raise UserError(f'{path} cannot be read as a picture')
+        raise UserError(f'{path} cannot be read as an image')
     return image
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write a picture; its folder is made.
+    """Write an image; its folder is made.
 
     Args:
         path (Path): The file; its ending decides the format.
@@ -160,7 +160,7 @@ def write_picture(path: Path, image: np.ndarray) -> None:
     except OSError as error:
         raise UserError(f'{path} cannot be written: {error}') from error
     if not written:
-        raise UserError(f'{path} cannot be written as a picture')
+        raise UserError(f'{path} cannot be written as an image')
 
 
 class Detector(Predictor):
@@ -188,7 +188,7 @@ class Detector(Predictor):
         return inference_detector(self.model, image)
 
     def describe(self, sample: BaseDataElement) -> str:
-        """Count the objects and name the surest."""
+        """Count the objects and name those with the highest scores."""
         found = sample.pred_instances
         found = found[found.scores > self.score_thr]
         if len(found) == 0:
@@ -199,7 +199,7 @@ class Detector(Predictor):
         return f'{len(order)} object{"s" if len(order) > 1 else ""}: {", ".join(names)}{rest}'
 
     def record(self, sample: BaseDataElement) -> dict[str, Any]:
-        """List the objects, the surest first: class, score, box (x1, y1, x2, y2) and mask."""
+        """List the objects, highest score first: class, score, box (x1, y1, x2, y2) and mask."""
         found = sample.pred_instances.cpu()
         found = found[found.scores > self.score_thr]
         objects = []
@@ -243,7 +243,7 @@ class Segmentor(Predictor):
         return inference_model(self.model, image)
 
     def describe(self, sample: BaseDataElement) -> str:
-        """Give the share of the picture that each class covers."""
+        """Give the share of the image that each class covers."""
         labels = sample.pred_sem_seg.data.flatten().tolist()
         shares = [
             f'{self.classes[label]} {count / len(labels):.1%}'
@@ -253,7 +253,7 @@ class Segmentor(Predictor):
         return ', '.join(shares)
 
     def record(self, sample: BaseDataElement) -> dict[str, Any]:
-        """List the classes in the picture, the largest first: share of the pixels and mask."""
+        """List the classes in the image, the largest first: share of the pixels and mask."""
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
         counts = Counter(labels.ravel().tolist()).most_common()
         classes = [
@@ -269,7 +269,7 @@ class Segmentor(Predictor):
 
 
 class Classifier(Predictor):
-    """One class for the picture.
+    """One class for the image.
 
     Args:
         cfg (Config): Config with a classifier of mmpretrain.
@@ -299,13 +299,13 @@ class Classifier(Predictor):
             return self.model.test_step(default_collate([data]))[0]
 
     def describe(self, sample: BaseDataElement) -> str:
-        """Name the three likeliest classes."""
+        """Name the three most likely classes."""
         scores = sample.pred_score
         best = scores.argsort(descending=True)[:3].tolist()
         return ', '.join(f'{self._name(label)} {scores[label]:.2f}' for label in best)
 
     def record(self, sample: BaseDataElement) -> dict[str, Any]:
-        """List the likeliest classes, at most five: scores."""
+        """List the most likely classes, at most five, with their scores."""
         scores = sample.pred_score.cpu()
         best = scores.argsort(descending=True)[:_MAX_RECORDED].tolist()
         classes = [{'class': self._name(i), 'label': i, 'score': round(float(scores[i]), 4)} for i in best]

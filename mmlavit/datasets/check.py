@@ -1,6 +1,6 @@
 """Tells, before a long run, whether a data set is whole: its folders, numbers of files and annotations.
 
-Files are counted and compared by name; a few pictures, drawn at random, are decoded. What is found is one
+Files are counted and compared by name; a few images, drawn at random, are decoded. What is found is one
 line each: what is wrong, what was expected, what to do.
 """
 
@@ -21,7 +21,7 @@ from .handwritten_annotations import CLASSES
 
 PICTURES = ('.jpeg', '.jpg', '.png')
 
-COCO_COUNTS = {'train2017': (118287, 860001), 'val2017': (5000, 36781)}  # pictures, objects
+COCO_COUNTS = {'train2017': (118287, 860001), 'val2017': (5000, 36781)}  # images, objects
 COCO_CLASSES = 80
 ADE20K_COUNTS = {'training': 20210, 'validation': 2000}
 ADE20K_LABELS = range(151)  # 0: none of the 150 classes
@@ -40,7 +40,7 @@ class DataSet:
         root: Where the configs expect it.
         source: Where it is obtained officially, and which files.
         terms: Under what terms, in short; the terms themselves are at the source.
-        check: Yields findings, given the folder and how many pictures of a folder to decode.
+        check: Yields findings, given the folder and how many images of a folder to decode.
     """
 
     title: str
@@ -55,7 +55,7 @@ def check_coco(root: Path, decode: int) -> Iterator[str]:
 
     Args:
         root: With ``annotations/``, ``train2017/`` and ``val2017/``.
-        decode: Number of pictures to decode of each split.
+        decode: Number of images to decode of each split.
     """
     for split, (pictures, objects) in COCO_COUNTS.items():
         names = _names(root / split)
@@ -79,7 +79,7 @@ def check_ade20k(root: Path, decode: int) -> Iterator[str]:
 
     Args:
         root: With ``images/`` and ``annotations/``, ``training/`` and ``validation/`` in each.
-        decode: Number of pictures and of label maps to decode of each split.
+        decode: Number of images and of label maps to decode of each split.
     """
     remedy = f'unpack ADEChallengeData2016.zip again, into {root.parent}'
     for split, number in ADE20K_COUNTS.items():
@@ -98,9 +98,9 @@ def check_imagenet(root: Path, decode: int) -> Iterator[str]:
     """Yield what is wrong with ImageNet-1k in a folder.
 
     Args:
-        root: With ``train/`` and ``val/``, a folder for each class in each; or with a list of the pictures and
+        root: With ``train/`` and ``val/``, a folder for each class in each; or with a list of the images and
             their labels, ``meta/train.txt`` or ``meta/val.txt``, which mmpretrain reads instead where it exists.
-        decode: Number of pictures to decode of each split.
+        decode: Number of images to decode of each split.
     """
     classes = {}
     for split, number in IMAGENET_COUNTS.items():
@@ -119,7 +119,7 @@ def check_imagenet(root: Path, decode: int) -> Iterator[str]:
             continue
         if loose:
             yield (
-                f'{folder} has {len(loose):,} pictures outside of class folders: move each into the folder of its '
+                f'{folder} has {len(loose):,} images outside of class folders: move each into the folder of its '
                 f'class (for val, the script valprep.sh of github.com/soumith/imagenetloader.torch does that)'
             )
         else:
@@ -137,12 +137,12 @@ def check_imagenet(root: Path, decode: int) -> Iterator[str]:
 
 
 def _check_imagenet_list(file: Path, folder: Path, names: Collection[str], number: int, remedy: str) -> Iterator[str]:
-    """Yield findings on a list of pictures and labels."""
+    """Yield findings on a list of images and labels."""
     lines = [line.rsplit(maxsplit=1) for line in file.read_text().splitlines() if line.strip()]
     labels = {line[-1] for line in lines}
     if len(lines) != number or len(labels) != IMAGENET_CLASSES:
         yield (
-            f'{file} lists {len(lines):,} pictures of {len(labels):,} classes, expected {number:,} of '
+            f'{file} lists {len(lines):,} images of {len(labels):,} classes, expected {number:,} of '
             f'{IMAGENET_CLASSES:,}: get it again, or remove it if {folder} has class folders'
         )
     yield from _check_missing(folder, {line[0] for line in lines} - set(names), remedy)
@@ -153,7 +153,7 @@ def check_handwritten(root: Path, decode: int) -> Iterator[str]:
 
     Args:
         root: What ``tools/dataset_converters/handwritten.py`` wrote.
-        decode: Number of pictures and of masks to decode of each split.
+        decode: Number of images and of masks to decode of each split.
     """
     remedy = f'run python tools/dataset_converters/handwritten.py --root {root} again'
     try:
@@ -183,7 +183,7 @@ def check_handwritten(root: Path, decode: int) -> Iterator[str]:
 
 
 def _names(folder: Path, suffixes: tuple[str, ...] = PICTURES) -> list[str]:
-    """List the pictures in a folder, by name; none if there is no folder."""
+    """List the images in a folder, by name; none if there is no folder."""
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(suffixes))
@@ -194,7 +194,7 @@ def _check_number(folder: Path, found: Collection, expected: int, remedy: str) -
     if not folder.is_dir():
         yield f'{folder} does not exist: {remedy}'
     elif len(found) != expected:
-        yield f'{folder} has {len(found):,} pictures, expected {expected:,}: {remedy}'
+        yield f'{folder} has {len(found):,} images, expected {expected:,}: {remedy}'
 
 
 def _check_missing(folder: Path, missing: Collection[str], remedy: str) -> Iterator[str]:
@@ -206,7 +206,7 @@ def _check_missing(folder: Path, missing: Collection[str], remedy: str) -> Itera
 def _check_pictures(
     folder: Path, names: Sequence[str], number: int, remedy: str, labels: Collection[int] | None = None
 ) -> Iterator[str]:
-    """Yield findings on pictures drawn at random; on label maps also if they have other labels."""
+    """Yield findings on images drawn at random; on label maps also if they have other labels."""
     drawn = random.sample(names, min(number, len(names)))
     broken, strange = [], []
     for name in drawn:
@@ -219,10 +219,10 @@ def _check_pictures(
         if labels is not None and (pixels.ndim != 2 or not set(np.unique(pixels).tolist()) <= set(labels)):
             strange.append(name)
     if broken:
-        yield f'{folder}: {len(broken)} of {len(drawn)} pictures cannot be decoded ({_some(broken)}): {remedy}'
+        yield f'{folder}: {len(broken)} of {len(drawn)} images cannot be decoded ({_some(broken)}): {remedy}'
     if strange:
         values = f'values from {min(labels)} to {max(labels)}'
-        yield f'{folder}: {len(strange)} of {len(drawn)} are no label maps with {values} ({_some(strange)}): {remedy}'
+        yield f'{folder}: {len(strange)} of {len(drawn)} are not label maps with {values} ({_some(strange)}): {remedy}'
 
 
 def _read_coco(file: Path) -> tuple[dict, str]:
@@ -258,14 +258,14 @@ DATA_SETS = {
         'COCO 2017',
         'data/coco',
         'https://cocodataset.org/#download: train2017.zip (18 GB), val2017.zip (1 GB), annotations_trainval2017.zip',
-        'annotations CC BY 4.0; pictures under the terms of Flickr, the consortium does not own them',
+        'annotations CC BY 4.0; images under the terms of Flickr, the consortium does not own them',
         check_coco,
     ),
     'ade20k': DataSet(
         'ADE20K (scene parsing, 150 classes)',
         'data/ade/ADEChallengeData2016',
         'http://sceneparsing.csail.mit.edu: ADEChallengeData2016.zip (923 MB)',
-        'pictures for non-commercial research and education, annotations BSD 3-Clause; '
+        'images for non-commercial research and education, annotations BSD 3-Clause; '
         'https://ade20k.csail.mit.edu/terms',
         check_ade20k,
     ),
@@ -281,7 +281,7 @@ DATA_SETS = {
         'handwritten scenes',
         'data/handwritten',
         'python tools/dataset_converters/handwritten.py (no download)',
-        'CC BY; keep the credits of its README.txt when you pass pictures on',
+        'CC BY; keep the credits of its README.txt when you pass images on',
         check_handwritten,
     ),
 }

@@ -1,8 +1,8 @@
 """Handwritten scenes: a small data set for detection, segmentation and classification.
 
 Real scanned digits are drawn over real photographs, both shipped inside scikit-learn, so nothing
-is downloaded. ``docs/handwritten.md`` describes the files. How a picture is drawn is in
-``handwritten_drawing.py``; this file plans the pictures and writes them with their annotations
+is downloaded. ``docs/handwritten.md`` describes the files. How an image is drawn is in
+``handwritten_drawing.py``; this file plans the images and writes them with their annotations
 (``handwritten_annotations.py``).
 """
 
@@ -39,7 +39,7 @@ from .handwritten_drawing import (
 )
 
 NAME = 'handwritten scenes'
-FORMAT = 1  # raise it when the same options give other pictures
+FORMAT = 1  # raise it when the same options give other images
 CROP_FILL = (0.5, 0.78)  # side of a scan in a classification crop, as a share of the crop's
 
 META = 'meta.json'
@@ -67,7 +67,7 @@ Photographs: the two of scikit-learn's load_sample_images, CC BY 2.0
   flower.jpg: vultilion, https://www.flickr.com/photos/vultilion/6056698931/
     (scikit-learn's note names danielbuechele and links to this page of vultilion's)
 
-Keep these credits when you pass the pictures on.
+Keep these credits when you pass the images on.
 """
 
 
@@ -76,14 +76,14 @@ class HandwrittenConfig:
     """What to generate. A count of 0 leaves that part out.
 
     Args:
-        train_scenes: number of training pictures for detection and segmentation.
-        val_scenes: number of validation pictures.
-        image_size: side of these square pictures in pixels.
-        digits: fewest and most digits in a picture.
-        digit_size: smallest and largest side of a digit's scan in a picture, in pixels.
-        train_crops: number of training pictures for classification, one digit each.
-        val_crops: number of validation pictures for classification.
-        crop_size: side of these square pictures in pixels.
+        train_scenes: number of training images for detection and segmentation.
+        val_scenes: number of validation images.
+        image_size: side of these square images in pixels.
+        digits: fewest and most digits in an image.
+        digit_size: smallest and largest side of a digit's scan in an image, in pixels.
+        train_crops: number of training images for classification, one digit each.
+        val_crops: number of validation images for classification.
+        crop_size: side of these square images in pixels.
         seed: picks scans, places, colours and backgrounds. The split between train and val does
             not depend on it.
 
@@ -113,16 +113,16 @@ class HandwrittenConfig:
                 raise ConfigError(f'{name} must be two numbers, {least} <= smallest <= largest, got {low} {high}')
         if self.digit_size[1] > self.image_size:
             raise ConfigError(
-                f'digits of {self.digit_size[1]} px do not fit pictures of {self.image_size} px: '
+                f'digits of {self.digit_size[1]} px do not fit images of {self.image_size} px: '
                 f'lower digit_size or raise image_size'
             )
 
     def scenes(self, split: str) -> int:
-        """Number of pictures for detection and segmentation in 'train' or 'val'."""
+        """Number of images for detection and segmentation in 'train' or 'val'."""
         return {'train': self.train_scenes, 'val': self.val_scenes}[split]
 
     def crops(self, split: str) -> int:
-        """Number of pictures for classification in 'train' or 'val'."""
+        """Number of images for classification in 'train' or 'val'."""
         return {'train': self.train_crops, 'val': self.val_crops}[split]
 
 
@@ -159,7 +159,7 @@ def generate(
 ) -> Summary:
     """Writes the data set, or finds it complete and leaves it alone.
 
-    Each picture depends on the options, its split and its number only, not on how many others are
+    Each image depends on the options, its split and its number only, not on how many others are
     made. ``meta.json`` is written last; a folder that was left unfinished is made again.
 
     Args:
@@ -256,7 +256,7 @@ def _is_complete(root: Path, config: HandwrittenConfig) -> bool:
 
 
 def _rng(seed: int, purpose: int, split: str, index: int) -> np.random.Generator:
-    """The random numbers of one picture, the same however many others are made."""
+    """The random numbers of one image, the same however many others are made."""
     key = (purpose, SPLITS.index(split), index)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
@@ -278,7 +278,7 @@ def _planned_digits(config: HandwrittenConfig, split: str, index: int) -> np.nda
 def _write_scenes(
     root: Path, sources: Sources, config: HandwrittenConfig, split: str, steps: Iterator[int]
 ) -> list[int]:
-    """Writes pictures, semantic maps and the COCO file of a split.
+    """Writes images, semantic maps and the COCO file of a split.
 
     Returns:
         How many instances there are of each of the ten digits.
@@ -306,7 +306,7 @@ def _write_scenes(
 
 
 def _write_crops(root: Path, sources: Sources, config: HandwrittenConfig, split: str, steps: Iterator[int]) -> None:
-    """Writes the pictures of one digit each, and from which scan and photograph each was made."""
+    """Writes the images of one digit each, and from which scan and photograph each was made."""
     if config.crops(split) == 0:
         return
     folder = root / 'classification' / split
@@ -321,9 +321,7 @@ def _write_crops(root: Path, sources: Sources, config: HandwrittenConfig, split:
             number, digit = divmod(index, NUM_CLASSES)
             rng = _rng(config.seed, CROP, split, index)
             scene = draw_scene(sources, split, np.array([digit]), size, digit_size, rng)
-            name = (
-                f'{digit}/{digit}_{number:06d}.png'  # unique without its folder, as pictures of predictions are named
-            )
+            name = f'{digit}/{digit}_{number:06d}.png'  # unique without its folder, as images of predictions are named
             _write_png(folder / name, scene.image[..., ::-1])
             table.writerow([name, scene.instances[0].scan, scene.photo, *scene.crop])
 

@@ -79,7 +79,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn picture with everything that is known about it.
+    """A drawn image with everything that is known about it.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -160,8 +160,8 @@ def draw_scene(
         split: 'train' or 'val'; chooses the scans and the side of the photographs.
         digits: (n,) int, which digits to draw. One that finds no place, because too little of
             another would stay visible, is left out.
-        size: side of the square picture.
-        digit_size: smallest and largest side of a scan in the picture.
+        size: side of the square image.
+        digit_size: smallest and largest side of a scan in the image.
         rng: the only source of randomness.
     """
     image, photo, crop = _background(sources.photos, split, size, rng)
@@ -269,7 +269,7 @@ def _place_and_colour(
 
     Args:
         ink: (h, w) coverage of the new digit.
-        image: (H, W, 3) float32, the picture so far.
+        image: (H, W, 3) float32, the image so far.
         owner: (H, W) int, which digit shows at each pixel, -1 for none.
         areas: (n,) the number of pixels that each earlier digit was drawn with.
         rng: chooses places and colours.
@@ -318,7 +318,7 @@ def _find_colour(canvas: np.ndarray, owner: np.ndarray, rng: np.random.Generator
     """A random ink colour that stands out from the background and from each digit on it.
 
     Args:
-        canvas: (h, w, 3) float32, the part of the picture around the new digit.
+        canvas: (h, w, 3) float32, the part of the image around the new digit.
         owner: (h, w) int, which digit shows at each pixel, -1 for none.
         rng: proposes colours; black and white come last.
 

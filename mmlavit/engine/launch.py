@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     # What its agents say about a failure is in our line.
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
     if args.nnodes != '1':
-        # torch waits for a quarter of an hour without a word.
+        # torch waits for 15 minutes without saying so.
         print(f'node {args.node_rank} of {args.nnodes} meets the others at {_address(args)}', flush=True)
     try:
         run.run(args)

@@ -474,7 +474,7 @@ class LaViT(BaseModule):
         for i, stage in enumerate(self.stages):
             x, scores = stage(x, scores, self.score_observer)
             if i in self.out_indices:
-                # Contiguous: mmcv's compiled RoIAlign reads a channels-last map as if it were, without a word. Not by
+                # Contiguous: mmcv's compiled RoIAlign silently reads a channels-last map as if it were. Not by
                 # contiguous(), which would ask an export whether anything was cut off.
                 crop = x[..., : -(-height // STRIDES[i]), : -(-width // STRIDES[i])]
                 outs.append(crop.clone(memory_format=torch.contiguous_format))

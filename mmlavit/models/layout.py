@@ -102,7 +102,7 @@ def map_strips(
     """Apply a map of 3x3 neighbourhoods in strips of rows, so that what is wide inside of it stays in the caches.
 
     The whole wide map, of a batch or at detection sizes, is larger than the caches and than what the allocator keeps:
-    every use would fault its pages in anew.
+    every use would fault its pages in again.
 
     Args:
         function (Callable): Takes tokens (b, rows * w, C) and their grid, and gives tokens of that shape.

@@ -1,1 +1,1 @@
-"""Annotations and predictions as pictures and videos."""
+"""Annotations and predictions as images and videos."""

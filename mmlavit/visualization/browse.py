@@ -1,4 +1,4 @@
-"""The pictures of a data set as its pipeline gives them, with their annotations drawn."""
+"""The images of a data set as its pipeline gives them, with their annotations drawn."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mmlavit.utils.toolbox import load_toolbox
 
 from .drawing import build_visualizer, draw_sample
 
-# Pictures are enlarged by whole factors up to this longer side, so that labels on small ones can be read.
+# Images are enlarged by whole factors up to this longer side, so that labels on small ones can be read.
 _SIDE = 480
 
 
 class Annotated(NamedTuple):
-    """A drawn picture.
+    """A drawn image.
 
     Args:
         name: Its place in the data set and its file's name, without ending.
@@ -37,15 +37,15 @@ class Annotated(NamedTuple):
 
 
 def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> Iterator[Annotated]:
-    """Draw pictures of a data set, spread evenly over it.
+    """Draw images of a data set, spread evenly over it.
 
     Args:
         cfg (Config): A config of any of the three toolboxes.
-        split (str): Whose pictures: 'train', 'val' or 'test'.
+        split (str): Whose images: 'train', 'val' or 'test'.
         number (int): How many at most.
 
     Yields:
-        Annotated: One picture after another.
+        Annotated: One image after another.
 
     Raises:
         UserError: If the config has no such data, or it is not there.

@@ -1,4 +1,4 @@
-"""What was annotated or found in a picture, drawn over it by the visualizer of its toolbox."""
+"""What was annotated or found in an image, drawn over it by the visualizer of its toolbox."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 from torch import Tensor
 
-_GAP = 6  # pixels between the pictures of a sheet
+_GAP = 6  # pixels between the images of a sheet
 
 
 def build_visualizer(scope: str, meta: Mapping[str, Any]) -> Visualizer:
@@ -49,7 +49,7 @@ def draw_sample(
     enlarge: int = 1,
     score_thr: float = 0.0,
 ) -> np.ndarray:
-    """Draw a data sample over its picture, both ``enlarge`` times as large.
+    """Draw a data sample over its image, both ``enlarge`` times as large.
 
     Args:
         visualizer (Visualizer): That of the sample's toolbox.
@@ -60,7 +60,7 @@ def draw_sample(
         score_thr (float): Detections below it are left out.
 
     Returns:
-        np.ndarray: The drawn picture, uint8, BGR.
+        np.ndarray: The drawn image, uint8, BGR.
     """
     sample = sample.cpu()  # a copy
     picture = _enlarge(image, enlarge)
@@ -80,20 +80,20 @@ def draw_sample(
             found.masks = _repeat(masks, enlarge)
         options['pred_score_thr'] = score_thr
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', '.*out of bounds')  # boxes and outlines at the picture's border
+        warnings.filterwarnings('ignore', '.*out of bounds')  # boxes and outlines at the image's border
         visualizer.add_datasample('', picture, sample, **options)
     return visualizer.get_image()[..., ::-1]
 
 
 def make_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
-    """Put pictures side by side on one sheet.
+    """Put images side by side on one sheet.
 
     Args:
         images (Sequence[np.ndarray]): At least one, (H, W, 3), uint8; all are shown at the first one's size.
-        columns (int): Pictures in a row.
+        columns (int): Images in a row.
 
     Returns:
-        np.ndarray: The sheet, (H, W, 3), uint8, white between the pictures.
+        np.ndarray: The sheet, (H, W, 3), uint8, white between the images.
     """
     import mmcv
     from torchvision.utils import make_grid
@@ -104,7 +104,7 @@ def make_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
 
 
 def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:
-    """Enlarge a BGR picture smoothly; give it in RGB, as visualizers take it."""
+    """Enlarge a BGR image smoothly; give it in RGB, as visualizers take it."""
     import mmcv
 
     if factor != 1:

@@ -374,7 +374,7 @@ def test_a_file_is_no_folder(tmp_path):
         (dict(crop_size=8), 'crop_size must be at least 32'),
         (dict(digits=(3, 2)), '1 <= smallest <= largest, got 3 2'),
         (dict(digits=(0, 2)), 'digits must be two numbers'),
-        (dict(image_size=56), 'digits of 60 px do not fit pictures of 56 px'),
+        (dict(image_size=56), 'digits of 60 px do not fit images of 56 px'),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -91,11 +91,11 @@ CLASS = IMAGENET / 'train/n00000002'
             'coco',
             PICTURE.unlink,
             [
-                'data/coco/train2017 has 1 pictures, expected 2: unpack train2017.zip again',
+                'data/coco/train2017 has 1 images, expected 2: unpack train2017.zip again',
                 'data/coco/train2017 misses 1 files that belong to others (000000000001.jpg)',
             ],
         ),
-        ('coco', cut(PICTURE), ['data/coco/train2017: 1 of 2 pictures cannot be decoded (000000000001.jpg)']),
+        ('coco', cut(PICTURE), ['data/coco/train2017: 1 of 2 images cannot be decoded (000000000001.jpg)']),
         ('coco', cut(TRAIN_JSON), [f'{TRAIN_JSON} is cut off or damaged: unpack annotations_trainval2017.zip']),
         ('coco', TRAIN_JSON.unlink, [f'{TRAIN_JSON} does not exist: unpack annotations_trainval2017.zip']),
         (
@@ -107,23 +107,23 @@ CLASS = IMAGENET / 'train/n00000002'
         (
             'ade20k',
             LABELS.unlink,
-            [f'{LABELS.parent} has 1 pictures, expected 2', f'{LABELS.parent} misses 1 files'],
+            [f'{LABELS.parent} has 1 images, expected 2', f'{LABELS.parent} misses 1 files'],
         ),
         (
             'ade20k',
             lambda: Image.fromarray(np.full((5, 5), 151, np.uint8)).save(LABELS),
-            [f'{LABELS.parent}: 1 of 2 are no label maps with values from 0 to 150 (0.png)'],
+            [f'{LABELS.parent}: 1 of 2 are not label maps with values from 0 to 150 (0.png)'],
         ),
         (
             'ade20k',
             lambda: (ADE / 'images').rename(ADE / 'other'),
             ['images/training does not exist', 'images/validation does'],
         ),
-        ('imagenet', (CLASS / '1.JPEG').unlink, ['data/imagenet/train has 11 pictures, expected 12: unpack ILSVRC']),
+        ('imagenet', (CLASS / '1.JPEG').unlink, ['data/imagenet/train has 11 images, expected 12: unpack ILSVRC']),
         (
             'imagenet',
             move_val_out,
-            ['data/imagenet/val has 4 pictures outside of class folders: move', 'data/imagenet/val'],
+            ['data/imagenet/val has 4 images outside of class folders: move', 'data/imagenet/val'],
         ),
         (
             'imagenet',
@@ -139,11 +139,11 @@ CLASS = IMAGENET / 'train/n00000002'
                 'differ in class folders (extra)',
             ],
         ),
-        ('handwritten', cut(HANDWRITTEN / 'masks/val/000001.png'), ['masks/val: 1 of 3 pictures cannot be decoded']),
+        ('handwritten', cut(HANDWRITTEN / 'masks/val/000001.png'), ['masks/val: 1 of 3 images cannot be decoded']),
         (
             'handwritten',
             (HANDWRITTEN / 'classification/train/3/3_000002.png').unlink,
-            ['classification/train has 63 pictures, expected 64: run python tools/dataset_converters/handwritten.py'],
+            ['classification/train has 63 images, expected 64: run python tools/dataset_converters/handwritten.py'],
         ),
         ('handwritten', (HANDWRITTEN / 'meta.json').unlink, ['data/handwritten has no meta.json of theirs: run']),
     ],
@@ -177,7 +177,7 @@ def test_list_instead_of_folders(data, check_data):
     (IMAGENET / 'meta/val.txt').write_text('\n'.join([*lines[:-1], 'other.JPEG 2']))
     code, said = check_data('imagenet')
     assert code == 1
-    assert 'lists 4 pictures of 3 classes, expected 4 of 4' in said.out
+    assert 'lists 4 images of 3 classes, expected 4 of 4' in said.out
     assert 'misses 1 files that belong to others (other.JPEG)' in said.out
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the curves of one or several trainings into a picture and print how fast they ran."""
+"""Draw the curves of one or several trainings into one plot and print how fast they ran."""
 
 import argparse
 import sys
@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--legend', nargs='+', metavar='NAME', help='what to call the trainings (default: their paths)')
     parser.add_argument(
-        '--out', type=Path, default='outputs/curves.png', metavar='FILE', help='picture to write; default: %(default)s'
+        '--out', type=Path, default='outputs/curves.png', metavar='FILE', help='plot to write; default: %(default)s'
     )
     args = parser.parse_args()
     if args.legend and len(args.legend) != len(args.logs):

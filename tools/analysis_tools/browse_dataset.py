@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw pictures of a config's data set with their annotations, as its pipeline gives them to the model."""
+"""Draw images of a config's data set with their annotations, as its pipeline gives them to the model."""
 
 import argparse
 import os
@@ -17,8 +17,8 @@ from mmlavit.visualization.browse import browse
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=f'{__doc__} Resizing, crops, flips and the other transforms of the pipeline are in the pictures; '
-        'what works on whole batches (Mixup, CutMix) is not. Small pictures are drawn enlarged.'
+        description=f'{__doc__} Resizing, crops, flips and the other transforms of the pipeline are in the images; '
+        'what works on whole batches (Mixup, CutMix) is not. Small images are drawn enlarged.'
     )
     parser.add_argument('config', help='config file of a classifier, detector or segmentor')
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train', help='default: %(default)s')
@@ -27,17 +27,17 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=20,
         metavar='N',
-        help='how many pictures, spread evenly over the data set; default: %(default)s',
+        help='how many images, spread evenly over the data set; default: %(default)s',
     )
     parser.add_argument(
-        '--out-dir', type=Path, metavar='DIR', help='where pictures go; default: outputs/<name of the config>_<split>'
+        '--out-dir', type=Path, metavar='DIR', help='where images go; default: outputs/<name of the config>_<split>'
     )
     parser.add_argument('--show', action='store_true', help='show them in a window instead (needs a screen)')
     parser.add_argument(
         '--wait-time',
         type=float,
         default=0,
-        help='seconds that --show shows a picture; default: until the space key is pressed',
+        help='seconds that --show shows an image; default: until the space key is pressed',
     )
     parser.add_argument(
         '--cfg-options',
@@ -69,13 +69,13 @@ def main() -> None:
             print(f'{picture.name}: {picture.size[1]}x{picture.size[0]}', flush=True)
             count += 1
     if not args.show:
-        print(f'{count} pictures -> {out_dir}')
+        print(f'{count} images -> {out_dir}')
 
 
 def require_screen() -> None:
     """Make sure that a window can be opened."""
     if sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
-        raise UserError('--show needs a screen, but DISPLAY is not set; leave it out to write pictures to --out-dir')
+        raise UserError('--show needs a screen, but DISPLAY is not set; leave it out to write images to --out-dir')
 
 
 if __name__ == '__main__':

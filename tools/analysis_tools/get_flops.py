@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description="Count parameters and multiply-adds of a config's model for one image: all matrix products, "
-        'convolutions and attention products. Norms, softmax, activations and resizing are no multiply-adds; they are '
+        'convolutions and attention products. Norms, softmax, activations and resizing are not multiply-adds; they are '
         'reported apart, as the numbers that they write. Nothing is downloaded, and no GPU is needed.',
         epilog='A CONFIG is a file, or one that an installed toolbox brings along, as TOOLBOX::FILE: for instance '
         'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py. What is counted, and how: docs/flops.md.',

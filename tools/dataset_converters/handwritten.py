@@ -13,19 +13,19 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--root', default='data/handwritten', help='where to write')
     numbers = dict(
-        train_scenes='training pictures for detection and segmentation',
-        val_scenes='validation pictures for detection and segmentation',
-        image_size='side of these pictures in pixels',
-        train_crops='training pictures for classification',
-        val_crops='validation pictures for classification',
-        crop_size='side of these pictures in pixels',
-        seed='another seed gives other pictures, with the same split of the scans',
+        train_scenes='training images for detection and segmentation',
+        val_scenes='validation images for detection and segmentation',
+        image_size='side of these images in pixels',
+        train_crops='training images for classification',
+        val_crops='validation images for classification',
+        crop_size='side of these images in pixels',
+        seed='another seed gives other images, with the same split of the scans',
     )
     for name, text in numbers.items():
         flag = '--' + name.replace('_', '-')
         parser.add_argument(flag, type=int, default=getattr(default, name), help=text)
     ranges = dict(
-        digits='fewest and most digits in a picture',
+        digits='fewest and most digits in an image',
         digit_size='smallest and largest side of a digit in pixels',
     )
     for name, text in ranges.items():

@@ -1,5 +1,5 @@
 # What a 3x schedule puts in the place of Resize, as Swin and PVTv2 do: a shorter side of 480 to 800, in half of the
-# pictures of a crop.
+# images of a crop.
 sides = [(side, 1333) for side in range(480, 801, 32)]
 multiscale = dict(
     type='RandomChoice',

@@ -1,4 +1,4 @@
-# Pictures of one handwritten digit, 64x64, folders of classes. Digits are not mirrored. The batch
+# Images of one handwritten digit, 64x64, folders of classes. Digits are not mirrored. The batch
 # size is the leaf's.
 dataset_type = 'CustomDataset'
 data_root = 'data/handwritten/classification'

@@ -1,4 +1,4 @@
-# Handwritten scenes, boxes of the ten digits. Pictures are small already, so nothing is resized,
+# Handwritten scenes, boxes of the ten digits. Images are small already, so nothing is resized,
 # and digits are not mirrored. The batch size is the leaf's.
 dataset_type = 'CocoDataset'
 data_root = 'data/handwritten/'

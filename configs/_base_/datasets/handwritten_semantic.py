@@ -1,4 +1,4 @@
-# Handwritten scenes, 11 classes: background and the ten digits. Pictures are small already, so
+# Handwritten scenes, 11 classes: background and the ten digits. Images are small already, so
 # nothing is resized, and digits are not mirrored. The batch size is the leaf's.
 dataset_type = 'BaseSegDataset'
 data_root = 'data/handwritten/'

@@ -1,4 +1,4 @@
-# 30 epochs of smaller pictures.
+# 30 epochs of smaller images.
 _base_ = './handwritten_8e.py'
 
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
