@@ -164,9 +164,9 @@ def test_failures_leave_the_others_alone():
     assert errors['nano'] is None
     assert [len(seconds) for seconds in comparison.result('nano').rounds] == [2, 2, 2]
     aborts, nano = comparison.result('aborts'), comparison.result('nano')
-    assert aborts.time_over(nano) is nano.time_over_in_rounds(aborts) is aborts.memory_over(nano) is None
+    assert {*aborts.ratios_to(nano).values(), *nano.ratios_to(aborts).values()} == {None}
     assert said[-2:] == ['round 3 of 3: running nano at 1x64x64', 'counting nano at 1x64x64']
-    header, rows = comparison_rows(comparison, 'nano')
+    header, *rows = comparison_rows(comparison, 'nano')
     assert {len(row) for row in rows} == {len(header)}
     assert 'failed' in rows[0]
     assert rows[2][header.index('time / nano')] == '1.00 (1.00)'
@@ -194,11 +194,10 @@ def test_ratios():
     c = measured('c', [[1.0]] * 4, memory=0.0)
     assert a.median == 5.5
     assert (b.quantile(0.25), b.median, b.quantile(0.75)) == (2.0, 2.0, 20.0)
-    assert b.time_over(a) == pytest.approx(2.0 / 5.5)
-    assert b.time_over_in_rounds(a) == pytest.approx(2.0)  # of 2, 2, 2, 1.1
-    assert b.memory_over(a) == 0.5
-    assert a.memory_over(c) is None
-    _, rows = comparison_rows(Comparison(SIZE, [a, b, c]), 'a')
+    # Of 2, 2, 2, 1.1 within rounds.
+    assert b.ratios_to(a) == dict(time=pytest.approx(2.0 / 5.5), time_within_rounds=pytest.approx(2.0), memory=0.5)
+    assert a.ratios_to(c)['memory'] is None
+    _, *rows = comparison_rows(Comparison(SIZE, [a, b, c]), 'a')
     assert rows[1] == ['b', 'b', '2.00', '3.00', '2000', '2000–20000', '0.36 (2.00)', '50', '0.50']
     assert rows[2][-2:] == ['0', '–']
 
@@ -232,7 +231,7 @@ def test_growth():
         'a': {'time': 8.0, 'time_within_rounds': 8.0, 'memory': 8.0},
         'b': {'time': None, 'time_within_rounds': None, 'memory': None},
     }
-    header, rows = growth_rows(growth)
+    header, *rows = growth_rows(growth)
     assert header[1:5] == ['32x32 (ms)', '64x64 (ms)', '128x128 (ms)', 'factor']
     assert rows[0] == ['a', '1000', '2000', '16000', '8.00 (8.00)', '10', '20', '160', '8.00']
     assert rows[1] == ['b', '1000', '2000', 'failed', '–', '0', '0', '–', '–']

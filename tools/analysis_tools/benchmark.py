@@ -135,19 +135,19 @@ def benchmark(args: argparse.Namespace, settings: Settings) -> None:
             options = dict(rounds=report.rounds, iterations=report.iterations, notify=status.update)
             return compare(subjects, sizes, settings, **options)
 
-    def show(title, header, rows, comparisons):
+    def show(title, rows, comparisons):
         report.save(args.out_dir)
-        console.print(terminal_table(title, header, rows))
+        console.print(terminal_table(title, rows))
         for failure in failures(comparisons):
             console.print(failure, style='red', highlight=False)
 
     for size in sizes:
         (comparison,) = measure(subjects, [size], settings)
         report.comparisons.append(comparison)
-        show(size.title, *comparison_rows(comparison, reference), [comparison])
+        show(size.title, comparison_rows(comparison, reference), [comparison])
     if growth_subjects:
         report.growth = measure(growth_subjects, GROWTH_INPUTS, report.growth_settings)
-        show('Growth', *growth_rows(report.growth), report.growth)
+        show('Growth', growth_rows(report.growth), report.growth)
         console.print(report.growth_method(), style='dim', highlight=False)
     console.print(f'Written to {args.out_dir}: report.md, report.json and plots')
 

@@ -43,20 +43,22 @@ class Result:
         """Median of the seconds; None without a complete measurement."""
         return self.quantile(0.5)
 
-    def time_over(self, other: Result) -> float | None:
-        """Return the median time over that of another result; None if one failed."""
-        return _divide(self.median, other.median)
+    def ratios_to(self, other: Result) -> dict[str, float | None]:
+        """Compare with another result of the same rounds.
 
-    def time_over_in_rounds(self, other: Result) -> float | None:
-        """Return the median, over the rounds, of the ratio of the times within a round; None if one failed."""
-        if self.error is not None or other.error is not None:
-            return None
-        rounds = zip(self.rounds, other.rounds, strict=True)
-        return float(np.median([np.median(mine) / np.median(its) for mine, its in rounds]))
+        Args:
+            other (Result): The result that is divided by.
 
-    def memory_over(self, other: Result) -> float | None:
-        """Return the memory over that of another result; None if one failed, or did not grow at all."""
-        return _divide(self.memory_mb, other.memory_mb)
+        Returns:
+            dict[str, float | None]: 'time', of the medians; 'time_within_rounds', the median of the ratios within a
+            round; 'memory'. None where one failed or took nothing.
+        """
+        ratios = dict(time=_divide(self.median, other.median), time_within_rounds=None)
+        if ratios['time']:
+            rounds = zip(self.rounds, other.rounds, strict=True)
+            within = [np.median(mine) / np.median(others) for mine, others in rounds]
+            ratios['time_within_rounds'] = float(np.median(within))
+        return {**ratios, 'memory': _divide(self.memory_mb, other.memory_mb)}
 
 
 @dataclass

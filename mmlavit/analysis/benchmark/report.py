@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
@@ -17,11 +17,12 @@ from rich.table import Table
 from mmlavit.environment import find_installed
 from mmlavit.version import __version__
 
-from .measure import Comparison, Result
+from .measure import Comparison
 from .plots import plot_comparisons, plot_growth
 from .worker import Settings
 
 _NOTHING = '–'
+_WORDS = ('backbone', 'which is')
 _MODES = {'inference': 'inference', 'train': 'training step (forward, backward)'}
 
 
@@ -115,7 +116,7 @@ class Report:
             'iterations': self.iterations,
             'reference': self.reference,
             'comparisons': [_to_json(comparison, self.reference) for comparison in self.comparisons],
-            'growth': [_to_json(comparison, None) for comparison in self.growth],
+            'growth': [_to_json(comparison) for comparison in self.growth],
             'growth_factors': growth_factors(self.growth),
             'growth_memory_base': self.growth_settings.memory_base,
         }
@@ -126,12 +127,12 @@ class Report:
         lines = ['# Benchmark of backbones', '', f'{conditions[0].upper()}{conditions[1:]}.', '', f'{self.software()}.']
         lines += ['', self.method(), '', '```bash', self.command, '```', '']
         for comparison in self.comparisons:
-            lines += [f'## {comparison.size.title}', '', *_markdown(*comparison_rows(comparison, self.reference)), '']
+            lines += [f'## {comparison.size.title}', '', *_markdown(comparison_rows(comparison, self.reference)), '']
             lines += [f'- {failure}' for failure in failures([comparison])] + ['']
         if self.comparisons:
             lines += ['![Time and memory by backbone](time.png)', '']
         if self.growth:
-            lines += ['## Growth', '', self.growth_method(), '', *_markdown(*growth_rows(self.growth)), '']
+            lines += ['## Growth', '', self.growth_method(), '', *_markdown(growth_rows(self.growth)), '']
             lines += [f'- {failure}' for failure in failures(self.growth)] + ['']
             lines += ['![Time and memory against the size of the image](growth.png)', '']
         return '\n'.join(lines).replace('\n\n\n', '\n\n')
@@ -162,7 +163,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def comparison_rows(comparison: Comparison, reference: str) -> tuple[list[str], list[list[str]]]:
+def comparison_rows(comparison: Comparison, reference: str) -> list[list[str]]:
     """Lay out a comparison.
 
     Args:
@@ -170,49 +171,44 @@ def comparison_rows(comparison: Comparison, reference: str) -> tuple[list[str], 
         reference (str): Name of the backbone that ratios are to.
 
     Returns:
-        tuple[list[str], list[list[str]]]: The header and the rows of a table.
+        list[list[str]]: The header and the rows of a table.
     """
-    header = ['backbone', 'which is', 'parameters (M)', 'multiply-adds (G)', 'time (ms)', 'quartiles (ms)']
-    header += [f'time / {reference}', 'memory (MB)', f'memory / {reference}']
-    rows, other = [], comparison.result(reference)
+    rows = [['backbone', 'which is', 'parameters (M)', 'multiply-adds (G)', 'time (ms)', 'quartiles (ms)']]
+    rows[0] += [f'time / {reference}', 'memory (MB)', f'memory / {reference}']
     for result in comparison.results:
         row = [result.subject.name, result.subject.title]
         if result.error is not None:
             rows.append([*row, _NOTHING, _NOTHING, 'failed', *[_NOTHING] * 4])
             continue
-        row += [f'{result.params / 1e6:.2f}', f'{result.macs / 1e9:.2f}', _milliseconds(result.median)]
-        row += [f'{_milliseconds(result.quantile(0.25))}–{_milliseconds(result.quantile(0.75))}']
-        row += [_ratio(result.time_over(other), result.time_over_in_rounds(other))]
-        row += [f'{result.memory_mb:.0f}', _ratio(result.memory_over(other))]
-        rows.append(row)
-    return header, rows
+        low, median, high = (_milliseconds(result.quantile(q)) for q in (0.25, 0.5, 0.75))
+        ratios = result.ratios_to(comparison.result(reference))
+        row += [f'{result.params / 1e6:.2f}', f'{result.macs / 1e9:.2f}', median, f'{low}–{high}']
+        rows.append([*row, _time_ratio(ratios), f'{result.memory_mb:.0f}', _ratio(ratios['memory'])])
+    return rows
 
 
-def growth_rows(growth: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+def growth_rows(growth: Sequence[Comparison]) -> list[list[str]]:
     """Lay out comparisons at increasing inputs.
 
     Args:
         growth (Sequence[Comparison]): Comparisons of the same backbones.
 
     Returns:
-        tuple[list[str], list[list[str]]]: The header and the rows of a table.
+        list[list[str]]: The header and the rows of a table.
     """
     images = [comparison.size.image for comparison in growth]
-    header = ['backbone', *(f'{image} (ms)' for image in images), 'factor', *(f'{image} (MB)' for image in images)]
-    header.append('factor')
-    factors, rows = growth_factors(growth), []
-    for name in [result.subject.name for result in growth[0].results]:
+    rows = [['backbone', *(f'{image} (ms)' for image in images), 'factor']]
+    rows[0] += [*(f'{image} (MB)' for image in images), 'factor']
+    for name, factors in growth_factors(growth).items():
         results = [comparison.result(name) for comparison in growth]
         times = ['failed' if result.error else _milliseconds(result.median) for result in results]
         memory = [_NOTHING if result.error else f'{result.memory_mb:.0f}' for result in results]
-        factor = factors[name]
-        time_factor = _ratio(factor['time'], factor['time_within_rounds'])
-        rows.append([name, *times, time_factor, *memory, _ratio(factor['memory'])])
-    return header, rows
+        rows.append([name, *times, _time_ratio(factors), *memory, _ratio(factors['memory'])])
+    return rows
 
 
 def growth_factors(growth: Sequence[Comparison]) -> dict[str, dict[str, float | None]]:
-    """Return by what time and memory grow from the second input to the last.
+    """Compute by what time and memory grow from the second input to the last.
 
     The first input is left out, since there the fixed cost of calling operators weighs most.
 
@@ -220,14 +216,12 @@ def growth_factors(growth: Sequence[Comparison]) -> dict[str, dict[str, float | 
         growth (Sequence[Comparison]): Comparisons of the same backbones at increasing inputs.
 
     Returns:
-        dict[str, dict[str, float | None]]: 'time', 'time_within_rounds' and 'memory' by name of the backbone; None
-        where there is no factor.
+        dict[str, dict[str, float | None]]: As :meth:`Result.ratios_to`, by name of the backbone.
     """
-    factors = {}
-    for name in [result.subject.name for result in growth[0].results] if growth else []:
-        first, last = growth[min(1, len(growth) - 1)].result(name), growth[-1].result(name)
-        factors[name] = _ratios(last, first)
-    return factors
+    if not growth:
+        return {}
+    first, last = growth[min(1, len(growth) - 1)], growth[-1]
+    return {result.subject.name: result.ratios_to(first.result(result.subject.name)) for result in last.results}
 
 
 def failures(comparisons: Sequence[Comparison]) -> list[str]:
@@ -240,64 +234,41 @@ def failures(comparisons: Sequence[Comparison]) -> list[str]:
     ]
 
 
-_WORDS = ('backbone', 'which is')
-
-
-def terminal_table(title: str, header: list[str], rows: list[list[str]]) -> Table:
+def terminal_table(title: str, rows: list[list[str]]) -> Table:
     """Lay out a table for a terminal.
 
     Args:
         title (str): What stands above it.
-        header (list[str]): Names of the columns; all but those of words are aligned to the right.
-        rows (list[list[str]]): The cells.
+        rows (list[list[str]]): The header, and the cells; all but words are aligned to the right.
 
     Returns:
         Table: The table.
     """
     table = Table(box=box.SIMPLE, title=title)
-    for i, name in enumerate(header):
+    for name, *cells in zip(*rows, strict=True):
         # Where there is no space for all, headers and titles break into lines, and never a number or a name.
-        width = None if name == 'which is' else max((len(row[i]) for row in rows), default=0)
+        width = None if name == 'which is' else max(map(len, cells), default=0)
         table.add_column(name, justify='left' if name in _WORDS else 'right', min_width=width)
-    for row in rows:
+    for row in rows[1:]:
         table.add_row(*row)
     return table
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
-    alignment = ['---' if name in _WORDS else '---:' for name in header]
-    return [f'| {" | ".join(cells)} |' for cells in (header, alignment, *rows)]
+def _markdown(rows: list[list[str]]) -> list[str]:
+    alignment = ['---' if name in _WORDS else '---:' for name in rows[0]]
+    return [f'| {" | ".join(cells)} |' for cells in (rows[0], alignment, *rows[1:])]
 
 
-def _to_json(comparison: Comparison, reference: str | None) -> dict:
-    other = None if reference is None else comparison.result(reference)
-    return {
-        'input': asdict(comparison.size),
-        'results': [_result_to_json(result, other) for result in comparison.results],
-    }
-
-
-def _result_to_json(result: Result, reference: Result | None) -> dict:
-    return {
-        'backbone': result.subject.name,
-        'title': result.subject.title,
-        'params': result.params,
-        'macs': result.macs,
-        'median_s': result.median,
-        'quartiles_s': [result.quantile(0.25), result.quantile(0.75)],
-        'rounds_s': result.rounds,
-        'memory_mb': result.memory_mb,
-        **({} if reference is None else {'ratios': _ratios(result, reference)}),
-        'error': result.error,
-    }
-
-
-def _ratios(result: Result, other: Result) -> dict[str, float | None]:
-    return {
-        'time': result.time_over(other),
-        'time_within_rounds': result.time_over_in_rounds(other),
-        'memory': result.memory_over(other),
-    }
+def _to_json(comparison: Comparison, reference: str | None = None) -> dict:
+    results = []
+    for result in comparison.results:
+        entry = dict(backbone=result.subject.name, title=result.subject.title, params=result.params, macs=result.macs)
+        entry.update(median_s=result.median, quartiles_s=[result.quantile(0.25), result.quantile(0.75)])
+        entry.update(rounds_s=result.rounds, memory_mb=result.memory_mb)
+        if reference is not None:
+            entry['ratios'] = result.ratios_to(comparison.result(reference))
+        results.append({**entry, 'error': result.error})
+    return dict(input=asdict(comparison.size), results=results)
 
 
 def _milliseconds(seconds: float) -> str:
@@ -305,7 +276,11 @@ def _milliseconds(seconds: float) -> str:
     return f'{seconds * 1e3:.{decimals}f}'
 
 
-def _ratio(value: float | None, within_rounds: float | None = None) -> str:
-    if value is None:
-        return _NOTHING
-    return f'{value:.2f}' if within_rounds is None else f'{value:.2f} ({within_rounds:.2f})'
+def _ratio(value: float | None) -> str:
+    return _NOTHING if value is None else f'{value:.2f}'
+
+
+def _time_ratio(ratios: Mapping[str, float | None]) -> str:
+    """Write a ratio of times, behind it that within rounds."""
+    within = ratios['time_within_rounds']
+    return _ratio(ratios['time']) + ('' if within is None else f' ({within:.2f})')
