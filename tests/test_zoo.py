@@ -33,7 +33,7 @@ def metafiles():
 def test_page_and_metafile_are_up_to_date(name):
     """Every figure is counted anew."""
     for path, text in ZOO.expected_files([name]):
-        assert path.read_text() == text, 'mend it with: python tools/dev/zoo.py --write'
+        assert path.read_text() == text, 'write it anew with: python tools/dev/zoo.py --write'
 
 
 def test_every_config_is_in_one_metafile():
@@ -86,7 +86,7 @@ def test_installed_package_carries_the_zoo(tmp_path):
     assert (mim / 'ops/mmcv/_ext.py').is_file()
 
 
-def test_tool_finds_and_mends_a_stale_table(tmp_path, monkeypatch, capsys):
+def test_tool_finds_and_rewrites_a_stale_table(tmp_path, monkeypatch, capsys):
     def zoo(*arguments):
         monkeypatch.setattr(sys, 'argv', ['zoo.py', *arguments])
         return ZOO.main()

@@ -4,9 +4,9 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -29,63 +29,40 @@ BEGIN, END = '<!-- written by tools/dev/zoo.py -->\n', '<!-- end -->\n'
 Shape = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Configs that share a page and a metafile.
 
     Args:
-        title: Its name.
-        pattern: Its configs, as a pattern below ``configs/``.
-        shapes: Heights and widths of the images that multiply-adds are counted for.
-        data: What it is trained on.
-        architecture: Parts of the models.
-        others: Image sizes of single configs that differ from that.
+        title (str): Its name.
+        pattern (str): Its configs, as a pattern below ``configs/``.
+        data (str): What it is trained on.
+        parts (tuple[str, ...]): Parts of the models beside LaViT.
+        shapes (tuple[Shape, ...]): Heights and widths of the images that multiply-adds are counted for.
+        others (Mapping[str, Shape]): That of single configs that differ.
     """
 
     title: str
     pattern: str
-    shapes: tuple[Shape, ...]
     data: str
-    architecture: tuple[str, ...]
-    others: tuple[tuple[str, Shape], ...] = ()
-
-    def configs(self) -> list[Path]:
-        """Its configs: T, S, B; then those at 3x; then the variants."""
-        return sorted(CONFIGS.glob(self.pattern), key=_order)
-
-    def shapes_of(self, config: Path) -> tuple[Shape, ...]:
-        """Heights and widths of the images that a config's multiply-adds are counted for."""
-        other = dict(self.others).get(config.stem)
-        return self.shapes if other is None else (other,)
+    parts: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    others: Mapping[str, Shape] = {}
 
 
+COCO, ADE20K = ((800, 1344),), ((512, 512), (512, 2048))
 FAMILIES = {
     'classification': Family(
-        'Classification',
-        'lavit_*_in1k.py',
-        ((224, 224),),
-        'ImageNet-1k',
-        ('LaViT',),
-        others=(('lavit_s_384_in1k', (384, 384)),),
+        'Classification', 'lavit_*_in1k.py', 'ImageNet-1k', (), ((224, 224),), {'lavit_s_384_in1k': (384, 384)}
     ),
-    'retinanet': Family('RetinaNet', 'retinanet_*.py', ((800, 1344),), 'COCO 2017', ('LaViT', 'FPN', 'RetinaNet')),
-    'mask_rcnn': Family('Mask R-CNN', 'mask_rcnn_*.py', ((800, 1344),), 'COCO 2017', ('LaViT', 'FPN', 'Mask R-CNN')),
+    'retinanet': Family('RetinaNet', 'retinanet_*.py', 'COCO 2017', ('FPN', 'RetinaNet'), COCO),
+    'mask_rcnn': Family('Mask R-CNN', 'mask_rcnn_*.py', 'COCO 2017', ('FPN', 'Mask R-CNN'), COCO),
     'cascade_mask_rcnn': Family(
-        'Cascade Mask R-CNN',
-        'cascade_mask_rcnn_*.py',
-        ((800, 1344),),
-        'COCO 2017',
-        ('LaViT', 'FPN', 'Cascade Mask R-CNN'),
+        'Cascade Mask R-CNN', 'cascade_mask_rcnn_*.py', 'COCO 2017', ('FPN', 'Cascade Mask R-CNN'), COCO
     ),
-    'upernet': Family('UperNet', 'upernet_*.py', ((512, 512), (512, 2048)), 'ADE20K', ('LaViT', 'UperNet')),
-    'semantic_fpn': Family('Semantic FPN', 'fpn_*.py', ((512, 512), (512, 2048)), 'ADE20K', ('LaViT', 'FPN')),
+    'upernet': Family('UperNet', 'upernet_*.py', 'ADE20K', ('UperNet',), ADE20K),
+    'semantic_fpn': Family('Semantic FPN', 'fpn_*.py', 'ADE20K', ('FPN',), ADE20K),
     'handwritten': Family(
-        'Handwritten',
-        'handwritten/*.py',
-        ((160, 160),),
-        'Handwritten scenes',
-        ('LaViT',),
-        others=(('classify_lavit_nano', (64, 64)),),
+        'Handwritten', 'handwritten/*.py', 'Handwritten scenes', (), ((160, 160),), {'classify_lavit_nano': (64, 64)}
     ),
 }
 
@@ -109,22 +86,19 @@ def _order(config: Path) -> tuple:
     return suffix not in ('', '_3x'), suffix, 'tsb'.find(arch), config.stem
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A config as tables and metafiles show it.
 
     Args:
-        config: Its file.
-        headline: What it is, as its first line says.
-        unit: 'Epochs' or 'Iterations'.
-        length: How many of them.
-        processes: Processes that its learning rate is for.
-        images: Images per process.
-        complexities: Parameters and multiply-adds by height and width of the image.
+        config (Path): Its file.
+        unit (str): 'Epochs' or 'Iterations'.
+        length (int): How many of them.
+        processes (int): Processes that its learning rate is for.
+        images (int): Images per process.
+        complexities (dict[Shape, Complexity]): Parameters and multiply-adds by height and width of the image.
     """
 
     config: Path
-    headline: str
     unit: str
     length: int
     processes: int
@@ -133,52 +107,55 @@ class Entry:
 
 
 def read_entries(family: Family) -> Iterator[Entry]:
-    """Read and count the configs of a family."""
+    """Read and count the configs of a family: T, S, B; then those at 3x; then the variants."""
     known: dict[tuple[str, Shape], Complexity] = {}  # schedules and ablations of training share a model
-    for config in family.configs():
+    for config in sorted(CONFIGS.glob(family.pattern), key=_order):
         cfg = Config.fromfile(config)
-        complexities = {}
-        for shape in family.shapes_of(config):
-            key = str(cfg.model), shape
-            if key not in known:
+        other = family.others.get(config.stem)
+        shapes = (other,) if other else family.shapes
+        for shape in shapes:
+            if (str(cfg.model), shape) not in known:
                 with torch.device('meta'):  # no time for weights
-                    known[key], _ = model_complexity(cfg, shape)
-            complexities[shape] = known[key]
-        images = cfg.train_dataloader.batch_size
+                    known[str(cfg.model), shape], _ = model_complexity(cfg, shape)
+        by_epoch, images = cfg.train_cfg.by_epoch, cfg.train_dataloader.batch_size
         yield Entry(
             config=config,
-            headline=config.read_text().splitlines()[0].removeprefix('# ').removesuffix('.'),
-            unit='Epochs' if cfg.train_cfg.by_epoch else 'Iterations',
-            length=cfg.train_cfg.max_epochs if cfg.train_cfg.by_epoch else cfg.train_cfg.max_iters,
+            unit='Epochs' if by_epoch else 'Iterations',
+            length=cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters,
             processes=cfg.auto_scale_lr.base_batch_size // images,
             images=images,
-            complexities=complexities,
+            complexities={shape: known[str(cfg.model), shape] for shape in shapes},
         )
+
+
+def _text(shape: Shape) -> str:
+    return f'{shape[0]}x{shape[1]}'
 
 
 def table(family: Family, entries: Sequence[Entry]) -> str:
     """The table of a family's page, in Markdown."""
-    sizes = [f'multiply-adds, {_text(shape)}' for shape in family.shapes]
     reported = any(entry.config.stem in PAPER_REPORTS for entry in entries)
     rows = [
-        ['config', 'model', 'schedule', 'batch', 'parameters', *sizes] + ['the paper reports'] * reported,
-        ['---'] * 4 + ['---:'] * (1 + len(sizes)) + ['---'] * reported,
+        ['config', 'model', 'schedule', 'batch', 'parameters']
+        + [f'multiply-adds, {_text(shape)}' for shape in family.shapes]
+        + ['the paper reports'] * reported,
+        ['---'] * 4 + ['---:'] * (1 + len(family.shapes)) + ['---'] * reported,
     ]
-    for entry in entries:
+    for config, unit, length, processes, images, complexities in entries:
+        [params] = {complexity.params for complexity in complexities.values()}
         macs = [
             f'{complexity.macs / 1e9:#.3g}'.rstrip('.') + f' G{"" if shape in family.shapes else f" at {_text(shape)}"}'
-            for shape, complexity in entry.complexities.items()
+            for shape, complexity in complexities.items()
         ]
-        [params] = {complexity.params for complexity in entry.complexities.values()}
         row = [
-            f'[`{entry.config.stem}`](../{entry.config.relative_to(CONFIGS)})',
-            entry.headline,
-            f'{entry.length:,} {entry.unit.lower()}',
-            f'{entry.processes} x {entry.images}',
+            f'[`{config.stem}`](../{config.relative_to(CONFIGS)})',
+            config.read_text().splitlines()[0].removeprefix('# ').removesuffix('.'),
+            f'{length:,} {unit.lower()}',
+            f'{processes} x {images}',
             f'{params / 1e6:.2f} M',
             *macs,
         ]
-        rows.append(row + [PAPER_REPORTS.get(entry.config.stem, '')] * reported)
+        rows.append(row + [PAPER_REPORTS.get(config.stem, '')] * reported)
     return ''.join('| ' + ' | '.join(row) + ' |\n' for row in rows)
 
 
@@ -201,42 +178,28 @@ def metafile(name: str, entries: Sequence[Entry]) -> str:
     """The metafile of a family as it should be; results that it has stay."""
     family, path = FAMILIES[name], ZOO / f'{name}.yml'
     known = yaml.safe_load(path.read_text())['Models'] if path.exists() else []
-    results = {model['Name']: model['Results'] for model in known if 'Results' in model}
+    results = {model['Name']: dict(Results=model['Results']) for model in known if 'Results' in model}
     collection = dict(
         Name=f'LaViT {family.title}',
-        Metadata={'Training Data': family.data, 'Architecture': list(family.architecture)},
+        Metadata={'Training Data': family.data, 'Architecture': ['LaViT', *family.parts]},
         Paper=PAPER,
         README=f'configs/zoo/{name}.md',
     )
     models = []
-    for entry in entries:
-        shape, complexity = next(iter(entry.complexities.items()))
-        model = {
-            'Name': entry.config.stem,
-            'In Collection': collection['Name'],
-            'Config': f'configs/{entry.config.relative_to(CONFIGS)}',
-            'Metadata': {
-                entry.unit: entry.length,
-                'Batch Size': entry.processes * entry.images,
-                'Parameters': complexity.params,
-                'FLOPs': complexity.macs,  # OpenMMLab's name for multiply-adds
-                'Input Size': _text(shape),
-            },
+    for config, unit, length, processes, images, complexities in entries:
+        shape, complexity = next(iter(complexities.items()))
+        metadata = {
+            unit: length,
+            'Batch Size': processes * images,
+            'Parameters': complexity.params,
+            'FLOPs': complexity.macs,  # OpenMMLab's name for multiply-adds
+            'Input Size': _text(shape),
         }
-        if entry.config.stem in results:
-            model['Results'] = results[entry.config.stem]
-        models.append(model)
+        place = f'configs/{config.relative_to(CONFIGS)}'
+        model = {'Name': config.stem, 'In Collection': collection['Name'], 'Config': place, 'Metadata': metadata}
+        models.append({**model, **results.get(config.stem, {})})
     comment = '# Written by tools/dev/zoo.py, except for results: only what we measured. FLOPs are multiply-adds.\n'
     return comment + yaml.dump(dict(Collections=[collection], Models=models), sort_keys=False, width=120)
-
-
-def _text(shape: Shape) -> str:
-    return f'{shape[0]}x{shape[1]}'
-
-
-def index() -> str:
-    """The model index, which ``mim`` reads first."""
-    return yaml.dump(dict(Import=[f'configs/zoo/{name}.yml' for name in FAMILIES]), sort_keys=False)
 
 
 def expected_files(names: Iterable[str]) -> Iterator[tuple[Path, str]]:
@@ -245,7 +208,9 @@ def expected_files(names: Iterable[str]) -> Iterator[tuple[Path, str]]:
         entries = list(read_entries(FAMILIES[name]))
         yield ZOO / f'{name}.md', page(name, entries)
         yield ZOO / f'{name}.yml', metafile(name, entries)
-    yield ROOT / 'model-index.yml', index()
+    # What `mim` reads first.
+    index = dict(Import=[f'configs/zoo/{name}.yml' for name in FAMILIES])
+    yield ROOT / 'model-index.yml', yaml.dump(index, sort_keys=False)
 
 
 def parse_args() -> argparse.Namespace:
@@ -254,10 +219,8 @@ def parse_args() -> argparse.Namespace:
         description='Count every config anew and compare with the tables and metafiles in configs/zoo and with '
         'model-index.yml. Ends with code 1 if one of them is out of date.',
     )
-    parser.add_argument(
-        'family', nargs='*', metavar='FAMILY', default=[], help=f'some of {", ".join(FAMILIES)}; default: all'
-    )
-    parser.add_argument('--write', action='store_true', help='mend what is out of date')
+    parser.add_argument('family', nargs='*', metavar='FAMILY', help=f'some of {", ".join(FAMILIES)}; default: all')
+    parser.add_argument('--write', action='store_true', help='write what is out of date anew')
     args = parser.parse_args()
     unknown = [name for name in args.family if name not in FAMILIES]
     if unknown:
@@ -278,7 +241,7 @@ def main() -> int:
             if args.write:
                 path.write_text(text)
     if stale and not args.write:
-        print('mend them with: python tools/dev/zoo.py --write')
+        print('write them anew with: python tools/dev/zoo.py --write')
         return 1
     return 0
 
