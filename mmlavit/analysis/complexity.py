@@ -25,10 +25,10 @@ def find_config(name: str) -> str:
     """Find a config that an installed toolbox brings along.
 
     Args:
-        name: A file, or ``TOOLBOX::FILE`` such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
+        name (str): A file, or ``TOOLBOX::FILE`` such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
 
     Returns:
-        The file; a name without ``::`` as it is.
+        str: The file; a name without ``::`` as it is.
 
     Raises:
         UserError: If the toolbox has no such config.
@@ -57,11 +57,12 @@ def model_complexity(cfg: Config, shape: tuple[int, int]) -> tuple[Complexity, l
     regions as the test settings keep. Nothing is computed, unless the model needs numbers to go on.
 
     Args:
-        cfg: Config with ``default_scope`` and ``model``.
-        shape: Height and width of the image.
+        cfg (Config): Config with ``default_scope`` and ``model``.
+        shape (tuple[int, int]): Height and width of the image.
 
     Returns:
-        Parameters and multiply-adds, and what a reader has to know about how they were counted, in sentences.
+        tuple[Complexity, list[str]]: Parameters and multiply-adds, and what a reader has to know about how they were
+        counted, in sentences.
 
     Raises:
         UserError: If the config is for none of the toolboxes, or its model refuses an image of this shape.

@@ -40,13 +40,13 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
     ``num_va_layers=depths`` and ``attention_residual=False`` it then computes what PVTv2 computes.
 
     Args:
-        state_dict: PVTv2 weights; the classification head is left out.
-        num_va_layers: Vanilla layers of each stage of the LaViT; None: all of them. A less-attention layer takes the
-            values' half of ``kv``, and its queries and keys are dropped; the transforms and attention residuals keep
-            their initial values.
+        state_dict (Mapping[str, Tensor]): PVTv2 weights; the classification head is left out.
+        num_va_layers (Sequence[int], optional): Vanilla layers of each stage of the LaViT; None: all of them. A
+            less-attention layer takes the values' half of ``kv``, and its queries and keys are dropped; the transforms
+            and attention residuals keep their initial values.
 
     Returns:
-        Backbone weights, without prefix.
+        dict[str, Tensor]: Backbone weights, without prefix.
 
     Raises:
         ConfigError: If a key is not one of PVTv2's.

@@ -36,11 +36,11 @@ class DataSet:
     """A data set that the configs use.
 
     Args:
-        title: Its name.
-        root: Where the configs expect it.
-        source: Where it is obtained officially, and which files.
-        terms: Under what terms, in short; the terms themselves are at the source.
-        check: Yields findings, given the folder and how many images of a folder to decode.
+        title (str): Its name.
+        root (str): Where the configs expect it.
+        source (str): Where it is obtained officially, and which files.
+        terms (str): Under what terms, in short; the terms themselves are at the source.
+        check (Callable): Yields findings, given the folder and how many images of a folder to decode.
     """
 
     title: str
@@ -54,8 +54,8 @@ def check_coco(root: Path, decode: int) -> Iterator[str]:
     """Yield what is wrong with COCO 2017 in a folder.
 
     Args:
-        root: With ``annotations/``, ``train2017/`` and ``val2017/``.
-        decode: Number of images to decode of each split.
+        root (Path): With ``annotations/``, ``train2017/`` and ``val2017/``.
+        decode (int): Number of images to decode of each split.
     """
     for split, (pictures, objects) in COCO_COUNTS.items():
         names = _names(root / split)
@@ -78,8 +78,8 @@ def check_ade20k(root: Path, decode: int) -> Iterator[str]:
     """Yield what is wrong with ADE20K (ADEChallengeData2016) in a folder.
 
     Args:
-        root: With ``images/`` and ``annotations/``, ``training/`` and ``validation/`` in each.
-        decode: Number of images and of label maps to decode of each split.
+        root (Path): With ``images/`` and ``annotations/``, ``training/`` and ``validation/`` in each.
+        decode (int): Number of images and of label maps to decode of each split.
     """
     remedy = f'unpack ADEChallengeData2016.zip again, into {root.parent}'
     for split, number in ADE20K_COUNTS.items():
@@ -98,9 +98,9 @@ def check_imagenet(root: Path, decode: int) -> Iterator[str]:
     """Yield what is wrong with ImageNet-1k in a folder.
 
     Args:
-        root: With ``train/`` and ``val/``, a folder for each class in each; or with a list of the images and
+        root (Path): With ``train/`` and ``val/``, a folder for each class in each; or with a list of the images and
             their labels, ``meta/train.txt`` or ``meta/val.txt``, which mmpretrain reads instead where it exists.
-        decode: Number of images to decode of each split.
+        decode (int): Number of images to decode of each split.
     """
     classes = {}
     for split, number in IMAGENET_COUNTS.items():
@@ -152,8 +152,8 @@ def check_handwritten(root: Path, decode: int) -> Iterator[str]:
     """Yield what is wrong with the handwritten scenes in a folder.
 
     Args:
-        root: What ``tools/dataset_converters/handwritten.py`` wrote.
-        decode: Number of images and of masks to decode of each split.
+        root (Path): What ``tools/dataset_converters/handwritten.py`` wrote.
+        decode (int): Number of images and of masks to decode of each split.
     """
     remedy = f'run python tools/dataset_converters/handwritten.py --root {root} again'
     try:

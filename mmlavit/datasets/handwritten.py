@@ -76,15 +76,15 @@ class HandwrittenConfig:
     """What to generate. A count of 0 leaves that part out.
 
     Args:
-        train_scenes: number of training images for detection and segmentation.
-        val_scenes: number of validation images.
-        image_size: side of these square images in pixels.
-        digits: fewest and most digits in an image.
-        digit_size: smallest and largest side of a digit's scan in an image, in pixels.
-        train_crops: number of training images for classification, one digit each.
-        val_crops: number of validation images for classification.
-        crop_size: side of these square images in pixels.
-        seed: picks scans, places, colours and backgrounds. The split between train and val does
+        train_scenes (int): Number of training images for detection and segmentation.
+        val_scenes (int): Number of validation images.
+        image_size (int): Side of these square images in pixels.
+        digits (tuple[int, int]): Fewest and most digits in an image.
+        digit_size (tuple[int, int]): Smallest and largest side of a digit's scan in an image, in pixels.
+        train_crops (int): Number of training images for classification, one digit each.
+        val_crops (int): Number of validation images for classification.
+        crop_size (int): Side of these square images in pixels.
+        seed (int): Picks scans, places, colours and backgrounds. The split between train and val does
             not depend on it.
 
     Raises:
@@ -102,7 +102,7 @@ class HandwrittenConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks every option."""
+        """Check every option."""
         minima = dict(train_scenes=0, val_scenes=0, train_crops=0, val_crops=0, seed=0)
         for name, least in dict(minima, image_size=32, crop_size=32).items():
             if getattr(self, name) < least:
@@ -118,11 +118,11 @@ class HandwrittenConfig:
             )
 
     def scenes(self, split: str) -> int:
-        """Number of images for detection and segmentation in 'train' or 'val'."""
+        """Give the number of images for detection and segmentation in 'train' or 'val'."""
         return {'train': self.train_scenes, 'val': self.val_scenes}[split]
 
     def crops(self, split: str) -> int:
-        """Number of images for classification in 'train' or 'val'."""
+        """Give the number of images for classification in 'train' or 'val'."""
         return {'train': self.train_crops, 'val': self.val_crops}[split]
 
 
@@ -131,9 +131,9 @@ class Summary:
     """What ``generate`` left in a folder.
 
     Args:
-        root: the folder.
-        created: False if it was up to date and nothing was written.
-        counts: split to the numbers of 'scenes', 'instances', 'crops' and 'scans' (different
+        root (Path): The folder.
+        created (bool): False if it was up to date and nothing was written.
+        counts (dict[str, dict]): Split to the numbers of 'scenes', 'instances', 'crops' and 'scans' (different
             digit images that the split may use), and 'instances_per_class'.
     """
 
@@ -157,16 +157,16 @@ def generate(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Summary:
-    """Writes the data set, or finds it complete and leaves it alone.
+    """Write the data set, or find it complete and leave it alone.
 
     Each image depends on the options, its split and its number only, not on how many others are
     made. ``meta.json`` is written last; a folder that was left unfinished is made again.
 
     Args:
-        root: the folder; created if missing. Files that are not of this data set are kept.
-        config: what to generate; the defaults if None.
-        overwrite: replace a data set of this kind even if complete or made with other options.
-        progress: show a progress bar.
+        root (str or Path): The folder; created if missing. Files that are not of this data set are kept.
+        config (HandwrittenConfig, optional): What to generate; the defaults if None.
+        overwrite (bool): Replace a data set of this kind even if complete or made with other options.
+        progress (bool): Show a progress bar.
 
     Raises:
         ConfigError: ``root`` holds something else, or this data set made with other options and
@@ -210,7 +210,7 @@ def generate(
 
 
 def _read_meta(root: Path) -> dict | None:
-    """What is known about a finished data set in ``root``; None if there is none to protect."""
+    """Read what is known about a finished data set in ``root``; None if there is none to protect."""
     if root.exists() and not root.is_dir():
         raise ConfigError(f'{root} is a file: give a folder')
     ours = (*FOLDERS, README, META)
@@ -228,7 +228,7 @@ def _read_meta(root: Path) -> dict | None:
 
 
 def _check_same_options(root: Path, meta: dict, options: dict) -> None:
-    """Refuses a data set that was made with other options or by another version."""
+    """Refuse a data set that was made with other options or by another version."""
     there = dict(meta['options'], format=meta['format'])
     wanted = dict(options, format=FORMAT)
     different = [
@@ -242,7 +242,7 @@ def _check_same_options(root: Path, meta: dict, options: dict) -> None:
 
 
 def _is_complete(root: Path, config: HandwrittenConfig) -> bool:
-    """Whether all files are there, by number; their content is not read."""
+    """Tell whether all files are there, by number; their content is not read."""
     for split in SPLITS:
         expected = {
             f'images/{split}/*.png': config.scenes(split),
@@ -256,13 +256,13 @@ def _is_complete(root: Path, config: HandwrittenConfig) -> bool:
 
 
 def _rng(seed: int, purpose: int, split: str, index: int) -> np.random.Generator:
-    """The random numbers of one image, the same however many others are made."""
+    """Make the random numbers of one image, the same however many others are made."""
     key = (purpose, SPLITS.index(split), index)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def _planned_digits(config: HandwrittenConfig, split: str, index: int) -> np.ndarray:
-    """Which digits go into scene ``index``, as an int array.
+    """Plan which digits go into scene ``index``, as an int array.
 
     Scenes are planned in blocks in which every number of digits occurs ten times and every digit
     equally often, so classes are balanced to within one block.
@@ -278,10 +278,10 @@ def _planned_digits(config: HandwrittenConfig, split: str, index: int) -> np.nda
 def _write_scenes(
     root: Path, sources: Sources, config: HandwrittenConfig, split: str, steps: Iterator[int]
 ) -> list[int]:
-    """Writes images, semantic maps and the COCO file of a split.
+    """Write images, semantic maps and the COCO file of a split.
 
     Returns:
-        How many instances there are of each of the ten digits.
+        list[int]: How many instances there are of each of the ten digits.
     """
     if config.scenes(split) == 0:
         return [0] * NUM_CLASSES
@@ -306,7 +306,7 @@ def _write_scenes(
 
 
 def _write_crops(root: Path, sources: Sources, config: HandwrittenConfig, split: str, steps: Iterator[int]) -> None:
-    """Writes the images of one digit each, and from which scan and photograph each was made."""
+    """Write the images of one digit each, and from which scan and photograph each was made."""
     if config.crops(split) == 0:
         return
     folder = root / 'classification' / split
@@ -327,12 +327,12 @@ def _write_crops(root: Path, sources: Sources, config: HandwrittenConfig, split:
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
-    """Writes BGR or grey pixels; unlike ``cv2.imwrite`` it raises when the disk is full."""
+    """Write BGR or grey pixels; unlike ``cv2.imwrite`` it raises when the disk is full."""
     path.write_bytes(cv2.imencode('.png', image)[1].tobytes())
 
 
 def _write_json(path: Path, content: dict, indent: int | None = None) -> None:
-    """Writes a file that is either complete or not there."""
+    """Write a file that is either complete or not there."""
     partial = path.with_suffix('.partial')
     partial.write_text(json.dumps(content, indent=indent) + '\n')
     os.replace(partial, path)

@@ -12,7 +12,7 @@ CLASSES = tuple(str(digit) for digit in range(NUM_CLASSES))
 
 
 def coco_image(scene: Scene, index: int, name: str) -> dict:
-    """The entry of scene number ``index``, stored as file ``name``, in COCO's list of images.
+    """Make the entry of scene number ``index``, stored as file ``name``, in COCO's list of images.
 
     ``background`` is not COCO's: the photograph and the (x, y, width, height) cut out of it.
     """
@@ -22,7 +22,7 @@ def coco_image(scene: Scene, index: int, name: str) -> dict:
 
 
 def coco_annotations(scene: Scene, index: int, first_id: int) -> list[dict]:
-    """The digits of scene number ``index`` in COCO's list of annotations.
+    """List the digits of scene number ``index`` as in COCO's list of annotations.
 
     ``scan`` is not COCO's: the index of the digit's image in scikit-learn's ``load_digits``.
     """
@@ -42,12 +42,12 @@ def coco_annotations(scene: Scene, index: int, first_id: int) -> list[dict]:
 
 
 def coco_categories() -> list[dict]:
-    """COCO's list of categories: id 1 + k for digit k, as in the semantic maps."""
+    """List COCO's categories: id 1 + k for digit k, as in the semantic maps."""
     return [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
 
 
 def semantic_map(scene: Scene) -> np.ndarray:
-    """The (H, W) uint8 class map of a scene: 0 background, 1 + k where digit k shows."""
+    """Draw the (H, W) uint8 class map of a scene: 0 background, 1 + k where digit k shows."""
     classes = np.zeros(scene.image.shape[:2], dtype=np.uint8)
     for instance in scene.instances:
         classes[instance.mask] = instance.label + 1

@@ -50,10 +50,10 @@ class Sources:
     """The real data that everything is made from.
 
     Args:
-        scans: (N, 8, 8) float32, ink per cell from 0 to 1.
-        labels: (N,) int, the digit that was written.
-        photos: file name to (H, W, 3) uint8 RGB.
-        pools: split to ten int arrays, the indices into ``scans`` that the split may use.
+        scans (np.ndarray): (N, 8, 8) float32, ink per cell from 0 to 1.
+        labels (np.ndarray): (N,) int, the digit that was written.
+        photos (dict[str, np.ndarray]): File name to (H, W, 3) uint8 RGB.
+        pools (dict[str, list[np.ndarray]]): Split to ten int arrays, the indices into ``scans`` that the split may use.
     """
 
     scans: np.ndarray
@@ -67,9 +67,9 @@ class Instance:
     """One digit of a scene.
 
     Args:
-        label: the digit, 0 to 9.
-        scan: its index into ``Sources.scans``.
-        mask: (H, W) bool, the visible part of its ink.
+        label (int): The digit, 0 to 9.
+        scan (int): Its index into ``Sources.scans``.
+        mask (np.ndarray): (H, W) bool, the visible part of its ink.
     """
 
     label: int
@@ -82,10 +82,10 @@ class Scene:
     """A drawn image with everything that is known about it.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        instances: in drawing order; their masks do not overlap.
-        photo: file name of the photograph in the background.
-        crop: (x, y, width, height) of the background in that photograph.
+        image (np.ndarray): (H, W, 3) uint8 RGB.
+        instances (list[Instance]): In drawing order; their masks do not overlap.
+        photo (str): File name of the photograph in the background.
+        crop (tuple[int, int, int, int]): (x, y, width, height) of the background in that photograph.
     """
 
     image: np.ndarray
@@ -95,7 +95,7 @@ class Scene:
 
 
 def load_sources() -> Sources:
-    """Reads the digits and photographs that scikit-learn ships; nothing is downloaded.
+    """Read the digits and photographs that scikit-learn ships; nothing is downloaded.
 
     Raises:
         ConfigError: scikit-learn (or Pillow, which it needs for photographs) is missing.
@@ -119,18 +119,18 @@ def load_sources() -> Sources:
 
 
 def split_scans(scans: np.ndarray, labels: np.ndarray) -> dict[str, list[np.ndarray]]:
-    """Divides the scans of each digit between train and val.
+    """Divide the scans of each digit between train and val.
 
     The split depends on nothing but the scans: neither on the seed nor on their order, so no
     validation set ever holds a digit that another data set of this generator trained on. Identical
     scans count as one and stay together.
 
     Args:
-        scans: (N, 8, 8) array.
-        labels: (N,) int array of values 0 to 9.
+        scans (np.ndarray): (N, 8, 8) array.
+        labels (np.ndarray): (N,) int array of values 0 to 9.
 
     Returns:
-        'train' and 'val', each with ten sorted int arrays of indices into ``scans``.
+        dict[str, list[np.ndarray]]: 'train' and 'val', each with ten sorted int arrays of indices into ``scans``.
     """
     twins: dict[str, list[int]] = defaultdict(list)
     for index, scan in enumerate(scans):
@@ -153,16 +153,16 @@ def draw_scene(
     digit_size: tuple[float, float],
     rng: np.random.Generator,
 ) -> Scene:
-    """Draws digits at random places of a random background, later ones over earlier ones.
+    """Draw digits at random places of a random background, later ones over earlier ones.
 
     Args:
-        sources: where scans and photographs come from.
-        split: 'train' or 'val'; chooses the scans and the side of the photographs.
-        digits: (n,) int, which digits to draw. One that finds no place, because too little of
+        sources (Sources): Where scans and photographs come from.
+        split (str): 'train' or 'val'; chooses the scans and the side of the photographs.
+        digits (np.ndarray): (n,) int, which digits to draw. One that finds no place, because too little of
             another would stay visible, is left out.
-        size: side of the square image.
-        digit_size: smallest and largest side of a scan in the image.
-        rng: the only source of randomness.
+        size (int): Side of the square image.
+        digit_size (tuple[float, float]): Smallest and largest side of a scan in the image.
+        rng (np.random.Generator): The only source of randomness.
     """
     image, photo, crop = _background(sources.photos, split, size, rng)
     owner = np.full((size, size), -1, dtype=np.int16)  # which digit shows at each pixel
@@ -188,7 +188,7 @@ def draw_scene(
 def _background(
     photos: dict[str, np.ndarray], split: str, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, str, tuple[int, int, int, int]]:
-    """A random square of the split's side of a photograph as (size, size, 3) float32."""
+    """Cut a random square of the split's side of a photograph as (size, size, 3) float32."""
     photo = str(rng.choice(sorted(photos)))
     left, right = BACKGROUND_COLUMNS[split]
     height = photos[photo].shape[0]
@@ -209,7 +209,7 @@ def _background(
 
 
 def _stroke_field(scan: np.ndarray) -> np.ndarray:
-    """Enlarges an 8x8 scan with a margin of two cells to a smooth (96, 96) field of ink.
+    """Enlarge an 8x8 scan with a margin of two cells to a smooth (96, 96) field of ink.
 
     A stroke fills its cells only in part, so the loops of an 8 close and a light stroke of a 9
     breaks at any one level. Sharpening before, and dividing by the ink nearby after enlarging
@@ -225,14 +225,14 @@ def _stroke_field(scan: np.ndarray) -> np.ndarray:
 
 
 def _ink(scan: np.ndarray, digit_size: float, limit: int, rng: np.random.Generator) -> np.ndarray:
-    """Turns an 8x8 scan into pen strokes.
+    """Turn an 8x8 scan into pen strokes.
 
     The cells are how much of a 4x4 block was ink, so the outline of the strokes is a level line
     of the smoothly enlarged scan. The level is cut after rotation and scaling, with a ramp of
     about one pixel, so edges are equally crisp at every size.
 
     Returns:
-        Coverage from 0 to 1, cut to the ink; neither side is longer than ``limit``.
+        np.ndarray: Coverage from 0 to 1, cut to the ink; neither side is longer than ``limit``.
     """
     field = _stroke_field(scan)
     angle = np.deg2rad(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
@@ -265,17 +265,17 @@ def _place_and_colour(
     areas: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[tuple[int, int] | None, np.ndarray | None]:
-    """Looks for a place where ink of some colour stands out; keeps the best of a few.
+    """Look for a place where ink of some colour stands out; keep the best of a few.
 
     Args:
-        ink: (h, w) coverage of the new digit.
-        image: (H, W, 3) float32, the image so far.
-        owner: (H, W) int, which digit shows at each pixel, -1 for none.
-        areas: (n,) the number of pixels that each earlier digit was drawn with.
-        rng: chooses places and colours.
+        ink (np.ndarray): (h, w) coverage of the new digit.
+        image (np.ndarray): (H, W, 3) float32, the image so far.
+        owner (np.ndarray): (H, W) int, which digit shows at each pixel, -1 for none.
+        areas (np.ndarray): (n,) the number of pixels that each earlier digit was drawn with.
+        rng (np.random.Generator): Chooses places and colours.
 
     Returns:
-        The (y, x) of the upper left corner and an RGB colour, or (None, None).
+        tuple: The (y, x) of the upper left corner and an RGB colour, or (None, None).
     """
     best = (-1.0, None, None)
     for _ in range(CONTRAST_TRIES):
@@ -294,13 +294,13 @@ def _place_and_colour(
 def _find_place(
     mask: np.ndarray, owner: np.ndarray, areas: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, int] | None:
-    """A random (y, x) at which ``mask`` covers no earlier digit too much, or None.
+    """Find a random (y, x) at which ``mask`` covers no earlier digit too much, or None.
 
     Args:
-        mask: (h, w) bool, the new digit.
-        owner: (H, W) int, which digit shows at each pixel, -1 for none.
-        areas: (n,) the number of pixels that each earlier digit was drawn with.
-        rng: proposes places.
+        mask (np.ndarray): (h, w) bool, the new digit.
+        owner (np.ndarray): (H, W) int, which digit shows at each pixel, -1 for none.
+        areas (np.ndarray): (n,) the number of pixels that each earlier digit was drawn with.
+        rng (np.random.Generator): Proposes places.
     """
     height, width = mask.shape
     shown = np.bincount(owner.ravel() + 1, minlength=len(areas) + 1)[1:]
@@ -315,16 +315,16 @@ def _find_place(
 
 
 def _find_colour(canvas: np.ndarray, owner: np.ndarray, rng: np.random.Generator) -> tuple[float, np.ndarray]:
-    """A random ink colour that stands out from the background and from each digit on it.
+    """Find a random ink colour that stands out from the background and from each digit on it.
 
     Args:
-        canvas: (h, w, 3) float32, the part of the image around the new digit.
-        owner: (h, w) int, which digit shows at each pixel, -1 for none.
-        rng: proposes colours; black and white come last.
+        canvas (np.ndarray): (h, w, 3) float32, the part of the image around the new digit.
+        owner (np.ndarray): (h, w) int, which digit shows at each pixel, -1 for none.
+        rng (np.random.Generator): Proposes colours; black and white come last.
 
     Returns:
-        The share of pixels that the ink stands out from, in the worst of background and digits,
-        and the RGB colour.
+        tuple[float, np.ndarray]: The share of pixels that the ink stands out from, in the worst of background and
+        digits, and the RGB colour.
     """
     low, high = np.array([(0, 360), (0.2, 1), (0, 1)]).T
     hsv = rng.uniform(low, high, (1, INK_CANDIDATES, 3)).astype(np.float32)

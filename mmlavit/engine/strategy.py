@@ -84,5 +84,5 @@ class SafeDeepSpeedStrategy(DeepSpeedStrategy):
 
 
 def _extras(state_dict: dict) -> dict:
-    """What an optimizer wrapper adds to the state of its optimizer; torch's FSDP drops it."""
+    """Give what an optimizer wrapper adds to the state of its optimizer; torch's FSDP drops it."""
     return {key: value for key, value in state_dict.items() if key not in ('state', 'param_groups')}

@@ -20,16 +20,18 @@ class Arch:
     """Sizes of the four stages.
 
     Args:
-        embed_dims: Channels.
-        num_heads: Attention heads; each divides its ``embed_dims``.
-        depths: Layers.
-        num_va_layers: Vanilla-attention layers, the first ones of a stage; the others are less-attention layers.
-        mlp_ratios: Hidden channels of the feed-forward over ``embed_dims``.
-        patch_kernels: Kernels of the patch embeddings: the stride (4, 2, 2, 2), or odd and larger, then padded by half.
-        key_grid: Side of the reference key grid: the side of the stride-32 map at the architecture's own size.
-        query_grids: Sides of the reference query grids.
-        norm_eps: Epsilons of the LayerNorms of patch embeddings, of spatial reductions, and of blocks and outputs; a
-            converted checkpoint may bring its own.
+        embed_dims (Sequence[int]): Channels.
+        num_heads (Sequence[int]): Attention heads; each divides its ``embed_dims``.
+        depths (Sequence[int]): Layers.
+        num_va_layers (Sequence[int]): Vanilla-attention layers, the first ones of a stage; the others are
+            less-attention layers.
+        mlp_ratios (Sequence[float]): Hidden channels of the feed-forward over ``embed_dims``.
+        patch_kernels (Sequence[int]): Kernels of the patch embeddings: the stride (4, 2, 2, 2), or odd and larger,
+            then padded by half.
+        key_grid (int): Side of the reference key grid: the side of the stride-32 map at the architecture's own size.
+        query_grids (Sequence[int]): Sides of the reference query grids.
+        norm_eps (Sequence[float]): Epsilons of the LayerNorms of patch embeddings, of spatial reductions, and of blocks
+            and outputs; a converted checkpoint may bring its own.
     """
 
     embed_dims: Sequence[int]
@@ -80,10 +82,11 @@ def resolve_arch(arch: str | Mapping) -> Arch:
     """Look up a named architecture or check a dict.
 
     Args:
-        arch: 'nano', 'tiny', 'small', 'base', the first letter of one, or a mapping with the keys of :class:`Arch`.
+        arch (str or Mapping): 'nano', 'tiny', 'small', 'base', the first letter of one, or a mapping with the keys of
+            :class:`Arch`.
 
     Returns:
-        The architecture.
+        Arch: The architecture.
 
     Raises:
         ConfigError: If the name is unknown, a key is unknown or missing, or a value does not fit.
@@ -102,14 +105,15 @@ def resolve_arch(arch: str | Mapping) -> Arch:
 
 
 def resolve_num_va_layers(num_va_layers: int | Sequence[int] | None, arch: Arch) -> tuple[int, ...]:
-    """Vanilla layers of each stage.
+    """Give the vanilla layers of each stage.
 
     Args:
-        num_va_layers: One number for all stages, one for each stage, or None for the architecture's own.
-        arch: Architecture.
+        num_va_layers (int or Sequence[int], optional): One number for all stages, one for each stage, or None for the
+            architecture's own.
+        arch (Arch): Architecture.
 
     Returns:
-        Four numbers, each between 1 and the depth of its stage.
+        tuple[int, ...]: Four numbers, each between 1 and the depth of its stage.
 
     Raises:
         ConfigError: If a number is out of that range or there are not four.

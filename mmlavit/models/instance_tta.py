@@ -20,19 +20,19 @@ class InstanceTTAModel(DetTTAModel):
     """Merge boxes of all views by NMS; every box that stays keeps the mask of its own view.
 
     Args:
-        tta_cfg: ``dict(nms=..., max_per_img=...)``, as for mmdet's ``DetTTAModel``.
-        module: The detector, or its config.
+        tta_cfg (dict): ``dict(nms=..., max_per_img=...)``, as for mmdet's ``DetTTAModel``.
+        module (nn.Module or dict): The detector, or its config.
     """
 
     def merge_preds(self, data_samples_list: list[list[DetDataSample]]) -> list[DetDataSample]:
         """Merge the views of each image.
 
         Args:
-            data_samples_list: For each image its views; predictions are in the original image's
-                pixels, still flipped where the view was.
+            data_samples_list (list[list[DetDataSample]]): For each image its views; predictions are in the original
+                image's pixels, still flipped where the view was.
 
         Returns:
-            For each image its first view's sample with the merged ``pred_instances``.
+            list[DetDataSample]: For each image its first view's sample with the merged ``pred_instances``.
         """
         return [self._merge_views(views) for views in data_samples_list]
 

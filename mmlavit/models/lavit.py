@@ -459,10 +459,11 @@ class LaViT(BaseModule):
         Inside, the image is zero-padded right and bottom to a multiple of 32 and the maps are cropped back.
 
         Args:
-            x: Images of shape (B, in_channels, H, W), any H, W >= 1.
+            x (Tensor): Images of shape (B, in_channels, H, W), any H, W >= 1.
 
         Returns:
-            For i in ``out_indices`` a map of shape (B, C_i, ceil(H / s_i), ceil(W / s_i)), s = 4, 8, 16, 32.
+            tuple[Tensor, ...]: For i in ``out_indices`` a map of shape (B, C_i, ceil(H / s_i), ceil(W / s_i)),
+            s = 4, 8, 16, 32.
         """
         height, width = x.shape[-2:]
         # Written so that an export knows the padded sides as 32 times a number.

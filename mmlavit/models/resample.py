@@ -27,14 +27,14 @@ def resample_matrix(
     """Build the matrix that resamples one axis (ours).
 
     Args:
-        src: Number of positions before.
-        dst: Number of positions after. Fewer: the mean over equal, fractional bins. More: bilinear interpolation
+        src (int): Number of positions before.
+        dst (int): Number of positions after. Fewer: the mean over equal, fractional bins. More: bilinear interpolation
             with ``align_corners=False``. Equal: exactly the identity.
-        device: Device of the result.
-        dtype: Floating point type of the result; torch's default when None.
+        device (torch.device or str, optional): Device of the result.
+        dtype (torch.dtype, optional): Floating point type of the result; torch's default when None.
 
     Returns:
-        Matrix of shape (dst, src) whose rows sum to one.
+        Tensor: Matrix of shape (dst, src) whose rows sum to one.
     """
     dtype = dtype or torch.get_default_dtype()
     if is_symbolic(src, dst):  # an export that serves all sizes may not ask which of the two is larger
@@ -91,12 +91,12 @@ def resample_tokens(x: Tensor, src: Grid, dst: Grid) -> Tensor:
     """Resample a token grid, each axis by :func:`resample_matrix` (ours; D and U of the design).
 
     Args:
-        x: Tokens of shape (B, src_h * src_w, C).
-        src: Grid of x.
-        dst: Grid of the result.
+        x (Tensor): Tokens of shape (B, src_h * src_w, C).
+        src (Grid): Grid of x.
+        dst (Grid): Grid of the result.
 
     Returns:
-        Tokens of shape (B, dst_h * dst_w, C); x itself if the grids are equal.
+        Tensor: Tokens of shape (B, dst_h * dst_w, C); x itself if the grids are equal.
     """
     (height, width), (dst_h, dst_w) = src, dst
     if is_symbolic(*src, *dst):

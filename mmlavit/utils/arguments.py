@@ -10,6 +10,7 @@ import os.path as osp
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
@@ -62,12 +63,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         parser (argparse.ArgumentParser): Parser to extend. The positional arguments are its own.
     """
     parser.add_argument('--work-dir', help='where logs and results go; default: work_dirs/<name of the config>')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=OptionsAction,
-        metavar='KEY=VALUE',
-        help='change the config, e.g. train_dataloader.batch_size=4 model.backbone.arch=tiny; '
+    add_options_argument(
+        parser,
+        'change the config, e.g. train_dataloader.batch_size=4 model.backbone.arch=tiny; '
         'lists as key="[a,b]", elements of lists by number as in param_scheduler.0.end=100',
     )
     parser.add_argument(
@@ -79,6 +77,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust_argument(parser)
     # Older launchers pass the rank as an option instead of the environment variable LOCAL_RANK.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_options_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add ``--cfg-options``.
+
+    Args:
+        parser (argparse.ArgumentParser): Parser of a tool that reads a config.
+        help (str): What it says about the option.
+    """
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE', help=help)
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
@@ -146,9 +154,9 @@ def _check_key(cfg: Config, key: str) -> None:
     for part in key.split('.'):
         if isinstance(node, (list, tuple)):
             if not part.isdigit() or int(part) >= len(node):
+                number = f'a number below {len(node)}'
                 raise UserError(
-                    f'--cfg-options {key}: {walked} is a list of {len(node)}, expected a number '
-                    f'below {len(node)} instead of {part!r}'
+                    f'--cfg-options {key}: {walked} is a list of {len(node)}, expected {number} instead of {part!r}'
                 )
             node = node[int(part)]
         elif isinstance(node, Mapping):
@@ -165,15 +173,12 @@ def _check_key(cfg: Config, key: str) -> None:
 
 def _check_new_key(key: str, walked: str, part: str, node: Mapping[str, Any]) -> None:
     """Raise a UserError unless ``part``, absent from ``node``, is plausible as a new entry of it."""
-    where = walked or 'the config'
-    if not walked and part in _OPTIONAL_KEYS:
-        return
-    known = sorted(set(node) | _OPTIONAL_KEYS) if not walked else sorted(node)
+    known = {*node} if walked else {*node, *_OPTIONAL_KEYS}
     # Names of one letter's difference; at the top level everything unknown is wrong anyway.
-    close = difflib.get_close_matches(part, known, n=1, cutoff=0.6 if not walked else 0.9)
+    close = difflib.get_close_matches(part, sorted(known), n=1, cutoff=0.9 if walked else 0.6)
     hint = f'; did you mean {close[0]}?' if close else ''
-    if close or not walked:
-        raise UserError(f'--cfg-options {key}: {where} has no {part!r}{hint}')
+    if part not in known and (close or not walked):
+        raise UserError(f'--cfg-options {key}: {walked or "the config"} has no {part!r}{hint}')
 
 
 @contextmanager
@@ -271,8 +276,7 @@ def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Conf
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        stem = osp.splitext(osp.basename(args.config))[0]
-        cfg.work_dir = osp.join('work_dirs', stem)
+        cfg.work_dir = osp.join('work_dirs', Path(args.config).stem)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         if loader is None:
@@ -292,30 +296,30 @@ def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Conf
 
 def _draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     """Switch on the visualization hook of the config's toolbox."""
-    scope = _require_scope(cfg, '--show and --show-dir')
+    scope = cfg.get('default_scope')
+    if scope not in _VISUALIZATION:
+        expected = ', '.join(_VISUALIZATION)
+        raise UserError(f'--show and --show-dir: the config has default_scope={scope!r}, expected one of {expected}')
     hook_type, visualizer_type = _VISUALIZATION[scope]
     cfg.setdefault('default_hooks', ConfigDict())
     hook = cfg.default_hooks.setdefault('visualization', ConfigDict(type=hook_type))
-    visualizer = cfg.get('visualizer')
-    if visualizer is None:
-        visualizer = cfg.visualizer = ConfigDict(type=visualizer_type)
-    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
+    if cfg.get('visualizer') is None:
+        cfg.visualizer = ConfigDict(type=visualizer_type)
     if scope == 'mmpretrain':
+        hook.enable = True
         hook.setdefault('interval', 1)
+    else:
+        hook.draw = True
     if args.show:
-        hook.show = True
-        hook.wait_time = args.wait_time
+        hook.update(show=True, wait_time=args.wait_time)
     if not args.show_dir:
         return
     # mmdet joins a relative directory to itself once per batch.
     directory = osp.abspath(args.show_dir)
-    if scope == 'mmdet':
-        hook.test_out_dir = directory
-    elif scope == 'mmpretrain':
-        hook.out_dir = directory
+    if scope == 'mmseg':
+        cfg.visualizer.update(save_dir=directory, vis_backends=[dict(type='LocalVisBackend')])
     else:
-        visualizer.save_dir = directory
-        visualizer.vis_backends = [dict(type='LocalVisBackend')]
+        hook['test_out_dir' if scope == 'mmdet' else 'out_dir'] = directory
 
 
 def _use_test_time_augmentation(cfg: Config) -> None:
@@ -348,21 +352,9 @@ def _keep_predictions(cfg: Config, out: str) -> None:
 
 def _evaluators(cfg: Config) -> list:
     """Give the list of test metrics of ``cfg``, which may have been a single one."""
-    evaluator = cfg.test_evaluator
-    if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
-        if not isinstance(evaluator.metrics, list):
-            evaluator.metrics = [evaluator.metrics]
-        return evaluator.metrics
-    if not isinstance(evaluator, list):
-        cfg.test_evaluator = [evaluator]
-    return cfg.test_evaluator
-
-
-def _require_scope(cfg: Config, wanted_by: str) -> str:
-    """Give the toolbox of ``cfg``, or say that ``wanted_by`` needs one."""
-    scope = cfg.get('default_scope')
-    if scope not in _VISUALIZATION:
-        raise UserError(
-            f'{wanted_by}: the config has default_scope={scope!r}, expected one of {", ".join(_VISUALIZATION)}'
-        )
-    return scope
+    holder, key = cfg, 'test_evaluator'
+    if isinstance(cfg.test_evaluator, Mapping) and 'metrics' in cfg.test_evaluator:
+        holder, key = cfg.test_evaluator, 'metrics'
+    if not isinstance(holder[key], list):
+        holder[key] = [holder[key]]
+    return holder[key]

@@ -6,14 +6,14 @@ import numpy as np
 
 
 def bounding_box(mask: np.ndarray) -> list[int]:
-    """The tight box [x, y, width, height] around the true pixels of ``mask`` (H, W) bool."""
+    """Find the tight box [x, y, width, height] around the true pixels of ``mask`` (H, W) bool."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     x, y = int(columns[0]), int(rows[0])
     return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]
 
 
 def run_lengths(mask: np.ndarray) -> dict:
-    """Encodes ``mask`` (H, W) bool as COCO's uncompressed run lengths.
+    """Encode ``mask`` (H, W) bool as COCO's uncompressed run lengths.
 
     Exact, unlike polygons, for masks with holes and parts; and it does not need pycocotools. The
     runs go down the columns and start with the number of false pixels, which may be 0.

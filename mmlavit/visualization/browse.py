@@ -26,9 +26,9 @@ class Annotated(NamedTuple):
     """A drawn image.
 
     Args:
-        name: Its place in the data set and its file's name, without ending.
-        image: (H, W, 3), uint8, BGR.
-        size: Height and width before it was enlarged.
+        name (str): Its place in the data set and its file's name, without ending.
+        image (np.ndarray): (H, W, 3), uint8, BGR.
+        size (tuple[int, int]): Height and width before it was enlarged.
     """
 
     name: str

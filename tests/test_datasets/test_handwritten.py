@@ -342,8 +342,8 @@ def test_other_options_need_overwrite(cli, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main([*args.split(), '--train-scenes', '1'])
     assert error.value.code == 2
-    message = capsys.readouterr().err.strip()
-    assert message.startswith('error: ') and '\n' not in message
+    message = capsys.readouterr().err
+    assert message.startswith('error: ') and message.count('\n') == 1
     assert '--overwrite' in message and 'train_scenes 3 instead of 1' in message
     cli.main([*args.split(), '--train-scenes', '1', '--overwrite'])
     assert [p.name for p in (tmp_path / 'images' / 'train').iterdir()] == ['000000.png']

@@ -10,7 +10,7 @@ from mmengine.visualization import Visualizer
 
 from mmlavit.apis.inference import write_picture
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import OptionsAction, load_config
+from mmlavit.utils.arguments import add_options_argument, load_config
 from mmlavit.visualization.browse import browse
 
 
@@ -39,13 +39,7 @@ def parse_args() -> argparse.Namespace:
         default=0,
         help='seconds that --show shows an image; default: until the space key is pressed',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=OptionsAction,
-        metavar='KEY=VALUE',
-        help='change the config, as in train.py, e.g. train_dataloader.dataset.data_root=/other/coco',
-    )
+    add_options_argument(parser, 'change the config, e.g. train_dataloader.dataset.data_root=/other/coco')
     return parser.parse_args()
 
 

@@ -17,7 +17,7 @@ from mmlavit.analysis.breakdown import Row, break_down, part_of
 from mmlavit.analysis.complexity import DEFAULT_SHAPES, find_config, model_complexity
 from mmlavit.analysis.flops import Complexity
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import OptionsAction, blame_options, load_config
+from mmlavit.utils.arguments import add_options_argument, blame_options, load_config
 
 STAGES = range(4)
 
@@ -49,13 +49,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--compare', nargs='+', metavar='CONFIG', default=[], help='count these, too, with ratios to the first'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=OptionsAction,
-        metavar='KEY=VALUE',
-        help='change the first config, such as model.backbone.key_reduction=pool',
-    )
+    add_options_argument(parser, 'change the first config, such as model.backbone.key_reduction=pool')
     args = parser.parse_args()
     if args.shape is not None:
         if len(args.shape) > 2 or min(args.shape) < 1:

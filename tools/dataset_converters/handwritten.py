@@ -1,4 +1,4 @@
-"""Generates the handwritten scenes (see docs/handwritten.md); needs scikit-learn, no network."""
+"""Generate the handwritten scenes (see docs/handwritten.md); needs scikit-learn, no network."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from mmlavit.errors import UserError, one_line_errors
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; every option but root and overwrite is one of the config's."""
+    """Read the command line; every option but root and overwrite is one of the config's."""
     default = HandwrittenConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--root', default='data/handwritten', help='where to write')
@@ -42,7 +42,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Generates and prints what is there; exits with one line when that is not possible."""
+    """Generate, and print what is there; exit with one line when that is not possible."""
     options = vars(parse_args(args))
     root, overwrite = options.pop('root'), options.pop('overwrite')
     for name in ('digits', 'digit_size'):

@@ -133,7 +133,7 @@ def _text(shape: Shape) -> str:
 
 
 def table(family: Family, entries: Sequence[Entry]) -> str:
-    """The table of a family's page, in Markdown."""
+    """Write the table of a family's page, in Markdown."""
     reported = any(entry.config.stem in PAPER_REPORTS for entry in entries)
     rows = [
         ['config', 'model', 'schedule', 'batch', 'parameters']
@@ -160,7 +160,7 @@ def table(family: Family, entries: Sequence[Entry]) -> str:
 
 
 def page(name: str, entries: Sequence[Entry]) -> str:
-    """The page of a family as it should be: its prose as it is, its table anew.
+    """Write the page of a family as it should be: its prose as it is, its table anew.
 
     Raises:
         UserError: If the page or the place of its table is missing.
@@ -175,7 +175,7 @@ def page(name: str, entries: Sequence[Entry]) -> str:
 
 
 def metafile(name: str, entries: Sequence[Entry]) -> str:
-    """The metafile of a family as it should be; results that it has stay."""
+    """Write the metafile of a family as it should be; results that it has stay."""
     family, path = FAMILIES[name], ZOO / f'{name}.yml'
     known = yaml.safe_load(path.read_text())['Models'] if path.exists() else []
     results = {model['Name']: dict(Results=model['Results']) for model in known if 'Results' in model}

@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import OptionsAction, load_config
+from mmlavit.utils.arguments import add_options_argument, load_config
 
 FORMATS = ('.py', '.json', '.yml', '.yaml')
 
@@ -14,13 +14,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=OptionsAction,
-        metavar='KEY=VALUE',
-        help='change the config, as in train.py, e.g. model.backbone.arch=tiny',
-    )
+    add_options_argument(parser, 'change the config, as in train.py, e.g. model.backbone.arch=tiny')
     parser.add_argument(
         '--save-path', type=Path, metavar='FILE', help=f'write it to a file instead, ending in {", ".join(FORMATS)}'
     )

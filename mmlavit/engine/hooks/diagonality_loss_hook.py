@@ -118,5 +118,5 @@ class DiagonalityLossHook(Hook):
 
 
 def _mode(args: tuple, kwargs: dict) -> str:
-    """The ``mode`` of ``forward(inputs, data_samples, mode)``."""
+    """Find the ``mode`` of ``forward(inputs, data_samples, mode)``."""
     return kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')

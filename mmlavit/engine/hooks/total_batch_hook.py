@@ -30,5 +30,5 @@ class TotalBatchHook(Hook):
 
 
 def _images_per_iteration(runner) -> int:
-    """Processes times images per process."""
+    """Multiply processes by images per process."""
     return runner.world_size * runner.cfg.train_dataloader.batch_size
