@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -57,80 +57,42 @@ class Subject:
         return factory(**self.kwargs)
 
 
-def _lavit(name: str, title: str, arch: str, **kwargs: object) -> Subject:
-    return Subject(name, title, 'mmlavit.LaViT', dict(arch=arch, **kwargs))
-
-
-def _lavits() -> list[Subject]:
-    subjects = []
+def _lavits() -> Iterator[Subject]:
     for arch in ('tiny', 'small', 'base'):
-        name, title = f'lavit_{arch[0]}', f'LaViT-{arch[0].upper()}'
-        subjects += [
-            _lavit(name, title, arch),
-            _lavit(f'{name}_pool', f'{title}, pooled keys', arch, key_reduction='pool'),
-            _lavit(
-                f'{name}_twin',
-                f'{title}, all layers vanilla',
-                arch,
-                num_va_layers=ARCH_ZOO[arch].depths,
-                attention_residual=False,
-            ),
-        ]
+        variants = {
+            '': ('', {}),
+            '_pool': (', pooled keys', dict(key_reduction='pool')),
+            '_twin': (', all layers vanilla', dict(num_va_layers=ARCH_ZOO[arch].depths, attention_residual=False)),
+        }
         if arch == 'small':
-            subjects.append(
-                _lavit(f'{name}_no_ar', f'{title} without attention residual', arch, attention_residual=False)
-            )
-    return subjects
+            variants['_no_ar'] = (' without attention residual', dict(attention_residual=False))
+        for suffix, (text, kwargs) in variants.items():
+            name, title = f'lavit_{arch[0]}{suffix}', f'LaViT-{arch[0].upper()}{text}'
+            yield Subject(name, title, 'mmlavit.LaViT', dict(arch=arch, **kwargs))
+
+
+def _peer(name: str, title: str, toolbox: str, target: str, **kwargs: object) -> Subject:
+    return Subject(name, f'{title} ({toolbox})', f'{toolbox}.{target}', kwargs, toolbox)
 
 
 # Stochastic depth costs the same everywhere when all have it; LaViT's default is 0.1, some peers' is 0.
-_DROP_PATH = 0.1
-_B2 = dict(embed_dims=64, num_layers=[3, 4, 6, 3], drop_path_rate=_DROP_PATH)
+_DROP = dict(drop_path_rate=0.1)
+_TINY = dict(arch='tiny', out_indices=(0, 1, 2, 3), **_DROP)
+_TIMM = dict(model_name='pvt_v2_b2', pretrained=False, features_only=True, **_DROP)
+_B2 = dict(embed_dims=64, num_layers=[3, 4, 6, 3], **_DROP)
 
 SUBJECTS = {
     subject.name: subject
     for subject in [
         *_lavits(),
-        Subject(
-            'pvt_v2_b2',
-            'PVTv2-B2 (timm)',
-            'timm.create_model',
-            dict(model_name='pvt_v2_b2', pretrained=False, features_only=True, drop_path_rate=_DROP_PATH),
-            'timm',
-        ),
-        Subject('pvt_v2_b2_mmdet', 'PVTv2-B2 (mmdet)', 'mmdet.models.PyramidVisionTransformerV2', _B2, 'mmdet'),
-        Subject(
-            'swin_t',
-            'Swin-T (mmpretrain)',
-            'mmpretrain.models.SwinTransformer',
-            # Maps smaller than a window, of inputs below 224 px, are otherwise refused.
-            dict(arch='tiny', out_indices=(0, 1, 2, 3), pad_small_map=True, drop_path_rate=_DROP_PATH),
-            'mmpretrain',
-        ),
-        Subject(
-            'swin_t_mmdet',
-            'Swin-T (mmdet)',
-            'mmdet.models.SwinTransformer',
-            dict(drop_path_rate=_DROP_PATH),
-            'mmdet',
-        ),
-        Subject(
-            'convnext_t',
-            'ConvNeXt-T (mmpretrain)',
-            'mmpretrain.models.ConvNeXt',
-            dict(arch='tiny', out_indices=(0, 1, 2, 3), gap_before_final_norm=False, drop_path_rate=_DROP_PATH),
-            'mmpretrain',
-        ),
-        Subject(
-            'resnet50',
-            'ResNet-50 (mmdet)',
-            'mmdet.models.ResNet',
-            dict(depth=50, style='pytorch', norm_eval=False),
-            'mmdet',
-        ),
-        Subject(
-            'mit_b2', 'MiT-B2 (mmseg)', 'mmseg.models.MixVisionTransformer', dict(_B2, num_heads=[1, 2, 5, 8]), 'mmseg'
-        ),
+        _peer('pvt_v2_b2', 'PVTv2-B2', 'timm', 'create_model', **_TIMM),
+        _peer('pvt_v2_b2_mmdet', 'PVTv2-B2', 'mmdet', 'models.PyramidVisionTransformerV2', **_B2),
+        # Maps smaller than a window, of inputs below 224 px, are otherwise refused.
+        _peer('swin_t', 'Swin-T', 'mmpretrain', 'models.SwinTransformer', pad_small_map=True, **_TINY),
+        _peer('swin_t_mmdet', 'Swin-T', 'mmdet', 'models.SwinTransformer', **_DROP),
+        _peer('convnext_t', 'ConvNeXt-T', 'mmpretrain', 'models.ConvNeXt', gap_before_final_norm=False, **_TINY),
+        _peer('resnet50', 'ResNet-50', 'mmdet', 'models.ResNet', depth=50, style='pytorch', norm_eval=False),
+        _peer('mit_b2', 'MiT-B2', 'mmseg', 'models.MixVisionTransformer', num_heads=[1, 2, 5, 8], **_B2),
     ]
 }
 """All backbones, by name, in the order of the tables."""
