@@ -105,8 +105,8 @@ def load_from_local(path: str, map_location: Any = None) -> Any:
             ) from error
         if not _are_trusted():
             raise UserError(
-                f'{path} was not loaded: it asks for {refused}, which could run code. If you trust its source, allow '
-                f'that with --trust-checkpoint (where there is no such option, with {_TRUST}=1 in the environment)'
+                f'{path} was not loaded: it asks for {refused}, which could run code; if you trust its source, add '
+                f'--trust-checkpoint (to a script without this option: {_TRUST}=1 in its environment)'
             ) from error
         print_log(f'{path} asks for {refused}; loaded, since checkpoints are trusted', 'current', logging.WARNING)
         return torch.load(path, map_location=map_location, weights_only=False)
