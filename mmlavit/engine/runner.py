@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping
+import shutil
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from mmengine.config import Config
@@ -74,7 +77,8 @@ def run(
 
 def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
     """Build the runner, log ``notes`` and run; return the metrics of a test."""
-    runner = build_runner(cfg)
+    with _without_complaints_of_a_compiler():
+        runner = build_runner(cfg)
     for note in notes:
         runner.logger.info(note)
     if mode == 'train':
@@ -82,6 +86,19 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
         runner.train()
         return None
     return runner.test()
+
+
+@contextmanager
+def _without_complaints_of_a_compiler() -> Iterator[None]:
+    """Keep a shell from saying that Python's compiler is missing, when mmengine asks for its version."""
+    variables = sysconfig.get_config_vars()
+    compiler = variables.get('CC')
+    if compiler and shutil.which(compiler.split()[0]) is None:
+        variables['CC'] = ':'  # the shell's command that does nothing
+    try:
+        yield
+    finally:
+        variables['CC'] = compiler
 
 
 class _FlexibleRunner(FlexibleRunner):

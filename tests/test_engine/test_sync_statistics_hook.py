@@ -8,7 +8,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 from mmlavit.engine.hooks import SyncStatisticsHook
-from mmlavit.models import AttentionResidual
+from mmlavit.models import AttentionResidual, Scores
 
 PROCESSES, STEPS, GRID, KEYS = 2, 3, (4, 6), 5
 
@@ -16,7 +16,7 @@ PROCESSES, STEPS, GRID, KEYS = 2, 3, (4, 6), 5
 def make_scores(rank, step):
     """Scores (2, N, 2 heads * K); the images of one process are brighter than those of the other."""
     generator = torch.Generator().manual_seed(10 * step + rank)
-    return torch.randn(2, GRID[0] * GRID[1], 2 * KEYS, generator=generator) + rank
+    return Scores(torch.randn(2, GRID[0] * GRID[1], 2 * KEYS, generator=generator) + rank, 2, GRID)
 
 
 def make_model():
@@ -36,7 +36,7 @@ def train(rank, port, folder):
     for other in (model[1].norm, model[2]):
         other.running_mean.fill_(rank)
     for step in range(STEPS):
-        model[0](make_scores(rank, step), GRID)
+        model[0](make_scores(rank, step))
         hook = SyncStatisticsHook()
         hook.after_train_iter(SimpleNamespace(model=model), step)
         ema.update_parameters(model)
@@ -52,7 +52,7 @@ def test_statistics_are_the_mean_of_all_processes(tmp_path, free_port):
     alone = [make_model()[0] for _ in range(PROCESSES)]
     for rank, residual in enumerate(alone):
         for step in range(STEPS):
-            residual(make_scores(rank, step), GRID)
+            residual(make_scores(rank, step))
     assert not torch.allclose(alone[0].norm.running_mean, alone[1].norm.running_mean, atol=0.1)
     for name in ('running_mean', 'running_var'):
         expected = (getattr(alone[0].norm, name) + getattr(alone[1].norm, name)) / PROCESSES
@@ -65,7 +65,7 @@ def test_statistics_are_the_mean_of_all_processes(tmp_path, free_port):
 
 def test_one_process():
     model = make_model()
-    model[0](make_scores(0, 0), GRID)
+    model[0](make_scores(0, 0))
     before = model[0].norm.running_mean.clone()
     SyncStatisticsHook().after_train_iter(SimpleNamespace(model=model), 0)
     assert torch.equal(model[0].norm.running_mean, before)
