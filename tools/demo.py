@@ -70,10 +70,7 @@ TASKS = {
         ('default_hooks.visualization.interval=20',),  # of 1,000 images, some are enough to look at
     ),
     'segmentation': Task(
-        'upernet_lavit_nano.py',
-        'images/val',
-        3,
-        {'mIoU': ('mIoU', 100), 'aAcc': ('pixel accuracy', 100)},
+        'upernet_lavit_nano.py', 'images/val', 3, {'mIoU': ('mIoU', 100), 'aAcc': ('pixel accuracy', 100)}
     ),
 }
 

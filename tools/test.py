@@ -26,9 +26,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows an image')
     parser.add_argument(
-        '--tta',
-        action='store_true',
-        help='test-time augmentation as in tta_model and tta_pipeline of the config',
+        '--tta', action='store_true', help='test-time augmentation as in tta_model and tta_pipeline of the config'
     )
     add_common_arguments(parser)
     return parser.parse_args()

@@ -22,21 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mmlavit.errors import ConfigError
 
-from .handwritten_annotations import (
-    CLASSES,
-    coco_annotations,
-    coco_categories,
-    coco_image,
-    semantic_map,
-)
-from .handwritten_drawing import (
-    BACKGROUND_COLUMNS,
-    NUM_CLASSES,
-    SPLITS,
-    Sources,
-    draw_scene,
-    load_sources,
-)
+from .handwritten_annotations import CLASSES, coco_annotations, coco_categories, coco_image, semantic_map
+from .handwritten_drawing import BACKGROUND_COLUMNS, NUM_CLASSES, SPLITS, Sources, draw_scene, load_sources
 
 NAME = 'handwritten scenes'
 FORMAT = 1  # raise it when the same options give other images
@@ -152,10 +139,7 @@ class Summary:
 
 
 def generate(
-    root: str | Path,
-    config: HandwrittenConfig | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
+    root: str | Path, config: HandwrittenConfig | None = None, overwrite: bool = False, progress: bool = True
 ) -> Summary:
     """Write the data set, or find it complete and leave it alone.
 

@@ -259,11 +259,7 @@ def _ink(scan: np.ndarray, digit_size: float, limit: int, rng: np.random.Generat
 
 
 def _place_and_colour(
-    ink: np.ndarray,
-    image: np.ndarray,
-    owner: np.ndarray,
-    areas: np.ndarray,
-    rng: np.random.Generator,
+    ink: np.ndarray, image: np.ndarray, owner: np.ndarray, areas: np.ndarray, rng: np.random.Generator
 ) -> tuple[tuple[int, int] | None, np.ndarray | None]:
     """Look for a place where ink of some colour stands out; keep the best of a few.
 

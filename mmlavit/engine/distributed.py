@@ -17,11 +17,7 @@ from torch import distributed as dist
 from mmlavit.errors import UserError
 
 # Which variable of the environment holds the rank on this machine, by launcher.
-_LOCAL_RANK = {
-    'pytorch': 'LOCAL_RANK',
-    'slurm': 'SLURM_LOCALID',
-    'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK',
-}
+_LOCAL_RANK = {'pytorch': 'LOCAL_RANK', 'slurm': 'SLURM_LOCALID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
 _LAUNCHED_BY = {
     'pytorch': 'tools/dist_train.sh or tools/dist_test.sh (torchrun)',
     'slurm': 'tools/slurm_train.sh or tools/slurm_test.sh (srun)',

@@ -27,10 +27,7 @@ from .hooks.total_batch_hook import TotalBatchHook
 
 
 def run(
-    cfg: Config,
-    mode: Literal['train', 'test'],
-    options: Mapping[str, Any] | None = None,
-    local_rank: int = 0,
+    cfg: Config, mode: Literal['train', 'test'], options: Mapping[str, Any] | None = None, local_rank: int = 0
 ) -> dict | None:
     """Check a config against this machine, then train or test with it.
 

@@ -39,9 +39,7 @@ class InstanceTTAModel(DetTTAModel):
     def _merge_views(self, views: list[DetDataSample]) -> DetDataSample:
         predictions = [view.pred_instances for view in views]
         boxes, scores = self.merge_aug_bboxes(
-            [p.bboxes for p in predictions],
-            [p.scores for p in predictions],
-            [view.metainfo for view in views],
+            [p.bboxes for p in predictions], [p.scores for p in predictions], [view.metainfo for view in views]
         )
         labels = torch.cat([p.labels for p in predictions])
         masks = torch.cat([_unflip(view) for view in views])

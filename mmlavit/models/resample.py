@@ -18,11 +18,7 @@ _matrices: dict[tuple, Tensor] = {}
 
 
 def resample_matrix(
-    src: int,
-    dst: int,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    src: int, dst: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Build the matrix that resamples one axis (ours).
 

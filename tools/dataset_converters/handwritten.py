@@ -25,8 +25,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         flag = '--' + name.replace('_', '-')
         parser.add_argument(flag, type=int, default=getattr(default, name), help=text)
     ranges = dict(
-        digits='fewest and most digits in an image',
-        digit_size='smallest and largest side of a digit in pixels',
+        digits='fewest and most digits in an image', digit_size='smallest and largest side of a digit in pixels'
     )
     for name, text in ranges.items():
         parser.add_argument(

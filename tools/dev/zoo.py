@@ -21,8 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 ZOO = CONFIGS / 'zoo'
 PAPER = dict(
-    Title='You Only Need Less Attention at Each Stage in Vision Transformers',
-    URL='https://arxiv.org/abs/2406.00427',
+    Title='You Only Need Less Attention at Each Stage in Vision Transformers', URL='https://arxiv.org/abs/2406.00427'
 )
 BEGIN, END = '<!-- written by tools/dev/zoo.py -->\n', '<!-- end -->\n'
 
@@ -217,7 +216,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description='Count every config anew and compare with the tables and metafiles in configs/zoo and with '
-        'model-index.yml. Ends with code 1 if one of them is out of date.',
+        'model-index.yml. Ends with code 1 if one of them is out of date.'
     )
     parser.add_argument('family', nargs='*', metavar='FAMILY', help=f'some of {", ".join(FAMILIES)}; default: all')
     parser.add_argument('--write', action='store_true', help='write what is out of date anew')
