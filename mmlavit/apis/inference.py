@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
-from mmengine.visualization import Visualizer
+from torch import nn
 
 from mmlavit.errors import UserError
 from mmlavit.utils.checkpoint import require_checkpoint
@@ -31,10 +32,26 @@ _MIN_SHARE = 0.001
 
 
 class Predictor(ABC):
-    """A model that predicts on an image, says what it found, records it and draws it."""
+    """A model that predicts on an image, says what it found, records it and draws it.
 
-    visualizer: Visualizer
-    score_thr = 0.0
+    Args:
+        cfg (Config): Config of a model of the class's toolbox.
+        checkpoint (str): Its weights.
+        device (str): Where to run.
+        score_thr (float): Detections below it are neither described nor recorded nor drawn.
+    """
+
+    scope: str
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
+        self.score_thr = score_thr
+        self.model, meta = self._load(copy.deepcopy(cfg), checkpoint, device)
+        self.classes = meta.get('classes')
+        self.visualizer = build_visualizer(self.scope, meta)
+
+    @abstractmethod
+    def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
+        """Build the model with its weights; return it and the ``metainfo`` of its data set."""
 
     @abstractmethod
     def predict(self, image: np.ndarray) -> BaseDataElement:
@@ -79,9 +96,7 @@ def build_predictor(cfg: Config, checkpoint: str, device: str, score_thr: float 
     require_checkpoint(checkpoint)
     require_device(device)
     load_toolbox(scope)
-    cls = _PREDICTORS[scope]
-    arguments = (copy.deepcopy(cfg), checkpoint, device)
-    return cls(*arguments, score_thr) if scope == 'mmdet' else cls(*arguments)
+    return _PREDICTORS[scope](cfg, checkpoint, device, score_thr)
 
 
 def require_device(device: str) -> None:
@@ -164,22 +179,15 @@ def write_picture(path: Path, image: np.ndarray) -> None:
 
 
 class Detector(Predictor):
-    """Boxes, and masks where the model has them.
+    """Boxes, and masks where the model has them."""
 
-    Args:
-        cfg (Config): Config with a detector of mmdet.
-        checkpoint (str): Its weights.
-        device (str): Where to run.
-        score_thr (float): Detections below it are neither described nor drawn.
-    """
+    scope = 'mmdet'
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
+    def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
         from mmdet.apis import init_detector
 
-        self.model = init_detector(cfg, checkpoint, device=device)
-        self.classes = self.model.dataset_meta['classes']
-        self.score_thr = score_thr
-        self.visualizer = build_visualizer('mmdet', self.model.dataset_meta)
+        model = init_detector(cfg, checkpoint, device=device)
+        return model, model.dataset_meta
 
     def predict(self, image: np.ndarray) -> BaseDataElement:
         """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmdet's data sample."""
@@ -206,12 +214,8 @@ class Detector(Predictor):
         for i in found.scores.argsort(descending=True).tolist():
             label = int(found.labels[i])
             box = [round(value, 2) for value in found.bboxes[i].tolist()]
-            entry = {
-                'class': self.classes[label],
-                'label': label,
-                'score': round(float(found.scores[i]), 4),
-                'box': box,
-            }
+            score = round(float(found.scores[i]), 4)
+            entry = {'class': self.classes[label], 'label': label, 'score': score, 'box': box}
             if 'masks' in found:
                 entry['mask'] = run_lengths(found.masks[i].numpy())
             objects.append(entry)
@@ -219,22 +223,17 @@ class Detector(Predictor):
 
 
 class Segmentor(Predictor):
-    """A class for each pixel.
+    """A class for each pixel."""
 
-    Args:
-        cfg (Config): Config with a segmentor of mmseg.
-        checkpoint (str): Its weights.
-        device (str): Where to run.
-    """
+    scope = 'mmseg'
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str) -> None:
+    def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
         from mmseg.apis import init_model
 
         # mmseg looks for it there, and nowhere else.
         cfg.setdefault('test_pipeline', cfg.test_dataloader.dataset.pipeline)
-        self.model = init_model(cfg, checkpoint, device=device)
-        self.classes = self.model.dataset_meta['classes']
-        self.visualizer = build_visualizer('mmseg', self.model.dataset_meta)
+        model = init_model(cfg, checkpoint, device=device)
+        return model, model.dataset_meta
 
     def predict(self, image: np.ndarray) -> BaseDataElement:
         """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmseg's data sample."""
@@ -255,39 +254,29 @@ class Segmentor(Predictor):
     def record(self, sample: BaseDataElement) -> dict[str, Any]:
         """List the classes in the image, the largest first: share of the pixels and mask."""
         labels = sample.pred_sem_seg.data[0].cpu().numpy()
-        counts = Counter(labels.ravel().tolist()).most_common()
-        classes = [
-            {
-                'class': self.classes[label],
-                'label': label,
-                'share': round(count / labels.size, 4),
-                'mask': run_lengths(labels == label),
-            }
-            for label, count in counts
-        ]
+        classes = []
+        for label, count in Counter(labels.ravel().tolist()).most_common():
+            share = round(count / labels.size, 4)
+            mask = run_lengths(labels == label)
+            classes.append({'class': self.classes[label], 'label': label, 'share': share, 'mask': mask})
         return dict(classes=classes)
 
 
 class Classifier(Predictor):
-    """One class for the image.
+    """One class for the image."""
 
-    Args:
-        cfg (Config): Config with a classifier of mmpretrain.
-        checkpoint (str): Its weights.
-        device (str): Where to run.
-    """
+    scope = 'mmpretrain'
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str) -> None:
+    def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
         from mmengine.dataset import Compose
         from mmpretrain.apis import get_model
         from mmpretrain.datasets import remove_transform
         from mmpretrain.registry import TRANSFORMS
 
-        self.model = get_model(cfg, pretrained=checkpoint, device=device)
-        self.classes = self.model._dataset_meta.get('classes')
-        self.visualizer = build_visualizer('mmpretrain', dict(classes=self.classes))
         pipeline = remove_transform(cfg.test_dataloader.dataset.pipeline, 'LoadImageFromFile')
         self.pipeline = Compose([TRANSFORMS.build(transform) for transform in pipeline])
+        model = get_model(cfg, pretrained=checkpoint, device=device)
+        return model, dict(classes=model._dataset_meta.get('classes'))
 
     def predict(self, image: np.ndarray) -> BaseDataElement:
         """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmpretrain's data sample."""
@@ -316,4 +305,4 @@ class Classifier(Predictor):
         return self.classes[label] if self.classes else str(label)
 
 
-_PREDICTORS = {'mmdet': Detector, 'mmseg': Segmentor, 'mmpretrain': Classifier}
+_PREDICTORS = {cls.scope: cls for cls in (Detector, Segmentor, Classifier)}

@@ -5,13 +5,13 @@ import argparse
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmlavit.analysis.breakdown import Row, break_down, part_of
 from mmlavit.analysis.complexity import DEFAULT_SHAPES, find_config, model_complexity
@@ -106,58 +106,51 @@ def read_config(name: str, options: Mapping | None = None) -> Config:
         raise UserError(f'{name} cannot be read: {" ".join(str(error).split())}') from error
 
 
+def make_table(header: Sequence[str], rows: Iterable[Sequence[str]], last: Sequence[str] = ()) -> Table:
+    """Lay out a table: names to the left, numbers to the right, sums last."""
+    numbers = [Column(name, justify='right') for name in header]
+    table = Table(Column('', overflow='fold'), *numbers, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*row)
+    if last:
+        table.add_section()
+        table.add_row(*last)
+    return table
+
+
 def parts_table(complexity: Complexity) -> Table:
     """Show the multiply-adds of the parts of a model."""
     parts = Counter()
     for (path, _), macs in complexity.cells.items():
         parts[part_of(path)] += macs
-    table = Table(box=box.SIMPLE)
-    table.add_column('')
-    table.add_column('multiply-adds (G)', justify='right')
-    for part, macs in parts.items():
-        table.add_row(part, f'{macs / 1e9:.3f}')
-    table.add_section()
-    table.add_row('model', f'{complexity.macs / 1e9:.3f}')
-    return table
+    rows = [(part, f'{macs / 1e9:.3f}') for part, macs in parts.items()]
+    return make_table(['multiply-adds (G)'], rows, ('model', f'{complexity.macs / 1e9:.3f}'))
 
 
 def breakdown_table(rows: list[Row]) -> Table:
     """Show rows with their stages, in whole numbers: they add up to the last row."""
     whole = Row('model', sum(row.total for row in rows), sum((row.stages for row in rows), Counter()))
-    table = Table(box=box.SIMPLE)
-    table.add_column('')
-    numbered = STAGES if whole.stages else ()
-    for stage in numbered:
-        table.add_column(f'stage {stage + 1}', justify='right')
-    table.add_column('total', justify='right')
-    table.add_column('share', justify='right')
-    for row in [*rows, whole]:
-        if row is whole:
-            table.add_section()
-        stages = [f'{row.stages[stage]:,}' if row.stages else '' for stage in numbered]
-        table.add_row(row.name, *stages, f'{row.total:,}', f'{row.total / whole.total:.1%}')
-    return table
+    stages = STAGES if whole.stages else ()
+
+    def cells(row: Row) -> list[str]:
+        numbers = [f'{row.stages[stage]:,}' if row.stages else '' for stage in stages]
+        return [row.name, *numbers, f'{row.total:,}', f'{row.total / whole.total:.1%}']
+
+    header = [*(f'stage {stage + 1}' for stage in stages), 'total', 'share']
+    return make_table(header, map(cells, rows), cells(whole))
 
 
 def comparison_table(compared: Mapping[str, Complexity]) -> Table:
     """Show several models side by side, with ratios to the first."""
     first = next(iter(compared.values()))
-    table = Table(box=box.SIMPLE)
-    table.add_column('', overflow='fold')
-    for name in ('parameters (M)', 'ratio', 'backbone (G)', 'other parts (G)', 'multiply-adds (G)', 'ratio'):
-        table.add_column(name, justify='right')
+    rows = []
     for name, complexity in compared.items():
         backbone = sum(macs for (path, _), macs in complexity.cells.items() if part_of(path) == 'backbone')
-        table.add_row(
-            name,
-            f'{complexity.params / 1e6:.2f}',
-            f'{complexity.params / first.params:.2f}',
-            f'{backbone / 1e9:.2f}',
-            f'{(complexity.macs - backbone) / 1e9:.2f}',
-            f'{complexity.macs / 1e9:.2f}',
-            f'{complexity.macs / first.macs:.2f}',
-        )
-    return table
+        params, macs = complexity.params, complexity.macs
+        numbers = [params / 1e6, params / first.params, backbone / 1e9, (macs - backbone) / 1e9, macs / 1e9]
+        rows.append([name, *(f'{number:.2f}' for number in [*numbers, macs / first.macs])])
+    header = ['parameters (M)', 'ratio', 'backbone (G)', 'other parts (G)', 'multiply-adds (G)', 'ratio']
+    return make_table(header, rows)
 
 
 def in_millions(elements: Mapping[tuple[str, str], int]) -> str:
