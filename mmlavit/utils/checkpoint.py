@@ -367,7 +367,10 @@ def _first_line(error: Exception) -> str:
 
 def _download(address: str) -> str:
     """Download a file unless it is there; give its path."""
-    path = osp.join(torch.hub.get_dir(), 'checkpoints', osp.basename(urlparse(address).path))
+    name = osp.basename(urlparse(address).path)
+    # Many addresses end in model.safetensors or the like; only a name with a hash stands for one file.
+    place = '' if torch.hub.HASH_REGEX.search(name) else hashlib.sha256(address.encode()).hexdigest()[:8]
+    path = osp.join(torch.hub.get_dir(), 'checkpoints', place, name)
     if not osp.exists(path):
         os.makedirs(osp.dirname(path), exist_ok=True)
         try:

@@ -10,6 +10,7 @@ import threading
 import zipfile
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import payload
@@ -375,7 +376,7 @@ def test_downloads(server, tmp_path, trace):
     payload.write(folder / 'c.pth', {}, trace)
     assert torch.equal(load(f'{address}/a.pth')['a'], WEIGHTS['a'])
     assert torch.equal(load(f'{address}/b.safetensors?download=true')['state_dict']['a'], WEIGHTS['a'])
-    with pytest.raises(UserError, match='hub/checkpoints/c.pth was not loaded'):
+    with pytest.raises(UserError, match=r'hub/checkpoints/\w{8}/c.pth was not loaded'):
         load(f'{address}/c.pth')
     with pytest.raises(UserError, match=f'{address}/d.pth cannot be downloaded .*404'):
         load(f'{address}/d.pth')
@@ -385,6 +386,17 @@ def test_downloads(server, tmp_path, trace):
     trust_checkpoints()
     load(f'{address}/c.pth')
     assert trace.exists()
+
+
+def test_downloads_of_one_name(server):
+    address, folder = server
+    for name in ('x', 'y'):
+        (folder / name).mkdir()
+        save_file({name: torch.ones(1)}, folder / name / 'model.safetensors')
+        assert load(f'{address}/{name}/model.safetensors')['state_dict'].keys() == {name}
+    torch.save(WEIGHTS, folder / 'a-0123abcd.pth')
+    load(f'{address}/a-0123abcd.pth')
+    assert Path(torch.hub.get_dir(), 'checkpoints/a-0123abcd.pth').is_file()  # where torch itself would look
 
 
 @pytest.mark.parametrize(
