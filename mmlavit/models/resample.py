@@ -95,9 +95,8 @@ def resample_tokens(x: Tensor, src: Grid, dst: Grid) -> Tensor:
         Tensor: Tokens of shape (B, dst_h * dst_w, C); x itself if the grids are equal.
     """
     (height, width), (dst_h, dst_w) = src, dst
-    if is_symbolic(*src, *dst):
-        return _resample_symbolic(x, src, dst)
-    if src == dst:
+    symbolic = is_symbolic(*src, *dst)  # then both axes are resampled, rows first, whatever the sizes
+    if not symbolic and src == dst:
         return x
     batch, _, channels = x.shape
 
@@ -106,21 +105,12 @@ def resample_tokens(x: Tensor, src: Grid, dst: Grid) -> Tensor:
         return torch.matmul(matrix, x.reshape(batch, height, -1))  # (B, dst_h, width * C)
 
     # The rows come first where they shrink and last where they grow: the other axis then sees the smaller map.
-    if dst_h < height:
+    if symbolic or dst_h < height:
         x = resample_rows(x)
-    if dst_w != width:
+    if symbolic or dst_w != width:
         matrix = _matrix_like(width, dst_w, x)
         x = torch.matmul(matrix, x.reshape(-1, width, channels))  # (B * rows, dst_w, C)
         width = dst_w
-    if dst_h > height:
+    if not symbolic and dst_h > height:
         x = resample_rows(x)
     return x.reshape(batch, dst_h * dst_w, channels)
-
-
-def _resample_symbolic(x: Tensor, src: Grid, dst: Grid) -> Tensor:
-    """:func:`resample_tokens` in one order whatever the sizes: rows, then columns."""
-    batch, _, channels = x.shape
-    rows, columns = (resample_matrix(a, b, device=x.device, dtype=x.dtype) for a, b in zip(src, dst, strict=True))
-    x = torch.matmul(rows, x.reshape(batch, src[0], src[1] * channels))  # (B, dst_h, src_w * C)
-    x = torch.matmul(columns, x.reshape(batch, dst[0], src[1], channels))  # (B, dst_h, dst_w, C)
-    return x.flatten(1, 2)

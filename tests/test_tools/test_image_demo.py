@@ -16,7 +16,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mmlavit.apis.inference import build_predictor, find_pictures, read_picture
-from mmlavit.utils.checkpoint import load_checkpoint, save_published, strip_checkpoint
+from mmlavit.utils.checkpoint import load_checkpoint
+from mmlavit.utils.publishing import save_published, strip_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs/handwritten'

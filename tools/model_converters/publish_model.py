@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
-from mmlavit.utils.checkpoint import load_checkpoint, save_published, strip_checkpoint, trust_checkpoints
+from mmlavit.utils.checkpoint import load_checkpoint, trust_checkpoints
+from mmlavit.utils.publishing import save_published, strip_checkpoint
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,0 +1,109 @@
+"""Checkpoints for others: what the users of a model need of a training checkpoint, in a file named by its content."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mmlavit.errors import UserError
+from mmlavit.version import __version__
+
+# Of a checkpoint's meta: what a user of the weights needs. The rest tells when, where and by whom it was trained.
+_PUBLISHED_META = ('dataset_meta', 'epoch', 'iter', 'mmengine_version')
+# Of the config in it: what only makes sense on the machine that trained.
+_PRIVATE_KEYS = {'launcher', 'load_from', 'resume', 'work_dir'}
+
+
+def strip_checkpoint(checkpoint: Mapping[str, Any], weights: Literal['ema', 'raw'] | None = None) -> dict[str, Any]:
+    """Keep of a training checkpoint what its users need: the weights, the classes and the config.
+
+    Optimizer, schedules, states of hooks and the log go, and with them what names the machine.
+
+    Args:
+        checkpoint (Mapping): As :func:`load_checkpoint` gives it.
+        weights (str, optional): 'ema' for the averaged weights of an ``EMAHook``, 'raw' for those that were
+            trained; default: the averaged ones if there are any, which are those that a test uses.
+
+    Returns:
+        dict[str, Any]: A checkpoint with 'meta' and 'state_dict', of tensors and plain Python values.
+
+    Raises:
+        UserError: If averaged weights are asked for and there are none.
+    """
+    state_dict = dict(checkpoint['state_dict'])
+    other = checkpoint.get('ema_state_dict')
+    if weights == 'ema' and other is None:
+        raise UserError('the checkpoint has no averaged (EMA) weights; it was trained without an EMAHook')
+    if weights == 'raw' and other is not None:
+        # EMAHook exchanges the two when it saves: the averaged weights are the checkpoint's state_dict.
+        raw = {key.removeprefix('module.'): value for key, value in other.items() if key.startswith('module.')}
+        state_dict.update((key, value) for key, value in raw.items() if key in state_dict)
+    meta = checkpoint.get('meta') or {}
+    published = {key: _plain(meta[key]) for key in _PUBLISHED_META if key in meta}
+    if isinstance(meta.get('cfg'), str):
+        with suppress(SyntaxError):  # text that is no config helps nobody
+            published['cfg'] = _without_private_keys(meta['cfg'])
+    return dict(meta={**published, 'mmlavit_version': __version__}, state_dict=state_dict)
+
+
+def save_published(checkpoint: Mapping[str, Any], path: Path) -> Path:
+    """Write a checkpoint under a name that ends in its hash, as ``mim`` and ``torch.hub`` check it.
+
+    Args:
+        checkpoint (Mapping): What :func:`strip_checkpoint` gives.
+        path (Path): Such as ``lavit_s.pth`` or ``lavit_s.safetensors``. The latter has the meta as JSON in its header.
+
+    Returns:
+        Path: The file, such as ``lavit_s-0a1b2c3d.pth``: the first 8 digits of its SHA-256.
+    """
+    # Through memory: a file would carry its own name inside, and the hash would depend on it.
+    data = _as_safetensors(checkpoint) if path.suffix == '.safetensors' else _as_pickle(checkpoint)
+    final = path.with_name(f'{path.stem}-{hashlib.sha256(data).hexdigest()[:8]}{path.suffix}')
+    partial = final.with_suffix('.partial')
+    partial.write_bytes(data)
+    os.replace(partial, final)
+    return final
+
+
+def _as_pickle(checkpoint: Mapping[str, Any]) -> bytes:
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    return content.getvalue()
+
+
+def _as_safetensors(checkpoint: Mapping[str, Any]) -> bytes:
+    from safetensors.torch import save
+
+    # It refuses tensors that share memory or have gaps.
+    weights = {
+        key: value.clone(memory_format=torch.contiguous_format) for key, value in checkpoint['state_dict'].items()
+    }
+    # One entry: several come in a random order, on which the hash would depend.
+    return save(weights, metadata=dict(meta=json.dumps(checkpoint['meta'])))
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy's numbers and arrays inside ``value`` into Python's, which every ``torch.load`` reads."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return value.tolist() if hasattr(value, 'tolist') and not torch.is_tensor(value) else value
+
+
+def _without_private_keys(text: str) -> str:
+    """Remove the assignments of ``_PRIVATE_KEYS`` from a config's text, without running it."""
+    lines = text.splitlines()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) in _PRIVATE_KEYS:
+            lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
+    return '\n'.join(line for line in lines if line is not None) + '\n'
