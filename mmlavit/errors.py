@@ -1,4 +1,7 @@
-"""Mistakes of the user: one base class, one line, one exit code. Bugs keep their stack trace."""
+"""Mistakes of the user: one base class, one line, one exit code. Bugs keep their stack trace.
+
+Every tool prints a :class:`UserError` without a stack trace and exits with code 2.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mmlavit_serve.errors import UserError
+
 USER_ERROR_CODE = 2
 
 # How long a process waits for the first process of its machine to report the same mistake. A launcher
@@ -14,12 +19,7 @@ USER_ERROR_CODE = 2
 _GRACE_SECONDS = 30
 
 
-class UserError(Exception):
-    """Something the user can fix: a missing file, a wrong key, an option that cannot work here.
-
-    The message says what is wrong, what was expected and what to do, in one line. Every tool prints it without a
-    stack trace and exits with code 2.
-    """
+__all__ = ['USER_ERROR_CODE', 'ConfigError', 'EnvironmentProblem', 'UserError', 'one_line_errors']
 
 
 class ConfigError(UserError, ValueError):

@@ -13,7 +13,7 @@ LEVELS = [
     ['environment'],
     ['utils'],
     ['models'],
-    ['datasets', 'converters'],
+    ['datasets', 'converters', 'deployment'],
     ['engine'],
     ['visualization'],
     ['apis'],

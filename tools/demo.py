@@ -1,4 +1,4 @@
-"""Make the handwritten scenes, train a small model on them, test it and show what it sees."""
+"""Make the handwritten scenes, train a small model on them, test it, show what it sees and export it."""
 
 import argparse
 import json
@@ -17,12 +17,13 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from mmlavit.analysis.curves import Curve, Log, Panel, draw_panels
-from mmlavit.apis.inference import build_predictor, find_pictures, read_picture, write_picture
 from mmlavit.datasets.handwritten import UNFINISHED
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.data_paths import missing_data
-from mmlavit.visualization.drawing import make_sheet
+from mmlavit.visualization.drawing import make_sheet, write_picture
+from mmlavit_serve import Predictor
+from mmlavit_serve.predictor import find_images
 
 TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/handwritten')
@@ -131,19 +132,23 @@ def draw_predictions(config: Path, checkpoint: Path, task: Task, folder: Path) -
     Returns:
         Path: The sheet.
     """
-    predictor = build_predictor(load_config(str(config)), str(checkpoint), get_device(), score_thr=0.5)
-    pictures = find_pictures(str(DATA / task.pictures))
+    predictor = Predictor(config, checkpoint, device=get_device(), score_thr=0.5)
+    pictures = find_images(DATA / task.pictures)
     # Evenly spread, since folders of classes come one after the other.
     pictures = pictures[:: max(1, len(pictures) // PICTURES)][:PICTURES]
     drawn = []
-    for index, picture in enumerate(pictures):
-        image = read_picture(picture)
-        sample = predictor.predict(image)
-        drawn.append(predictor.render(image, sample, task.enlarge))
+    for index, (picture, (image, result)) in enumerate(zip(pictures, predictor.predict_each(pictures), strict=True)):
+        drawn.append(result.draw(image, task.enlarge))
         write_picture(folder / 'predictions' / f'{index}.png', drawn[-1])
-        print(f'{picture}: {predictor.describe(sample)}')
+        print(f'{picture}: {result.describe()}')
     write_picture(folder / 'predictions.png', make_sheet(drawn))
     return folder / 'predictions.png'
+
+
+def try_exported(model: Path, folder: Path) -> str:
+    """Run an exported model on the first image of a folder; describe what it finds."""
+    picture = find_images(folder)[0]
+    return f'{picture.name}: {Predictor(model, score_thr=0.5).predict(picture).describe()}'
 
 
 def draw_curves(log: Log, metrics: dict[str, tuple[str, float]], out_file: Path) -> None:
@@ -205,6 +210,11 @@ def main() -> None:
         sheet = draw_predictions(config, checkpoint, task, work_dir)
         draw_curves(Log.read(work_dir), task.metrics, work_dir / 'curves.png')
 
+        model = work_dir / 'model.onnx'
+        export = [TOOLS / 'deployment/export.py', config, checkpoint, '--out', model]
+        seconds['export'] = run_step('Exporting', *export)
+        found = try_exported(model, DATA / task.pictures)
+
     measured = json.loads(newest(test_dir, '2*/2*.json').read_text())
     # mmdet has no figures where nothing was found.
     metrics = {name: measured.get(key, 0) / largest for key, (name, largest) in task.metrics.items()}
@@ -214,6 +224,7 @@ def main() -> None:
         'curves': work_dir / 'curves.png',
         'predictions': sheet,
         'all pictures': show_dir,
+        'exported model': model,
     }
     summary = {
         'task': args.task,
@@ -223,12 +234,14 @@ def main() -> None:
         'device': get_device(),
         'threads': torch.get_num_threads(),
         'files': files,
+        'onnxruntime': found,
     }
     (work_dir / 'summary.json').write_text(json.dumps(summary, indent=2, default=str) + '\n')
     scores = {name: f'{value:.3f}' for name, value in metrics.items()}
     times = {f'{name} took': timedelta(seconds=round(value)) for name, value in seconds.items()}
     print(f'\nLaViT demo: {args.task}')
-    for name, value in {**scores, **times, **files, 'summary': work_dir / 'summary.json'}.items():
+    last = {'onnxruntime': found, 'summary': work_dir / 'summary.json'}
+    for name, value in {**scores, **times, **files, **last}.items():
         print(f'  {name:<16}{value}')
 
 

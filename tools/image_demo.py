@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from mmengine.device import get_device
 from rich.progress import track
 
-from mmlavit.apis.inference import Predictor, build_predictor, find_pictures, read_picture
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_trust_argument, load_config
+from mmlavit.utils.arguments import add_trust_argument
 from mmlavit.utils.checkpoint import trust_checkpoints
-from mmlavit.visualization.video import VIDEOS, is_video, read_video, write_video
+from mmlavit.visualization.drawing import write_picture
+from mmlavit.visualization.video import read_video, write_video
+from mmlavit_serve import Predictor
+from mmlavit_serve.predictor import VIDEOS, find_images, is_video
 
 if TYPE_CHECKING:
     from mmcv import VideoReader
@@ -38,10 +40,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'pictures', help=f'an image, a folder of them (subfolders included), or a video ({", ".join(VIDEOS)})'
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('model', help='config file, or a model that tools/deployment/export.py wrote (.onnx)')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint file, for a config')
     parser.add_argument('--out-dir', default='outputs', help='where results go; default: outputs')
-    parser.add_argument('--device', default=get_device(), help='cpu or cuda:0; default: %(default)s')
+    parser.add_argument(
+        '--runtime', choices=['onnxruntime', 'openvino'], help='what runs an exported model; default: onnxruntime'
+    )
+    parser.add_argument('--device', default=get_device(), help='such as cpu or cuda:0; default: %(default)s')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below; default: %(default)s')
     add_trust_argument(parser)
     return parser.parse_args()
@@ -57,13 +62,13 @@ def main() -> None:
         if is_video(root):
             video, files = read_video(root), {root: out_dir / f'{root.stem}.mp4'}
         else:
-            video, pictures = None, find_pictures(args.pictures)
+            video, pictures = None, find_images(root)
             files = {path: out_dir / (path.name if path == root else path.relative_to(root)) for path in pictures}
         for source, out_file in files.items():
             if source.resolve() == out_file.resolve():
                 raise UserError(f'--out-dir {args.out_dir} would overwrite {source}; choose another')
-        cfg = load_config(args.config)
-        predictor = build_predictor(cfg, args.checkpoint, args.device, args.score_thr)
+        options = dict(runtime=args.runtime, device=args.device, score_thr=args.score_thr)
+        predictor = Predictor(args.model, args.checkpoint, **options)
         out_dir.mkdir(parents=True, exist_ok=True)
         with json_list(out_dir / PREDICTIONS) as append:
             if video:
@@ -99,14 +104,12 @@ def show_pictures(predictor: Predictor, files: Mapping[Path, Path], out_dir: Pat
         out_dir (Path): Where ``files`` go; the list names them from there.
         append (Append): Takes entries of the list.
     """
-    for picture, out_file in files.items():
-        image = read_picture(picture)
-        sample = predictor.predict(image)
-        predictor.draw(image, sample, out_file)
-        height, width = image.shape[:2]
+    for (picture, out_file), (image, result) in zip(files.items(), predictor.predict_each(files), strict=True):
+        write_picture(out_file, result.draw(image))
+        height, width = result.shape
         name = out_file.relative_to(out_dir).as_posix()
-        append(dict(picture=name, height=height, width=width, **predictor.record(sample)))
-        print(f'{picture}: {predictor.describe(sample)} -> {out_file}', flush=True)
+        append(dict(picture=name, height=height, width=width, **result.to_dict()))
+        print(f'{picture}: {result.describe()} -> {out_file}', flush=True)
 
 
 def show_video(predictor: Predictor, video: VideoReader, path: Path, out_file: Path, append: Append) -> None:
@@ -124,10 +127,10 @@ def show_video(predictor: Predictor, video: VideoReader, path: Path, out_file: P
     with write_video(out_file, video.fps, width, height) as write:
         # Some files do not say how many frames they have.
         for frame in track(video, description=path.name, total=max(video.frame_cnt, 0) or None):
-            sample = predictor.predict(frame)
-            write(predictor.render(frame, sample))
+            result = predictor.predict(frame)
+            write(result.draw(frame))
             seconds = round(frames / video.fps, 3)
-            append(dict(frame=frames, seconds=seconds, height=height, width=width, **predictor.record(sample)))
+            append(dict(frame=frames, seconds=seconds, height=height, width=width, **result.to_dict()))
             frames += 1
     pace = frames / (time.monotonic() - start)
     print(f'{path}: {frames} frames of {width}x{height}, {pace:.1f} a second -> {out_file}', flush=True)

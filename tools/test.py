@@ -12,7 +12,10 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint file, or a model that tools/deployment/export.py wrote (.onnx)')
+    parser.add_argument(
+        '--runtime', choices=['onnxruntime', 'openvino'], help='what runs an exported model; default: onnxruntime'
+    )
     parser.add_argument(
         '--out',
         metavar='FILE.pkl|DIR',

@@ -1,15 +1,14 @@
-"""Predictions on single images.
+"""The torch runtime of :class:`mmlavit_serve.Predictor`: a config and a checkpoint, run by their toolbox.
 
-One small class per task with the same methods; :func:`build_predictor` chooses by the config.
+One small class per task with the same method; :func:`build_model` chooses by the config.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,84 +18,84 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmlavit.errors import UserError
+from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import require_checkpoint
-from mmlavit.utils.masks import run_lengths
 from mmlavit.utils.toolbox import load_toolbox
-from mmlavit.visualization.drawing import build_visualizer, draw_sample
-
-PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-
-_MAX_NAMED = 8
-_MAX_RECORDED = 5
-_MIN_SHARE = 0.001
+from mmlavit_serve import Classification, Detections, Result, Segmentation
 
 
-class Predictor(ABC):
-    """A model that predicts on an image, says what it found, records it and draws it.
+class TorchModel(ABC):
+    """A model of a toolbox with everything from an image to a result.
 
     Args:
         cfg (Config): Config of a model of the class's toolbox.
         checkpoint (str): Its weights.
         device (str): Where to run.
-        score_thr (float): Detections below it are neither described nor recorded nor drawn.
+        score_thr (float): Detections below it are left out.
     """
 
     scope: str
 
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
         self.score_thr = score_thr
-        self.model, meta = self._load(copy.deepcopy(cfg), checkpoint, device)
-        self.classes = meta.get('classes')
-        self.visualizer = build_visualizer(self.scope, meta)
+        self.model, self.meta = self._load(copy.deepcopy(cfg), checkpoint, device)
+        self.classes = self.meta.get('classes')
 
     @abstractmethod
     def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
         """Build the model with its weights; return it and the ``metainfo`` of its data set."""
 
     @abstractmethod
-    def predict(self, image: np.ndarray) -> BaseDataElement:
-        """Run the model on ``image``, (H, W, 3) uint8 in BGR; return the toolbox's data sample."""
+    def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
+        """Run the model on images (H, W, 3) uint8 in BGR; return the toolbox's data samples."""
 
     @abstractmethod
-    def describe(self, sample: BaseDataElement) -> str:
-        """Describe a prediction in a few words."""
+    def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
+        """Take what was found out of a data sample on the CPU."""
 
-    @abstractmethod
-    def record(self, sample: BaseDataElement) -> dict[str, Any]:
-        """Return what a prediction contains as values for JSON."""
+    def predict(self, images: Sequence[np.ndarray]) -> list[Result]:
+        """Run the model on images.
 
-    def render(self, image: np.ndarray, sample: BaseDataElement, enlarge: int = 1) -> np.ndarray:
-        """Draw a prediction over its image, both ``enlarge`` times as large; give it in BGR."""
-        return draw_sample(self.visualizer, image, sample, enlarge=enlarge, score_thr=self.score_thr)
+        Args:
+            images (Sequence[np.ndarray]): Images (H, W, 3), uint8, BGR.
 
-    def draw(self, image: np.ndarray, sample: BaseDataElement, out_file: Path, enlarge: int = 1) -> None:
-        """Draw a prediction over its image into a file, whose folder is made."""
-        write_picture(out_file, self.render(image, sample, enlarge))
+        Returns:
+            list[Result]: One for each.
+        """
+        samples = self._run(list(images))
+        return [self._to_result(image.shape[:2], sample.cpu()) for image, sample in zip(images, samples, strict=True)]
 
 
-def build_predictor(cfg: Config, checkpoint: str, device: str, score_thr: float = 0.3) -> Predictor:
+def build_model(
+    cfg: Config | str | os.PathLike, checkpoint: str, device: str, score_thr: float, threads: int | None = None
+) -> TorchModel:
     """Load a model to predict on images.
 
     Args:
-        cfg (Config): Config of a classifier, detector or segmentor.
+        cfg (Config or str): Config of a classifier, detector or segmentor, or its file.
         checkpoint (str): Its weights. Class names are taken from there.
         device (str): Such as 'cpu' or 'cuda:0'.
         score_thr (float): Detections below it are left out.
+        threads (int, optional): Threads that torch uses on the CPU, for the whole process; None: as many as it uses.
 
     Returns:
-        Predictor: Ready to predict.
+        TorchModel: Ready to predict.
 
     Raises:
         UserError: If the checkpoint, the device or the kind of model is not there.
         EnvironmentProblem: If the toolbox cannot work as installed.
     """
+    if not isinstance(cfg, Config):
+        cfg = load_config(os.fspath(cfg))
     scope = cfg.get('default_scope')
-    if scope not in _PREDICTORS:
-        raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(_PREDICTORS)}')
-    require_checkpoint(checkpoint)
+    if scope not in _MODELS:
+        raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(_MODELS)}')
+    require_checkpoint(str(checkpoint))
     require_device(device)
     load_toolbox(scope)
-    return _PREDICTORS[scope](cfg, checkpoint, device, score_thr)
+    if threads:
+        torch.set_num_threads(threads)
+    return _MODELS[scope](cfg, str(checkpoint), device, score_thr)
 
 
 def require_device(device: str) -> None:
@@ -112,75 +111,10 @@ def require_device(device: str) -> None:
         torch.empty(1, device=device)
     except (AssertionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f'--device {device} cannot be used ({reason}); expected cpu or cuda:0') from error
+        raise UserError(f'device {device} cannot be used ({reason}); expected cpu or cuda:0') from error
 
 
-def find_pictures(path: str) -> list[Path]:
-    """List the images at a path.
-
-    Args:
-        path (str): An image, or a folder with images in it or in its subfolders.
-
-    Returns:
-        list[Path]: At least one, sorted.
-
-    Raises:
-        UserError: If there is none.
-    """
-    root = Path(path).expanduser()
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise UserError(f'{path} does not exist; expected an image or a folder of images')
-    found = sorted(file for file in root.rglob('*') if file.suffix.lower() in PICTURES)
-    if not found:
-        raise UserError(f'{path} has no images; expected files ending in {", ".join(PICTURES)}')
-    return found
-
-
-def read_picture(path: str | Path) -> np.ndarray:
-    """Read an image.
-
-    Args:
-        path (str or Path): The file.
-
-    Returns:
-        np.ndarray: (H, W, 3), uint8, BGR.
-
-    Raises:
-        UserError: If it is not an image.
-    """
-    import mmcv
-
-    image = mmcv.imread(str(path), channel_order='bgr')
-    if image is None:
-        raise UserError(f'{path} cannot be read as an image')
-    return image
-
-
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write an image; its folder is made.
-
-    Args:
-        path (Path): The file; its ending decides the format.
-        image (np.ndarray): (H, W, 3), uint8, BGR.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    import mmcv
-
-    try:
-        written = mmcv.imwrite(np.ascontiguousarray(image), str(path))
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error}') from error
-    if not written:
-        raise UserError(f'{path} cannot be written as an image')
-
-
-class Detector(Predictor):
-    """Boxes, and masks where the model has them."""
-
+class _Detector(TorchModel):
     scope = 'mmdet'
 
     def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -189,42 +123,20 @@ class Detector(Predictor):
         model = init_detector(cfg, checkpoint, device=device)
         return model, model.dataset_meta
 
-    def predict(self, image: np.ndarray) -> BaseDataElement:
-        """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmdet's data sample."""
+    def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
         from mmdet.apis import inference_detector
 
-        return inference_detector(self.model, image)
+        return inference_detector(self.model, images)
 
-    def describe(self, sample: BaseDataElement) -> str:
-        """Count the objects and name those with the highest scores."""
+    def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
         found = sample.pred_instances
         found = found[found.scores > self.score_thr]
-        if len(found) == 0:
-            return f'nothing above score {self.score_thr:g}'
-        order = found.scores.argsort(descending=True).tolist()
-        names = [f'{self.classes[found.labels[i]]} {found.scores[i]:.2f}' for i in order[:_MAX_NAMED]]
-        rest = ', ...' if len(order) > _MAX_NAMED else ''
-        return f'{len(order)} object{"s" if len(order) > 1 else ""}: {", ".join(names)}{rest}'
-
-    def record(self, sample: BaseDataElement) -> dict[str, Any]:
-        """List the objects, highest score first: class, score, box (x1, y1, x2, y2) and mask."""
-        found = sample.pred_instances.cpu()
-        found = found[found.scores > self.score_thr]
-        objects = []
-        for i in found.scores.argsort(descending=True).tolist():
-            label = int(found.labels[i])
-            box = [round(value, 2) for value in found.bboxes[i].tolist()]
-            score = round(float(found.scores[i]), 4)
-            entry = {'class': self.classes[label], 'label': label, 'score': score, 'box': box}
-            if 'masks' in found:
-                entry['mask'] = run_lengths(found.masks[i].numpy())
-            objects.append(entry)
-        return dict(objects=objects)
+        found = found[found.scores.argsort(descending=True, stable=True)].numpy()
+        masks = found.masks if 'masks' in found else None
+        return Detections(shape, self.classes, found.bboxes, found.scores, found.labels, masks)
 
 
-class Segmentor(Predictor):
-    """A class for each pixel."""
-
+class _Segmentor(TorchModel):
     scope = 'mmseg'
 
     def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -235,36 +147,17 @@ class Segmentor(Predictor):
         model = init_model(cfg, checkpoint, device=device)
         return model, model.dataset_meta
 
-    def predict(self, image: np.ndarray) -> BaseDataElement:
-        """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmseg's data sample."""
+    def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
         from mmseg.apis import inference_model
 
-        return inference_model(self.model, image)
+        # One by one: mmseg pads a batch to its largest image, which changes what is found in the others.
+        return [inference_model(self.model, image) for image in images]
 
-    def describe(self, sample: BaseDataElement) -> str:
-        """Give the share of the image that each class covers."""
-        labels = sample.pred_sem_seg.data.flatten().tolist()
-        shares = [
-            f'{self.classes[label]} {count / len(labels):.1%}'
-            for label, count in Counter(labels).most_common(_MAX_NAMED)
-            if count >= _MIN_SHARE * len(labels)
-        ]
-        return ', '.join(shares)
-
-    def record(self, sample: BaseDataElement) -> dict[str, Any]:
-        """List the classes in the image, the largest first: share of the pixels and mask."""
-        labels = sample.pred_sem_seg.data[0].cpu().numpy()
-        classes = []
-        for label, count in Counter(labels.ravel().tolist()).most_common():
-            share = round(count / labels.size, 4)
-            mask = run_lengths(labels == label)
-            classes.append({'class': self.classes[label], 'label': label, 'share': share, 'mask': mask})
-        return dict(classes=classes)
+    def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
+        return Segmentation(shape, self.classes, sample.pred_sem_seg.data[0].numpy(), self.meta.get('palette'))
 
 
-class Classifier(Predictor):
-    """One class for the image."""
-
+class _Classifier(TorchModel):
     scope = 'mmpretrain'
 
     def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -278,31 +171,22 @@ class Classifier(Predictor):
         model = get_model(cfg, pretrained=checkpoint, device=device)
         return model, dict(classes=model._dataset_meta.get('classes'))
 
-    def predict(self, image: np.ndarray) -> BaseDataElement:
-        """Run the model on ``image``, (H, W, 3) uint8 in BGR; give mmpretrain's data sample."""
-        from mmengine.dataset import default_collate
+    def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
+        from mmengine.dataset import pseudo_collate
 
-        size = image.shape[:2]
-        data = self.pipeline(dict(img=image, img_shape=size, ori_shape=size))
+        sizes = [image.shape[:2] for image in images]
+        data = [
+            self.pipeline(dict(img=image, img_shape=size, ori_shape=size))
+            for image, size in zip(images, sizes, strict=True)
+        ]
         with torch.no_grad():
-            return self.model.test_step(default_collate([data]))[0]
+            # One by one where the pipeline leaves them at different sizes.
+            if len({tuple(entry['inputs'].shape) for entry in data}) == 1:
+                return self.model.test_step(pseudo_collate(data))
+            return [self.model.test_step(pseudo_collate([entry]))[0] for entry in data]
 
-    def describe(self, sample: BaseDataElement) -> str:
-        """Name the three most likely classes."""
-        scores = sample.pred_score
-        best = scores.argsort(descending=True)[:3].tolist()
-        return ', '.join(f'{self._name(label)} {scores[label]:.2f}' for label in best)
-
-    def record(self, sample: BaseDataElement) -> dict[str, Any]:
-        """List the most likely classes, at most five, with their scores."""
-        scores = sample.pred_score.cpu()
-        best = scores.argsort(descending=True)[:_MAX_RECORDED].tolist()
-        classes = [{'class': self._name(i), 'label': i, 'score': round(float(scores[i]), 4)} for i in best]
-        return dict(classes=classes)
-
-    def _name(self, label: int) -> str:
-        """Give the name of a class, or its number where the checkpoint has no names."""
-        return self.classes[label] if self.classes else str(label)
+    def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
+        return Classification(shape, self.classes, sample.pred_score.numpy())
 
 
-_PREDICTORS = {cls.scope: cls for cls in (Detector, Segmentor, Classifier)}
+_MODELS = {cls.scope: cls for cls in (_Detector, _Segmentor, _Classifier)}

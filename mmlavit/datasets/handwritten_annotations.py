@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmlavit.utils.masks import bounding_box, run_lengths
+from mmlavit.utils.masks import bounding_box
+from mmlavit_serve.results import run_lengths
 
 from .handwritten_drawing import NUM_CLASSES, Scene
 

@@ -243,8 +243,8 @@ def merge_test_args(cfg: Config, args: argparse.Namespace) -> Config:
 
     Args:
         cfg (Config): The config, ``--cfg-options`` applied.
-        args (argparse.Namespace): With ``config, checkpoint, work_dir, out, show, show_dir, wait_time,
-            tta, launcher``.
+        args (argparse.Namespace): With ``config, checkpoint, runtime, work_dir, out, show, show_dir,
+            wait_time, tta, launcher``.
 
     Returns:
         Config: The config of the run.
@@ -255,6 +255,10 @@ def merge_test_args(cfg: Config, args: argparse.Namespace) -> Config:
     cfg = _merge_common_args(cfg, args, 'test')
     cfg.load_from = args.checkpoint
     cfg.resume = False
+    if args.checkpoint.endswith('.onnx'):
+        _use_exported_model(cfg, args)
+    elif args.runtime:
+        raise UserError(f'--runtime {args.runtime} runs an exported model (.onnx), but {args.checkpoint} is none')
     # A strategy shards what training needs; a test runs on whole models.
     for key in ('runner_type', 'strategy'):
         cfg.pop(key, None)
@@ -320,6 +324,15 @@ def _draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
         cfg.visualizer.update(save_dir=directory, vis_backends=[dict(type='LocalVisBackend')])
     else:
         hook['test_out_dir' if scope == 'mmdet' else 'out_dir'] = directory
+
+
+def _use_exported_model(cfg: Config, args: argparse.Namespace) -> None:
+    """Put a model that tools/deployment/export.py wrote into the place of the config's."""
+    if args.tta:
+        raise UserError(f'--tta changes the model of the config, but {args.checkpoint} is one of its own')
+    cfg.load_from = None
+    model = 'mmlavit.deployment.evaluation.ExportedModel'
+    cfg.model = ConfigDict(type=model, file=args.checkpoint, runtime=args.runtime)
 
 
 def _use_test_time_augmentation(cfg: Config) -> None:

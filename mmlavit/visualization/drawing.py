@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 from torch import Tensor
+
+from mmlavit.errors import UserError
 
 _GAP = 6  # pixels between the images of a sheet
 
@@ -101,6 +104,26 @@ def make_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
     size = images[0].shape[1::-1]
     tiles = [torch.from_numpy(mmcv.imresize(image, size)).permute(2, 0, 1) for image in images]
     return make_grid(tiles, columns, padding=_GAP, pad_value=255).permute(1, 2, 0).numpy()
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write an image; its folder is made.
+
+    Args:
+        path (Path): The file; its ending decides the format.
+        image (np.ndarray): (H, W, 3), uint8, BGR.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    import mmcv
+
+    try:
+        written = mmcv.imwrite(np.ascontiguousarray(image), str(path))
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error}') from error
+    if not written:
+        raise UserError(f'{path} cannot be written as an image')
 
 
 def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:

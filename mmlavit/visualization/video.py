@@ -15,13 +15,6 @@ from mmlavit.errors import UserError
 if TYPE_CHECKING:
     from mmcv import VideoReader
 
-VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
-
-
-def is_video(path: Path) -> bool:
-    """Tell by its name whether a file is a video."""
-    return path.is_file() and path.suffix.lower() in VIDEOS
-
 
 def read_video(path: Path) -> VideoReader:
     """Open a video.

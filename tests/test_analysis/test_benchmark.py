@@ -19,6 +19,7 @@ from mmlavit.analysis.benchmark import subjects as subjects_module
 from mmlavit.analysis.benchmark.measure import Comparison, Result, compare
 from mmlavit.analysis.benchmark.plots import plot_comparisons
 from mmlavit.analysis.benchmark.report import Report, comparison_rows, failures, growth_factors, growth_rows
+from mmlavit.analysis.benchmark.runtimes import EXPORTED, RUNTIMES
 from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, InputSize, Subject, parse_input, resolve_subjects
 from mmlavit.analysis.benchmark.worker import Runner, Settings, Worker, WorkerError
 from mmlavit.environment import EnvironmentProblem
@@ -120,10 +121,24 @@ def test_compiled_subject(monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda model, **options: calls.append(options) or model.forward)
     Runner(NANO, SIZE, QUICK)
     assert not calls
-    runner = Runner(NANO.compiled(), SIZE, QUICK)
+    runner = Runner(NANO.run_by('compile'), SIZE, QUICK)
     runner.warm_up()
     assert runner.run(1)
     assert calls == [{'dynamic': False}]
+
+
+@pytest.mark.parametrize('runtime', ['channels_last', 'onnxruntime', 'openvino'])
+def test_runtimes(runtime):
+    """They compute what eager mode does, at every size that comes."""
+    if runtime in EXPORTED:
+        pytest.importorskip(runtime)
+    model = NANO.build().eval()
+    run = RUNTIMES[runtime](model, 1)
+    for size in ((1, 3, 64, 96), (2, 3, 64, 64)):
+        images = torch.rand(size)
+        with torch.inference_mode():
+            for found, expected in zip(run(images), model(images), strict=True):
+                torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-4, atol=1e-4)
 
 
 def cpu_seconds(pid):
@@ -300,16 +315,16 @@ def test_compile_measures_both(tool, monkeypatch, tmp_path):
         return [Comparison(sizes[0], [replace(measured('x', [[1.0]], memory=1.0), subject=s) for s in subjects])]
 
     monkeypatch.setattr(tool, 'compare', compare)
-    options = '--subjects lavit_t resnet50 --inputs 224 --compile --ratio-to resnet50 --out-dir'.split()
+    options = '--subjects lavit_t resnet50 --inputs 224 --runtime eager compile --ratio-to resnet50 --out-dir'.split()
     monkeypatch.setattr(sys, 'argv', [str(TOOL), *options, str(tmp_path)])
     tool.main()
     assert asked == [
         ('lavit_t', 'eager'),
-        ('lavit_t_compiled', 'compiled'),
+        ('lavit_t_compile', 'compile'),
         ('resnet50', 'eager'),
-        ('resnet50_compiled', 'compiled'),
+        ('resnet50_compile', 'compile'),
     ]
-    assert '| lavit_t_compiled | LaViT-T, torch.compile |' in (tmp_path / 'report.md').read_text()
+    assert '| lavit_t_compile | LaViT-T, torch.compile |' in (tmp_path / 'report.md').read_text()
 
 
 @pytest.mark.parametrize(

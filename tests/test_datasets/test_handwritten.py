@@ -15,7 +15,7 @@ pytest.importorskip('sklearn')
 from mmlavit.datasets import HandwrittenConfig, generate, handwritten
 from mmlavit.datasets import handwritten_drawing as drawing
 from mmlavit.errors import ConfigError
-from mmlavit.utils.masks import run_lengths
+from mmlavit_serve.results import run_lengths
 
 TINY = HandwrittenConfig(train_scenes=12, val_scenes=6, train_crops=20, val_crops=10)
 CLI = Path(__file__).parents[2] / 'tools' / 'dataset_converters' / 'handwritten.py'

@@ -11,13 +11,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mmlavit.apis.inference import build_predictor, find_pictures, read_picture
 from mmlavit.utils.checkpoint import load_checkpoint
 from mmlavit.utils.publishing import save_published, strip_checkpoint
+from mmlavit_serve import Predictor
+from mmlavit_serve.predictor import find_images
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs/handwritten'
@@ -149,49 +149,20 @@ def test_published_as_safetensors(name, tmp_path, pictures, monkeypatch):
     """The classes come along."""
     checkpoint = load_checkpoint(write_checkpoint(name, tmp_path / 'random.pth'))
     cfg = Config.fromfile(CONFIGS / name)
-    image = read_picture(pictures / 'a.png')
     records = []
     for suffix in ('.pth', '.safetensors'):
         file = save_published(strip_checkpoint(checkpoint), tmp_path / f'published{suffix}')
-        predictor = build_predictor(cfg, str(file), 'cpu', score_thr=0)
-        assert list(predictor.classes) == list(TASKS[name])
-        records.append(predictor.record(predictor.predict(image)))
+        result = Predictor(cfg, file, score_thr=0).predict(pictures / 'a.png')
+        assert list(result.classes) == list(TASKS[name])
+        records.append(result.to_dict())
     assert records[0] == records[1]
 
 
-def test_found_objects(tmp_path, pictures):
+def test_no_objects(tmp_path, pictures):
     name = 'mask_rcnn_lavit_nano.py'
-    cfg = Config.fromfile(CONFIGS / name)
-    predictor = build_predictor(cfg, write_checkpoint(name, tmp_path / 'a.pth'), 'cpu', score_thr=0.5)
-    image = read_picture(pictures / 'a.png')
-    sample = predictor.predict(image)
-    assert predictor.describe(sample) == 'nothing above score 0.5'
-    masks = torch.zeros(3, *image.shape[:2], dtype=torch.bool)
-    masks[:, 10:60, 20:50] = True
-    boxes = torch.tensor([[20.0, 10.0, 50.0, 60.0]]).repeat(3, 1)
-    sample.pred_instances = InstanceData(
-        bboxes=boxes, masks=masks, scores=torch.tensor([0.6, 0.9, 0.2]), labels=torch.tensor([1, 7, 2])
-    )
-    assert predictor.describe(sample) == '2 objects: 7 0.90, 1 0.60'
-    record = predictor.record(sample)['objects']
-    assert json.loads(json.dumps(record)) == record
-    decoded = [decode(entry.pop('mask'), image.shape[:2]) for entry in record]
-    box = [20.0, 10.0, 50.0, 60.0]
-    assert record == [
-        {'class': '7', 'label': 7, 'score': 0.9, 'box': box},
-        {'class': '1', 'label': 1, 'score': 0.6, 'box': box},
-    ]
-    assert all(np.array_equal(mask, masks[0].numpy()) for mask in decoded)
-    predictor.draw(image, sample, tmp_path / 'drawn.png', enlarge=3)
-    drawn = cv2.imread(str(tmp_path / 'drawn.png'))
-    assert drawn.shape == (97 * 3, 120 * 3, 3)
-    smooth = cv2.resize(image, (120 * 3, 97 * 3), interpolation=cv2.INTER_CUBIC)
-    changed = np.abs(drawn.astype(int) - smooth).max(axis=2) > 30
-    assert changed[35:175, 65:145].mean() > 0.5  # inside the box
-    assert changed[:, 200:].mean() < 0.01  # right of it
-    # Drawing does not change the prediction.
-    assert torch.equal(sample.pred_instances.bboxes, boxes)
-    assert sample.pred_instances.masks.shape == masks.shape
+    predictor = Predictor(CONFIGS / name, write_checkpoint(name, tmp_path / 'a.pth'), score_thr=0.9)
+    result = predictor.predict(pictures / 'a.png')
+    assert result.describe() == 'no objects' and result.to_dict() == dict(objects=[])
 
 
 @pytest.mark.parametrize(
@@ -200,7 +171,8 @@ def test_found_objects(tmp_path, pictures):
         ({'pictures': 'nowhere'}, 'error: nowhere does not exist'),
         ({'checkpoint': 'no.pth'}, 'error: checkpoint no.pth does not exist'),
         ({'config': 'no.py'}, 'error: config no.py does not exist'),
-        ({'device': 'wombat'}, 'error: --device wombat cannot be used'),
+        ({'config': 'no.onnx'}, 'error: no.onnx has its weights inside'),
+        ({'device': 'wombat'}, 'error: device wombat cannot be used'),
         ({'out_dir': '.'}, 'error: --out-dir . would overwrite'),
         ({'pictures': 'empty.mp4'}, 'error: empty.mp4 cannot be read as a video'),
     ],
@@ -229,6 +201,6 @@ def test_mistakes(changes, message, tmp_path, pictures, monkeypatch, capsys):
     assert not list(tmp_path.rglob('predictions.json'))
 
 
-def test_find_pictures(pictures):
-    assert find_pictures(str(pictures)) == [pictures / 'a.png', pictures / 'more/a.png']
-    assert find_pictures(str(pictures / 'a.png')) == [pictures / 'a.png']
+def test_find_images(pictures):
+    assert find_images(pictures) == [pictures / 'a.png', pictures / 'more/a.png']
+    assert find_images(pictures / 'a.png') == [pictures / 'a.png']

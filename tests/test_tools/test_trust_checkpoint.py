@@ -208,9 +208,12 @@ def test_every_tool_that_reads_checkpoints_has_the_option():
     readers = {
         path.name
         for path in (ROOT / 'tools').rglob('*.py')
-        if re.search(r'\bload_checkpoint\b|build_predictor|add_common_arguments|torch\.load', path.read_text())
+        if re.search(
+            r'\bload_checkpoint\b|\bPredictor\b|export_onnx|add_common_arguments|torch\.load', path.read_text()
+        )
     }
-    assert readers == {'demo.py', 'image_demo.py', 'publish_model.py', 'pvt_v2_to_lavit.py', 'test.py', 'train.py'}
+    converters = {'export.py', 'publish_model.py', 'pvt_v2_to_lavit.py'}
+    assert readers == {'demo.py', 'image_demo.py', 'test.py', 'train.py', *converters}
     for path in (ROOT / 'tools').rglob('*.py'):
         if path.name in readers - {'demo.py'}:  # that reads what its own training has just written
             assert 'trust_checkpoints()' in path.read_text(), path

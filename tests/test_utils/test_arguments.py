@@ -41,6 +41,7 @@ def train_args(**given) -> argparse.Namespace:
 
 def test_args(**given) -> argparse.Namespace:
     default = dict(config='configs/some_model.py', checkpoint='some.pth', work_dir=None, out=None, tta=False)
+    default.update(runtime=None)
     default.update(show=False, show_dir=None, wait_time=2.0, launcher='none')
     return argparse.Namespace(**{**default, **given})
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mmlavit.analysis.benchmark.measure import compare
 from mmlavit.analysis.benchmark.report import Report, comparison_rows, failures, growth_rows, terminal_table
+from mmlavit.analysis.benchmark.runtimes import EXPORTED, RUNTIMES
 from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, parse_input, resolve_subjects
 from mmlavit.analysis.benchmark.worker import DTYPES, Settings, Worker, WorkerError
 from mmlavit.errors import UserError, one_line_errors
@@ -38,7 +39,13 @@ def parse_args() -> argparse.Namespace:
         help='names of inputs, or BATCHxHEIGHTxWIDTH; nothing, with --growth, measures only that (default: all names)',
     )
     parser.add_argument('--mode', choices=['inference', 'train'], default='inference', help='train: forward, backward')
-    parser.add_argument('--compile', action='store_true', help='measure every backbone also with torch.compile')
+    parser.add_argument(
+        '--runtime',
+        nargs='+',
+        choices=list(RUNTIMES),
+        default=['eager'],
+        help='what runs every backbone; several are measured side by side (default: eager)',
+    )
     parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='bf16 and fp16 by autocast')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--threads', type=positive, metavar='N', help='CPU threads (default: as many as torch takes)')
@@ -80,6 +87,9 @@ def main() -> None:
             raise UserError('--device cuda, but torch finds no GPU; use --device cpu')
         if not args.inputs and (args.growth is None or args.profile):
             raise UserError('--inputs names none; expected at least one, or --growth beside it')
+        exported = [runtime for runtime in args.runtime if runtime in EXPORTED]
+        if exported and (args.mode, args.dtype, args.device) != ('inference', 'fp32', 'cpu'):
+            raise UserError(f'--runtime {exported[0]} is measured in inference, in fp32 and on the CPU only')
         settings = Settings(
             mode=args.mode,
             dtype=args.dtype,
@@ -109,8 +119,7 @@ def profile(args: argparse.Namespace, settings: Settings) -> None:
 def benchmark(args: argparse.Namespace, settings: Settings) -> None:
     """Compare the backbones at each input; print and save after each."""
     subjects = resolve_subjects(args.subjects)
-    if args.compile:
-        subjects = [each for subject in subjects for each in (subject, subject.compiled())]
+    subjects = [subject.run_by(runtime) for subject in subjects for runtime in args.runtime]
     sizes = [parse_input(text) for text in args.inputs]
     growth_subjects = [] if args.growth is None else resolve_subjects(args.growth or GROWTH_SUBJECTS)
     names = [subject.name for subject in subjects]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mmengine.visualization import Visualizer
 
-from mmlavit.apis.inference import write_picture
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, load_config
 from mmlavit.visualization.browse import browse
+from mmlavit.visualization.drawing import write_picture
 
 
 def parse_args() -> argparse.Namespace:

@@ -24,7 +24,7 @@ OTHER_STACK = {
     'maintained': re.compile('(mmcv|mmcv_lite|mmengine|mmdet|mmsegmentation|mmpretrain)-'),
     'official': re.compile('onedl_mm'),
 }
-THIS_PACKAGE = ('-e', '.[optional,tests,docs]')
+THIS_PACKAGE = ('-e', '.[optional,deploy,tests,docs]')
 # What the installation depends on: a change in one of them has it looked at again.
 INPUTS = ('requirements/*.txt', 'setup.py', 'pyproject.toml', 'mmlavit/version.py', 'ops/pyproject.toml', 'ops/mmcv/*')
 UV = 'uv>=0.8'

@@ -14,6 +14,8 @@ from mmlavit.environment import check_environment, find_installed
 from mmlavit.errors import UserError
 from mmlavit.models.arch import ARCH_ZOO
 
+from .runtimes import TITLES
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -26,7 +28,7 @@ class Subject:
         kwargs (Mapping): Its arguments; plain data, since another process builds the backbone.
         toolbox (str, optional): The package besides mmlavit that it comes from: 'timm', 'mmdet', 'mmseg' or
             'mmpretrain'; None for LaViT.
-        runtime (str): What runs it: 'eager', or 'compiled' by ``torch.compile``.
+        runtime (str): What runs it: a key of :data:`~mmlavit.analysis.benchmark.runtimes.RUNTIMES`.
     """
 
     name: str
@@ -36,9 +38,11 @@ class Subject:
     toolbox: str | None = None
     runtime: str = 'eager'
 
-    def compiled(self) -> Subject:
-        """Return the same backbone, to be compiled."""
-        return replace(self, name=f'{self.name}_compiled', title=f'{self.title}, torch.compile', runtime='compiled')
+    def run_by(self, runtime: str) -> Subject:
+        """Return the same backbone for another runtime."""
+        if runtime == self.runtime:
+            return self
+        return replace(self, name=f'{self.name}_{runtime}', title=f'{self.title}, {TITLES[runtime]}', runtime=runtime)
 
     def build(self) -> nn.Module:
         """Build the backbone with random weights.

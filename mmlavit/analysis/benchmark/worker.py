@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -18,19 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..flops import count_complexity
+from .runtimes import EXPORTED, RUNTIMES
 from .subjects import InputSize, Subject
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-
-# What makes of a backbone the callable that is measured, by the name that a subject gives.
-RUNTIMES: Mapping[str, Callable[[nn.Module], Callable[[Tensor], Any]]] = {
-    'eager': lambda model: model,
-    # Two sizes are run, and the second must not be compiled for any size.
-    'compiled': lambda model: torch.compile(model, dynamic=False),
-}
 
 # After a turn, until the threads that have worked are asleep; see _environment.
 _PAUSE_SECONDS = 0.05
@@ -181,12 +175,14 @@ class Runner:
         torch.manual_seed(0)
         self.model = subject.build().to(self.device)
         self.model.train(settings.mode == 'train')  # not chained: OpenMMLab's often return nothing
-        self.runtime = RUNTIMES[subject.runtime](self.model)
+        self.exported = subject.runtime in EXPORTED
+        self.runtime = RUNTIMES[subject.runtime](self.model, settings.threads)
 
     def warm_up(self) -> None:
         """Run at the memory base, from where memory counts, then at the size of the input."""
         side = self.settings.memory_base
-        self._step(torch.rand(1, 3, side, side, device=self.device))
+        if not self.exported:  # to export takes more memory than to run
+            self._step(torch.rand(1, 3, side, side, device=self.device))
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats()
         else:
@@ -211,11 +207,13 @@ class Runner:
 
         Returns:
             dict[str, float]: 'memory_mb', the peak; on the CPU, what it grew by since the backbone was built and run
-            once. 'params' and 'macs', the parameters and the multiply-adds of one image in inference.
+            once, and None if it was exported. 'params' and 'macs', the parameters and the multiply-adds of one image
+            in inference.
         """
         # Memory first: counting runs the backbone in another way.
         on_gpu = self.device.type == 'cuda'
         memory = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else _peak_resident() - self.base_memory
+        memory = None if self.exported else memory
         self.model.eval()
         counted = count_complexity(self.model, lambda: self.model(self.images[:1]))
         return dict(memory_mb=memory, params=counted.params, macs=counted.macs)

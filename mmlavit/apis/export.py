@@ -1,0 +1,156 @@
+"""Whole models as ONNX files, and the backbone as a program of ``torch.export``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+from torch.export import Dim
+
+from mmlavit.deployment.models import build_graph
+from mmlavit.deployment.pipeline import describe_pipeline
+from mmlavit.errors import UserError
+from mmlavit.utils.arguments import load_config
+from mmlavit.version import __version__
+from mmlavit_serve.runtimes import METADATA
+
+from .inference import build_model
+
+OPSETS = range(18, 21)
+"""Versions of ONNX's operators that can be chosen. From 20 on GELU is one of them."""
+
+_TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
+# Sides of a dynamic graph. Grids of one row or column would be a case of their own; above, products of sizes would
+# leave 64 bits.
+_SIDES = dict(min=33, max=16384)
+_EXAMPLE = (170, 250)  # neither equal nor multiples of 32, so that nothing is taken for a constant
+
+
+def export_onnx(
+    cfg: Config | str | os.PathLike,
+    checkpoint: str,
+    out_file: str | os.PathLike,
+    shape: tuple[int, int] | None = None,
+    opset: int = 20,
+) -> Path:
+    """Export the model of a config, with its pre- and post-processing, as an ONNX file.
+
+    The graph takes ``images`` of shape (B, H, W, 3), uint8, in the order blue, green, red; resizing is the caller's, or
+    that of ``mmlavit_serve.Predictor``. B is free for classifiers and segmentors and 1 for detectors. Outputs:
+
+    * classification: ``scores`` (B, classes), probabilities.
+    * detection: ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of the input, ``scores`` (N,), ``labels`` (N,), highest
+      score first, and ``masks`` (N, s, s), probabilities inside of the boxes, where the model has them.
+    * segmentation: ``labels`` (B, h, w) at the height and width that the second input, ``size`` (2,), asks for.
+
+    Args:
+        cfg (Config or str): Config, or its file.
+        checkpoint (str): Weights.
+        out_file (str or Path): The file, ending in .onnx.
+        shape (tuple[int, int], optional): Height and width of all images; None: any from 33 to 16384.
+        opset (int): Version of ONNX's operators, one of :data:`OPSETS`.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        UserError: If a package is missing, or the model has no form as a graph; the message names the part.
+    """
+    out_file = Path(out_file)
+    if out_file.suffix != '.onnx':
+        raise UserError(f'{out_file} does not end in .onnx')
+    if opset not in OPSETS:
+        raise UserError(f'opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}')
+    if shape is not None and min(shape) < 1:
+        raise UserError(f'shape is {shape}, expected a height and a width above 0')
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError('exporting needs onnx and onnxscript; `pip install onnx onnxscript` installs them') from error
+    if not isinstance(cfg, Config):
+        cfg = load_config(os.fspath(cfg))
+    built = build_model(cfg, checkpoint, 'cpu', 0.0)
+    init_default_scope(built.scope)
+    metadata = _describe(cfg, built.scope, built.model, built.meta, checkpoint)
+    graph = build_graph(built.model, built.scope)
+    height, width = shape or _EXAMPLE
+    batched = built.scope != 'mmdet'
+    arguments = {'images': torch.zeros(2 if batched else 1, height, width, 3, dtype=torch.uint8)}
+    sizes = {0: Dim('batch', min=1, max=1024)} if batched else {}
+    if shape is None:
+        sizes.update({1: Dim('height', **_SIDES), 2: Dim('width', **_SIDES)})
+    dynamic = {'images': sizes}
+    if built.scope == 'mmseg':
+        arguments['size'] = torch.tensor([height, width])
+        dynamic['size'] = None
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(
+                graph, (), arguments, dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=True
+            )
+            exported = torch.onnx.export(
+                program,
+                opset_version=opset,
+                dynamo=True,
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                verbose=False,
+            )
+    except Exception as error:  # torch's own classes for what it cannot trace are many
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+        raise UserError(f'{cfg.filename} cannot be exported: {reason}') from error
+    exported.model.metadata_props[METADATA] = json.dumps(metadata)
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    partial = out_file.with_suffix('.partial.onnx')
+    exported.save(os.fspath(partial))
+    os.replace(partial, out_file)
+    return out_file
+
+
+def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
+    """Collect what a user of the file has to know, as values for JSON."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    preprocessor = model.data_preprocessor
+    normalised = getattr(preprocessor, '_enable_normalize', True)
+    palette = meta.get('palette')
+    rcnn = (model.test_cfg.get('rcnn') or {}) if scope == 'mmdet' else {}
+    return dict(
+        task=_TASKS[scope],
+        classes=list(meta['classes']) if meta.get('classes') else None,
+        palette=[list(colour) for colour in palette] if palette and not isinstance(palette, str) else None,
+        transforms=describe_pipeline(dataset.pipeline),
+        mean=preprocessor.mean.flatten().tolist() if normalised else None,
+        std=preprocessor.std.flatten().tolist() if normalised else None,
+        mask_thr=rcnn.get('mask_thr_binary', 0.5),
+        config=Path(cfg.filename).name if cfg.filename else None,
+        checkpoint=Path(checkpoint).name,
+        checkpoint_sha256=hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+        mmlavit_version=__version__,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from remarks about its own operators."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)

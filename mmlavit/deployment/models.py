@@ -1,0 +1,165 @@
+"""Whole models: an image of bytes in, what the toolbox's test would give out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlavit.errors import ConfigError
+
+from .operators import replace_adaptive_pooling, resize
+
+
+class Normalisation(nn.Module):
+    """What a data preprocessor does to an image before a test: channel order, mean and deviation, padding.
+
+    Args:
+        preprocessor (nn.Module): That of a model of mmpretrain, mmdet or mmseg.
+    """
+
+    def __init__(self, preprocessor: nn.Module) -> None:
+        super().__init__()
+        attributes = ('_channel_conversion', 'channel_conversion', 'to_rgb')  # by toolbox
+        self.swap = any(getattr(preprocessor, name, False) for name in attributes)
+        if getattr(preprocessor, '_enable_normalize', True):
+            self.register_buffer('mean', preprocessor.mean.view(-1, 1, 1).clone())
+            self.register_buffer('std', preprocessor.std.view(-1, 1, 1).clone())
+        else:
+            self.mean = self.std = None
+        self.divisor = getattr(preprocessor, 'pad_size_divisor', None) or 1
+        if self.divisor > 1 and preprocessor.pad_value:
+            raise ConfigError(f'data_preprocessor pads with {preprocessor.pad_value}, expected 0 for an export')
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turn images (B, H, W, 3) of bytes, BGR as OpenCV reads them, into the backbone's (B, 3, H', W')."""
+        x = images.permute(0, 3, 1, 2)
+        if self.swap:
+            x = x[:, [2, 1, 0]]
+        x = x.float()
+        if self.mean is not None:
+            x = (x - self.mean) / self.std
+        if self.divisor == 1:
+            return x
+        below, right = (-(-side // self.divisor) * self.divisor - side for side in images.shape[1:3])
+        return F.pad(x, (0, right, 0, below))
+
+
+class Classifier(nn.Module):
+    """Images to the probabilities of classes.
+
+    Args:
+        model (nn.Module): ImageClassifier of mmpretrain.
+    """
+
+    inputs, outputs = ('images',), ('scores',)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.normalise = Normalisation(model.data_preprocessor)
+        self.backbone, self.neck, self.head = model.backbone, model.neck, model.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images (B, H, W, 3): probabilities (B, classes)."""
+        features = self.backbone(self.normalise(images))
+        return self.head(features if self.neck is None else self.neck(features)).softmax(dim=-1)
+
+
+class Detector(nn.Module):
+    """One image to boxes, and masks where the model has them.
+
+    Args:
+        model (nn.Module): One- or two-stage detector of mmdet.
+    """
+
+    inputs = ('images',)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        from .detectors import OneStage, TwoStages  # mmdet, which the other tasks do without
+
+        self.normalise = Normalisation(model.data_preprocessor)
+        self.backbone, self.neck = model.backbone, model.neck if model.with_neck else None
+        self.head = TwoStages(model) if hasattr(model, 'roi_head') else OneStage(model)
+        self.outputs = self.head.outputs
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Detect on an image (1, H, W, 3).
+
+        Args:
+            images (Tensor): The image.
+
+        Returns:
+            tuple[Tensor]: Boxes (x1, y1, x2, y2) of shape (N, 4) in pixels, scores (N,) and labels (N,), highest
+            score first; for models with masks also their probabilities inside of the boxes, (N, s, s).
+        """
+        features = self.backbone(self.normalise(images))
+        features = features if self.neck is None else self.neck(features)
+        height, width = images.shape[1:3]
+        limit = torch.stack([torch.scalar_tensor(side, device=images.device) for side in (width, height) * 2])
+        return self.head(features, limit)
+
+
+class Segmentor(nn.Module):
+    """Images to the class of every pixel.
+
+    Args:
+        model (nn.Module): EncoderDecoder of mmseg.
+    """
+
+    inputs, outputs = ('images', 'size'), ('labels',)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.normalise = Normalisation(model.data_preprocessor)
+        self.backbone, self.neck = model.backbone, model.neck if model.with_neck else None
+        self.head = model.decode_head
+        if model.test_cfg.get('mode') != 'whole' or self.head.out_channels < 2:
+            raise ConfigError(
+                f'test_cfg={dict(model.test_cfg)} with {self.head.out_channels} output channels cannot be exported; '
+                "expected mode='whole' and at least 2 channels"
+            )
+        replace_adaptive_pooling(self.head)
+
+    def forward(self, images: Tensor, size: Tensor) -> Tensor:
+        """Segment images.
+
+        Args:
+            images (Tensor): Images (B, H, W, 3).
+            size (Tensor): Height and width of the result, such as those that the image had before it was resized, (2,).
+
+        Returns:
+            Tensor: Labels (B, height, width).
+        """
+        features = self.backbone(self.normalise(images))
+        features = features if self.neck is None else self.neck(features)
+        logits = resize(self.head(features), images.shape[1:3], self.head.align_corners)
+        return resize(logits, _lengths(size), self.head.align_corners).argmax(dim=1)
+
+
+def _lengths(size: Tensor) -> Sequence[int]:
+    """Read two lengths from a tensor, in an export as symbols."""
+    lengths = size.tolist()
+    for length in lengths:
+        torch._check(length >= 1)
+    return lengths
+
+
+def build_graph(model: nn.Module, scope: str) -> nn.Module:
+    """Turn a model into one whose ``forward`` is the whole test.
+
+    Args:
+        model (nn.Module): Model of a toolbox; it is copied.
+        scope (str): 'mmpretrain', 'mmdet' or 'mmseg'.
+
+    Returns:
+        nn.Module: In evaluation mode, with the names of its ``inputs`` and ``outputs``.
+
+    Raises:
+        ConfigError: If a part of the model has no form for an export.
+    """
+    graph = {'mmpretrain': Classifier, 'mmdet': Detector, 'mmseg': Segmentor}[scope]
+    return graph(copy.deepcopy(model)).eval()

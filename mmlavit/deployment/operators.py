@@ -1,0 +1,160 @@
+"""Steps of post-processing in the form that an export needs: sizes are symbols, and nothing is asked of their values.
+
+All are plain tensor code that also runs in eager mode. ONNX has an operator for every one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from mmcv.ops import RoIAlign
+from mmdet.models.task_modules import DeltaXYWHBBoxCoder
+from torch import Tensor, nn
+
+from mmlavit.errors import ConfigError
+
+_MOST = 2**31  # more objects than any image has
+
+
+class AdaptiveAvgPool2d(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as one small matrix per axis; ONNX has it for an output of 1 x 1 only.
+
+    Args:
+        output_size (int): Rows and columns of the output.
+    """
+
+    def __init__(self, output_size: int) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average x of shape (B, C, H, W) to (B, C, s, s), s the output size."""
+        rows, columns = (self._matrix(side, x) for side in x.shape[-2:])
+        return torch.matmul(torch.matmul(rows, x), columns.t())
+
+    def _matrix(self, side: int, x: Tensor) -> Tensor:
+        """Matrix (s, side) of the means over the bins ``floor(i * side / s)`` to ``ceil((i + 1) * side / s)``."""
+        bins = torch.arange(self.output_size, device=x.device)[:, None]
+        first, last = bins * side // self.output_size, -(-(bins + 1) * side // self.output_size)
+        position = torch.arange(side, device=x.device)[None, :]
+        inside = (position >= first) & (position < last)
+        return inside.to(x.dtype) / (last - first)
+
+
+def replace_adaptive_pooling(module: nn.Module) -> None:
+    """Replace every adaptive average pooling to more than 1 x 1 below a module, in place.
+
+    Args:
+        module (nn.Module): Such as the head of an UperNet.
+    """
+    for name, child in module.named_children():
+        if not isinstance(child, nn.AdaptiveAvgPool2d):
+            replace_adaptive_pooling(child)
+        elif child.output_size not in (1, (1, 1)):
+            size = child.output_size
+            if not isinstance(size, int):
+                raise ConfigError(f'{name} pools to {size}; only equal numbers of rows and columns can be exported')
+            setattr(module, name, AdaptiveAvgPool2d(size))
+
+
+def resize(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """Interpolate maps (B, C, H, W) to another height and width."""
+    return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=align_corners)
+
+
+def highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Find the highest of some scores, without asking how many there are.
+
+    Args:
+        scores (Tensor): Scores of shape (N,), in [0, 1] or before a sigmoid.
+        count (int): How many are wanted.
+
+    Returns:
+        tuple[Tensor, Tensor]: The highest in falling order and their indices, (count,) each. Where N is less than
+        count, the rest is minus infinity at the index 0.
+    """
+    filler = scores.new_full((count,), -torch.inf)
+    values, indices = torch.cat([scores, filler]).topk(count)
+    return values, torch.where(values == -torch.inf, 0, indices)
+
+
+def indices_of(mask: Tensor) -> Tensor:
+    """Find where a mask is true: (number of them, dimensions of the mask)."""
+    indices = mask.nonzero()
+    # Otherwise the sums of several such numbers leave the range of 64 bits, in what an export notes of its sizes.
+    torch._check(indices.shape[0] <= _MOST)
+    return indices
+
+
+def keep_apart(boxes: Tensor, scores: Tensor, groups: Tensor, limit: Tensor, iou_threshold: float) -> Tensor:
+    """Non-maximum suppression within groups, such as classes.
+
+    Args:
+        boxes (Tensor): Boxes (x1, y1, x2, y2) of shape (N, 4), inside of the image.
+        scores (Tensor): Scores of shape (N,).
+        groups (Tensor): Number of the group of each, (N,).
+        limit (Tensor): Largest coordinates (x, y, x, y) of shape (4,).
+        iou_threshold (float): Intersection over union above which the lower score goes.
+
+    Returns:
+        Tensor: Indices of the boxes that stay, highest score first.
+    """
+    # Groups are moved so far apart that no two overlap.
+    offset = groups.to(boxes.dtype) * (limit.max() + 1)
+    kept = torchvision.ops.nms(boxes + offset[:, None], scores, iou_threshold)
+    torch._check(kept.shape[0] <= _MOST)
+    return kept
+
+
+class BoxDecoder(nn.Module):
+    """Boxes from the deltas that a head predicts, moved into the image.
+
+    Args:
+        coder (nn.Module): DeltaXYWHBBoxCoder of mmdet.
+    """
+
+    _MAX_LOG_RATIO = math.log(1000 / 16)  # that of mmdet
+
+    def __init__(self, coder: object) -> None:
+        super().__init__()
+        if type(coder) is not DeltaXYWHBBoxCoder or coder.add_ctr_clamp or not coder.clip_border:
+            raise ConfigError(
+                f'bbox_coder={type(coder).__name__} cannot be exported; expected a DeltaXYWHBBoxCoder with clip_border'
+            )
+        self.register_buffer('means', torch.tensor(coder.means))
+        self.register_buffer('stds', torch.tensor(coder.stds))
+
+    def forward(self, boxes: Tensor, deltas: Tensor, limit: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            boxes (Tensor): Anchors or regions (x1, y1, x2, y2) of shape (N, 4).
+            deltas (Tensor): What is predicted for each, (N, 4).
+            limit (Tensor): Largest coordinates (x, y, x, y) of the image, (4,).
+
+        Returns:
+            Tensor: Boxes (N, 4).
+        """
+        shift, log_scale = (deltas * self.stds + self.means).split(2, dim=1)
+        first, last = boxes.split(2, dim=1)
+        size = last - first
+        centre = (first + last) * 0.5 + size * shift
+        half = size * log_scale.clamp(-self._MAX_LOG_RATIO, self._MAX_LOG_RATIO).exp() * 0.5
+        return torch.minimum(torch.cat([centre - half, centre + half], dim=1).clamp(min=0), limit)
+
+
+def check_roi_align(layer: nn.Module) -> None:
+    """Raise a ConfigError unless a layer is RoIAlign as ONNX has it."""
+    if not isinstance(layer, RoIAlign) or layer.pool_mode != 'avg':
+        raise ConfigError(f'{layer} cannot be exported; expected roi_layer=dict(type="RoIAlign", pool_mode="avg")')
+
+
+def roi_align(layer: RoIAlign, x: Tensor, rois: Tensor) -> Tensor:
+    """RoIAlign of mmcv: maps (1, C, H, W) and boxes (R, 4) to (R, C, h, w)."""
+    rois = F.pad(rois, (1, 0))  # the number of the image, 0
+    size, scale, ratio = layer.output_size, layer.spatial_scale, layer.sampling_ratio
+    return torchvision.ops.roi_align(x, rois, size, scale, ratio, layer.aligned)

@@ -1,0 +1,66 @@
+"""A test pipeline as plain values, for a runtime that has no OpenMMLab."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.registry import TRANSFORMS
+
+from mmlavit.errors import ConfigError
+from mmlavit_serve.resizing import CV2_CODES, PILLOW_FILTERS
+
+# Steps that do nothing to the pixels of an image that was read as OpenCV reads it.
+_SILENT = {'LoadAnnotations', 'PackInputs', 'PackDetInputs', 'PackSegInputs'}
+# Those that `mmlavit_serve.resizing` has, with the arguments that count.
+_KNOWN = {
+    'Resize': ('scale', 'scale_factor', 'keep_ratio', 'interpolation', 'backend'),
+    'ResizeEdge': ('scale', 'edge', 'interpolation', 'backend'),
+    'CenterCrop': ('crop_size',),
+}
+
+
+def describe_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """List what a test pipeline does to an image between reading and packing.
+
+    Args:
+        pipeline (Sequence[Mapping]): Transforms of a config, in the scope of its toolbox.
+
+    Returns:
+        list[dict]: For each step its type and all arguments that change pixels, as values for JSON.
+
+    Raises:
+        ConfigError: For a step that exported models do not know.
+    """
+    steps = []
+    for config in pipeline:
+        transform = TRANSFORMS.build(dict(config))
+        name = type(transform).__name__
+        if name == 'LoadImageFromFile':
+            if transform.color_type != 'color' or transform.to_float32 or transform.imdecode_backend != 'cv2':
+                raise ConfigError(f'{dict(config)} of the test pipeline reads images in a way that is not exported')
+        elif name in _KNOWN:
+            steps.append(dict(type=name, **{key: _plain(getattr(transform, key)) for key in _KNOWN[name]}))
+            _check(steps[-1], transform)
+        elif name not in _SILENT:
+            raise ConfigError(
+                f'{name} of the test pipeline is not exported; known are {", ".join([*_KNOWN, *sorted(_SILENT)])}'
+            )
+    return steps
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, as JSON does."""
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _check(step: dict[str, Any], transform: object) -> None:
+    """Fill in a scale factor for both axes; raise a ConfigError for what has no equal without OpenMMLab."""
+    if step.get('scale_factor') is not None and not isinstance(step['scale_factor'], list):
+        step['scale_factor'] = [step['scale_factor']] * 2
+    if getattr(transform, 'auto_pad', False):
+        raise ConfigError('CenterCrop with auto_pad=True is not exported')
+    if 'interpolation' in step:
+        known = CV2_CODES if step['backend'] == 'cv2' else PILLOW_FILTERS
+        if step['interpolation'] not in known:
+            raise ConfigError(f'{step} of the test pipeline is not exported; known are {", ".join(known)}')

@@ -1,0 +1,192 @@
+"""Predictions on images, folders and videos, the same for every runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from .errors import UserError
+from .exported import ExportedModel
+from .results import Result
+
+IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
+
+Picture = str | os.PathLike | np.ndarray
+"""The file of an image, or its pixels: (H, W, 3), uint8, BGR."""
+
+
+class Predictor:
+    """A model that predicts on images.
+
+    Example:
+        >>> predictor = Predictor('model.onnx')  # or Predictor('config.py', 'checkpoint.pth')
+        >>> result = predictor.predict('image.jpg')
+        >>> cv2.imwrite('drawn.png', result.draw(cv2.imread('image.jpg')))
+
+    Args:
+        model (str or Path): A model that tools/deployment/export.py wrote (.onnx), or a config.
+        checkpoint (str, optional): Weights, for a config.
+        runtime (str, optional): 'onnxruntime' (default) or 'openvino' for an exported model, 'torch' for a config.
+        device (str): 'cpu', or another that the runtime has, such as 'cuda:0'.
+        score_thr (float): Detections below it are left out.
+        threads (int, optional): Threads of the CPU; None: as the runtime takes them.
+
+    Raises:
+        UserError: If a file, the runtime or the device cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        checkpoint: str | None = None,
+        *,
+        runtime: str | None = None,
+        device: str = 'cpu',
+        score_thr: float = 0.3,
+        threads: int | None = None,
+    ) -> None:
+        if isinstance(model, (str, os.PathLike)) and Path(model).suffix == '.onnx':
+            if checkpoint is not None:
+                raise UserError(f'{model} has its weights inside; expected no checkpoint beside it')
+            path = Path(model).expanduser()
+            self.model = ExportedModel(path, runtime or 'onnxruntime', device, score_thr, threads)
+            return
+        if runtime not in (None, 'torch'):
+            raise UserError(f'runtime {runtime} takes exported models (.onnx); tools/deployment/export.py writes them')
+        if checkpoint is None:
+            raise UserError(f'{model} is not an exported model (.onnx), so it needs a checkpoint beside it')
+        try:
+            from mmlavit.apis.inference import build_model
+        except ModuleNotFoundError as error:
+            if error.name != 'mmlavit':
+                raise
+            raise UserError(
+                f'{model} is a config, for which mmlavit has to be installed; or export it first'
+            ) from error
+        self.model = build_model(model, checkpoint, device, score_thr, threads)
+
+    def predict(self, picture: Picture) -> Result:
+        """Predict on one image.
+
+        Args:
+            picture (str, Path or np.ndarray): The file of an image, or its pixels: (H, W, 3), uint8, BGR.
+
+        Returns:
+            Result: What was found, in pixels of the image.
+
+        Raises:
+            UserError: If it is not an image.
+        """
+        return self.model.predict([read_image(picture)])[0]
+
+    def predict_each(
+        self, pictures: str | os.PathLike | Iterable[Picture], batch_size: int = 1
+    ) -> Iterator[tuple[np.ndarray, Result]]:
+        """Predict on many images, one after the other in their order.
+
+        Args:
+            pictures (str, Path or Iterable): A folder (with its subfolders), an image, a video, or images as for
+                :meth:`predict`.
+            batch_size (int): Images that are read and, where the model allows it, computed together.
+
+        Yields:
+            tuple[np.ndarray, Result]: An image, (H, W, 3) uint8 in BGR, and what was found in it.
+
+        Raises:
+            UserError: If there is nothing to read.
+        """
+        if isinstance(pictures, (str, os.PathLike)):
+            path = Path(pictures).expanduser()
+            pictures = read_frames(path) if is_video(path) else find_images(path)
+        images = map(read_image, pictures)
+        while batch := list(islice(images, batch_size)):
+            yield from zip(batch, self.model.predict(batch), strict=True)
+
+
+def read_image(picture: Picture) -> np.ndarray:
+    """Read an image, or check one that was read.
+
+    Args:
+        picture (str, Path or np.ndarray): The file, or the pixels.
+
+    Returns:
+        np.ndarray: Image of shape (H, W, 3), uint8, BGR.
+
+    Raises:
+        UserError: If it is not an image.
+    """
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            raise UserError(
+                f'the image has shape {picture.shape} and type {picture.dtype}; expected (H, W, 3) of uint8, in the '
+                'order blue, green, red as cv2.imread gives it'
+            )
+        return picture
+    path = Path(picture).expanduser()
+    if not path.is_file():
+        raise UserError(f'{path} does not exist; expected an image')
+    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+    if image is None:
+        raise UserError(f'{path} cannot be read as an image')
+    return image
+
+
+def find_images(path: Path) -> list[Path]:
+    """List the images at a path.
+
+    Args:
+        path (Path): An image, or a folder with images in it or in its subfolders.
+
+    Returns:
+        list[Path]: At least one, sorted.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f'{path} does not exist; expected an image or a folder of images')
+    found = sorted(file for file in path.rglob('*') if file.suffix.lower() in IMAGES)
+    if not found:
+        raise UserError(f'{path} has no images; expected files ending in {", ".join(IMAGES)}')
+    return found
+
+
+def is_video(path: Path) -> bool:
+    """Tell by its name whether a file is a video."""
+    return path.is_file() and path.suffix.lower() in VIDEOS
+
+
+def read_frames(path: Path) -> Iterator[np.ndarray]:
+    """Read a video frame by frame.
+
+    Args:
+        path (Path): The file.
+
+    Yields:
+        np.ndarray: Frames, (H, W, 3) uint8 in BGR.
+
+    Raises:
+        UserError: If it cannot be read as a video.
+    """
+    video = cv2.VideoCapture(os.fspath(path))
+    try:
+        if not video.isOpened():
+            raise UserError(
+                f'{path} cannot be read as a video; expected one that OpenCV decodes, such as H.264 in .mp4'
+            )
+        while True:
+            there, frame = video.read()
+            if not there:
+                return
+            yield frame
+    finally:
+        video.release()

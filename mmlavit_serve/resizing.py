@@ -1,0 +1,133 @@
+"""Images resized as the transforms of mmcv do it, by OpenCV or as Pillow does it.
+
+Pillow's filters are those of its C code, with weights of 22 bits: the result is equal to the byte, unless Pillow
+filters columns first, as version 13 does where an image shrinks much more in height than in width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+CV2_CODES = {
+    'nearest': cv2.INTER_NEAREST,
+    'bilinear': cv2.INTER_LINEAR,
+    'bicubic': cv2.INTER_CUBIC,
+    'area': cv2.INTER_AREA,
+    'lanczos': cv2.INTER_LANCZOS4,
+}
+"""Interpolations by OpenCV."""
+
+_PRECISION = 22  # bits of Pillow's fixed-point weights
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(0, 1 - np.abs(x))
+
+
+def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
+    x = np.abs(x)
+    inner, outer = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0))
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
+
+
+PILLOW_FILTERS: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
+    'bilinear': (_triangle, 1.0),
+    'bicubic': (_cubic, 2.0),
+    'lanczos': (_lanczos, 3.0),
+}
+"""Interpolations by Pillow: the filter and its radius."""
+
+
+def apply(transform: Mapping[str, Any], image: np.ndarray) -> np.ndarray:
+    """Apply a transform that an exported model names.
+
+    Args:
+        transform (Mapping): 'type' is Resize, ResizeEdge or CenterCrop; the other keys are arguments of mmcv's or
+            mmpretrain's class of this name.
+        image (np.ndarray): Image of shape (H, W, 3), uint8.
+
+    Returns:
+        np.ndarray: The new image.
+    """
+    height, width = image.shape[:2]
+    if transform['type'] == 'CenterCrop':
+        crop_width, crop_height = transform['crop_size']
+        crop_width, crop_height = min(crop_width, width), min(crop_height, height)
+        top, left = round((height - crop_height) / 2), round((width - crop_width) / 2)
+        return image[top : top + crop_height, left : left + crop_width]
+    if transform['type'] == 'ResizeEdge':
+        scale, edge = transform['scale'], transform['edge']
+        if edge == 'width' or (edge == 'short' and width < height) or (edge == 'long' and width > height):
+            size = scale, int(scale * height / width)
+        else:
+            size = int(scale * width / height), scale
+    else:
+        size = _size_of(transform, height, width)
+    return resize(image, size, transform['interpolation'], transform['backend'])
+
+
+def _size_of(transform: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
+    """Width and height after mmcv's Resize."""
+    scale, factor = transform['scale'], transform['scale_factor']
+    if scale is None:  # mmcv then knows width and height; keep_ratio changes nothing but rounding
+        scale = [_scaled(width, factor[0]), _scaled(height, factor[1])]
+    if not transform['keep_ratio']:
+        return scale[0], scale[1]
+    factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+    return _scaled(width, factor), _scaled(height, factor)
+
+
+def _scaled(length: int, factor: float) -> int:
+    return int(length * float(factor) + 0.5)
+
+
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, backend: str) -> np.ndarray:
+    """Resize an image.
+
+    Args:
+        image (np.ndarray): Image of shape (H, W, 3), uint8.
+        size (tuple[int, int]): New width and height.
+        interpolation (str): 'bilinear', 'bicubic', ...
+        backend (str): 'cv2' or 'pillow'.
+
+    Returns:
+        np.ndarray: Image of shape (height, width, 3), uint8.
+    """
+    if backend == 'cv2':
+        return cv2.resize(image, size, interpolation=CV2_CODES[interpolation])
+    image = _resample_columns(image, size[0], *PILLOW_FILTERS[interpolation])
+    rows_last = _resample_columns(image.transpose(1, 0, 2), size[1], *PILLOW_FILTERS[interpolation])
+    return np.ascontiguousarray(rows_last.transpose(1, 0, 2))
+
+
+def _resample_columns(
+    image: np.ndarray, width: int, function: Callable[[np.ndarray], np.ndarray], radius: float
+) -> np.ndarray:
+    """Resample the second axis of an image (H, W, 3) of bytes as Pillow does, with weights of 22 bits."""
+    source = image.shape[1]
+    if source == width:
+        return image
+    scale = source / width
+    stretch = max(scale, 1.0)  # filters grow with the pixels of the result
+    support = radius * stretch
+    centre = (np.arange(width) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int64), source)
+    taps = first[:, None] + np.arange(math.ceil(support) * 2 + 1)  # (width, taps)
+    weights = function((taps - centre[:, None] + 0.5) / stretch) * (taps < last[:, None])
+    weights /= weights.sum(axis=1, keepdims=True)
+    weights = np.trunc(weights * (1 << _PRECISION) + np.copysign(0.5, weights)).astype(np.int64)
+    taps = np.minimum(taps, source - 1)
+    total = np.full((image.shape[0], width, image.shape[2]), 1 << (_PRECISION - 1), np.int64)
+    for tap in range(taps.shape[1]):
+        total += image[:, taps[:, tap]] * weights[:, tap, None]
+    return np.clip(total >> _PRECISION, 0, 255).astype(np.uint8)

@@ -1,0 +1,72 @@
+"""Small models of every kind that can be exported, with weights that find something."""
+
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmlavit.utils.toolbox import load_toolbox
+
+ROOT = Path(__file__).parents[1]
+DIGITS = tuple('0123456789')
+# Every mechanism in every stage that can have it, and no more layers: an export takes seconds for each.
+ARCH = dict(
+    embed_dims=[16, 16, 32, 32],
+    depths=[1, 2, 2, 1],
+    num_heads=[1, 1, 2, 2],
+    mlp_ratios=[2, 2, 2, 2],
+    num_va_layers=[1, 1, 1, 1],
+)
+IN_CHANNELS = ARCH['embed_dims']
+KINDS = ['classifier', 'retinanet', 'mask_rcnn', 'cascade', 'upernet', 'fpn']
+
+
+def make_config(kind: str) -> Config:
+    """A config of this kind: a handwritten one, or one of the large ones made as small."""
+    name = {
+        'classifier': 'handwritten/classify_lavit_nano.py',
+        'retinanet': 'handwritten/retinanet_lavit_nano.py',
+        'mask_rcnn': 'handwritten/mask_rcnn_lavit_nano.py',
+        'cascade': 'cascade_mask_rcnn_lavit_s_3x.py',
+        'upernet': 'handwritten/upernet_lavit_nano.py',
+        'fpn': 'fpn_lavit_s.py',
+    }[kind]
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    model = cfg.model
+    model.backbone.update(arch=dict(ARCH), init_cfg=None)
+    if kind == 'classifier':
+        model.head.in_channels = IN_CHANNELS[-1]
+    elif kind == 'upernet':
+        model.decode_head.in_channels = IN_CHANNELS
+        model.pop('auxiliary_head')
+    else:
+        model.neck.in_channels = IN_CHANNELS
+    if kind == 'cascade':
+        model.rpn_head.update(feat_channels=256)
+        for head in model.roi_head.bbox_head:
+            head.update(num_classes=10, fc_out_channels=64)
+            if 'num_shared_fcs' not in head:
+                head.update(conv_out_channels=16, num_shared_convs=1)
+        model.roi_head.mask_head.update(num_convs=1, conv_out_channels=16, num_classes=10)
+        model.test_cfg.rpn.update(nms_pre=200, max_per_img=50)
+    return cfg
+
+
+def build(cfg: Config) -> torch.nn.Module:
+    """The model, with random weights that are large enough to tell classes and boxes apart."""
+    load_toolbox(cfg.default_scope)
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    for name, parameter in model.named_parameters():
+        if name.endswith(('fc_cls.weight', 'rpn_cls.weight', 'conv_logits.weight', 'conv_seg.weight')):
+            torch.nn.init.normal_(parameter, std=10 * parameter[0].numel() ** -0.5)
+        elif name.endswith('retina_cls.weight'):
+            torch.nn.init.normal_(parameter, std=1.5 * parameter[0].numel() ** -0.5)
+        elif name.endswith(('fc_reg.weight', 'retina_reg.weight', 'rpn_reg.weight')):
+            torch.nn.init.normal_(parameter, std=0.5 * parameter[0].numel() ** -0.5)
+        elif name.endswith('retina_cls.bias'):
+            torch.nn.init.constant_(parameter, -3.0)
+    return model.eval()

@@ -1,0 +1,246 @@
+"""Exported models against the toolboxes, from images of odd sizes to results, in both runtimes."""
+
+import json
+import runpy
+import subprocess
+import sys
+import textwrap
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from exportable import DIGITS, KINDS, ROOT, build, make_config
+
+from mmlavit.apis.export import export_onnx
+from mmlavit.errors import UserError
+from mmlavit_serve import Predictor
+from mmlavit_serve.resizing import apply
+
+onnx = pytest.importorskip('onnx')
+RUNTIMES = ['onnxruntime', 'openvino']
+SIZES = [(96, 128), (64, 64), (150, 211), (97, 120), (320, 160)]
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """Config, checkpoint and exported model of a kind, made when first asked for."""
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            cfg = make_config(kind)
+            if kind in ('cascade', 'fpn'):  # the pipelines of the large configs, with smaller images
+                for step in cfg.test_dataloader.dataset.pipeline:
+                    if step['type'] == 'Resize':
+                        step['scale'] = (240, 180)
+            classes = ('background', *DIGITS) if kind == 'upernet' else DIGITS
+            if kind == 'fpn':
+                classes = tuple(map(str, range(150)))
+            palette = [[index, 0, 255 - index] for index in range(len(classes))]
+            meta = dict(dataset_meta=dict(classes=classes, palette=palette))
+            checkpoint = folder / 'random.pth'
+            torch.save(dict(state_dict=build(cfg).state_dict(), meta=meta), checkpoint)
+            made[kind] = cfg, checkpoint, export_onnx(cfg, checkpoint, folder / 'model.onnx')
+        return made[kind]
+
+    return make
+
+
+def make_image(size, seed=0):
+    """Noise at several scales, which gives a random model different things to see."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((*size, 3), np.float64)
+    for side in (4, 16, 64):
+        image += cv2.resize(rng.uniform(0, 85, (side, side, 3)), size[::-1])
+    return image.astype(np.uint8)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_as_torch(kind, runtime, exported):
+    pytest.importorskip(runtime)
+    cfg, checkpoint, file = exported(kind)
+    reference = Predictor(cfg, checkpoint, score_thr=0.06)
+    predictor = Predictor(file, runtime=runtime, score_thr=0.06)
+    for size in SIZES:
+        image = make_image(size)
+        expected, found = reference.predict(image), predictor.predict(image)
+        assert type(found) is type(expected) and found.shape == size
+        assert list(found.classes) == list(expected.classes)
+        if cfg.default_scope == 'mmpretrain':
+            np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
+        elif cfg.default_scope == 'mmseg':
+            assert (found.labels == expected.labels).mean() > 0.998
+            assert [list(colour) for colour in found.palette] == [list(colour) for colour in expected.palette]
+        else:
+            assert len(expected) > 3
+            check_detections(found, expected)
+
+
+def check_detections(found, expected):
+    """The same objects, but for those that rounding decides: at the threshold, or of equal scores."""
+    matched = 0
+    for i in range(len(expected)):
+        same = (np.abs(found.boxes - expected.boxes[i]).max(axis=1) < 0.05) & (found.labels == expected.labels[i])
+        same &= np.abs(found.scores - expected.scores[i]) < 1e-3
+        if not same.any():
+            continue
+        matched += 1
+        if expected.masks is not None:
+            ours = found.masks[np.flatnonzero(same)[0]]
+            assert (ours != expected.masks[i]).sum() <= 0.02 * max(1, expected.masks[i].sum()) + 2
+    assert matched >= 0.95 * len(expected) and abs(len(found) - len(expected)) <= 0.05 * len(expected)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_graph(kind, exported):
+    """Standard operators only, inputs and outputs by name, and what a user of the file has to know."""
+    cfg, _, file = exported(kind)
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} <= {'', 'ai.onnx'}
+    outputs = {
+        'mmpretrain': ['scores'],
+        'mmseg': ['labels'],
+        'mmdet': ['boxes', 'scores', 'labels', *(['masks'] if kind != 'retinanet' else [])],
+    }[cfg.default_scope]
+    assert [value.name for value in model.graph.output] == outputs
+    assert [value.name for value in model.graph.input] == [
+        'images',
+        *(['size'] if cfg.default_scope == 'mmseg' else []),
+    ]
+    assert model.opset_import[0].version == 20
+    metadata = json.loads({entry.key: entry.value for entry in model.metadata_props}['mmlavit'])
+    assert metadata['classes'][1] == '1' or kind == 'upernet'
+    assert metadata['mean'] == [123.675, 116.28, 103.53]
+    assert len(metadata['checkpoint_sha256']) == 64
+
+
+def test_batch(exported):
+    """Images of several sizes, some of them computed together, give what each alone does."""
+    for kind in ('classifier', 'upernet'):
+        _, _, file = exported(kind)
+        predictor = Predictor(file)
+        images = [make_image(size, seed) for seed, size in enumerate([(96, 128), (64, 64), (96, 128), (70, 90)])]
+        together = [result for _, result in predictor.predict_each(images, batch_size=3)]
+        for image, result in zip(images, together):
+            alone = predictor.predict(image)
+            assert result.shape == alone.shape == image.shape[:2]
+            if kind == 'classifier':
+                np.testing.assert_allclose(result.scores, alone.scores, rtol=1e-4, atol=1e-6)
+            else:
+                assert (result.labels == alone.labels).mean() > 0.999
+
+
+def test_fixed_size(tmp_path, exported):
+    cfg, checkpoint, _ = exported('mask_rcnn')
+    file = export_onnx(cfg, checkpoint, tmp_path / 'fixed.onnx', shape=(96, 128))
+    image = make_image((96, 128))
+    check_detections(
+        Predictor(file, score_thr=0.06).predict(image), Predictor(cfg, checkpoint, score_thr=0.06).predict(image)
+    )
+    with pytest.raises(UserError, match='takes images of 96x128 only, but this one is 64x64'):
+        Predictor(file).predict(make_image((64, 64)))
+
+
+def test_without_torch(tmp_path, exported):
+    """An exported model needs NumPy, OpenCV and the runtime: every other import is refused."""
+    _, _, file = exported('mask_rcnn')
+    cv2.imwrite(str(tmp_path / 'a.png'), make_image((97, 120)))
+    script = textwrap.dedent("""
+        import sys
+        class Guard:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition('.')[0] in {'torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmlavit', 'PIL'}:
+                    raise ImportError(f'{name} is not for this')
+        sys.meta_path.insert(0, Guard())
+        from mmlavit_serve import Predictor
+        predictor = Predictor(sys.argv[1])
+        for image, result in predictor.predict_each(sys.argv[2]):
+            print(result.draw(image).shape, len(result.to_json()) > 10)
+        try:
+            Predictor('config.py', 'checkpoint.pth')
+        except Exception as error:
+            print(type(error).__name__)
+    """)
+    command = [sys.executable, '-c', script, str(file), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == '(97, 120, 3) True'
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('nothing', 'does not exist; expected a model that'),
+        ('half', 'cannot be read as a model'),
+        ('other', 'is not a model of mmlavit'),
+    ],
+)
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_bad_files(content, message, runtime, exported, tmp_path):
+    pytest.importorskip(runtime)
+    _, _, file = exported('classifier')
+    path = tmp_path / 'bad.onnx'
+    if content == 'half':
+        path.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif content == 'other':
+        model = onnx.load(file)
+        del model.metadata_props[:]
+        onnx.save(model, path)
+    with pytest.raises(UserError, match=message) as raised:
+        Predictor(path, runtime=runtime)
+    assert '\n' not in str(raised.value)
+
+
+def test_bad_images(exported, tmp_path):
+    predictor = Predictor(exported('classifier')[2])
+    for image in (np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3), np.float32), np.zeros((0, 5, 3), np.uint8)):
+        with pytest.raises(UserError, match=r'expected \(H, W, 3\) of uint8'):
+            predictor.predict(image)
+    (tmp_path / 'a.png').write_text('none')
+    with pytest.raises(UserError, match='cannot be read as an image'):
+        predictor.predict(tmp_path / 'a.png')
+
+
+def test_missing_runtime(exported, monkeypatch):
+    for runtime in RUNTIMES:
+        monkeypatch.setitem(sys.modules, runtime, None)
+        with pytest.raises(UserError, match=f'pip install {runtime}'):
+            Predictor(exported('classifier')[2], runtime=runtime)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(out_file='a.txt'), 'does not end in .onnx'),
+        (dict(out_file='a.onnx', opset=11), 'opset is 11, expected 18 to 20'),
+        (dict(out_file='a.onnx', shape=(0, 5)), 'expected a height and a width above 0'),
+    ],
+)
+def test_mistakes(options, message, exported):
+    cfg, checkpoint, _ = exported('classifier')
+    with pytest.raises(UserError, match=message):
+        export_onnx(cfg, checkpoint, **options)
+
+
+def test_pipeline_that_is_not_known(exported, tmp_path):
+    cfg, checkpoint, _ = exported('retinanet')
+    cfg = cfg.copy()
+    cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='Pad', size_divisor=32))
+    with pytest.raises(UserError, match='Pad of the test pipeline is not exported'):
+        export_onnx(cfg, checkpoint, tmp_path / 'a.onnx')
+
+
+def test_tools(exported, tmp_path, monkeypatch, capsys):
+    """tools/image_demo.py takes an exported model where it takes a config."""
+    _, _, file = exported('classifier')
+    cv2.imwrite(str(tmp_path / 'a.png'), make_image((64, 64)))
+    monkeypatch.setattr(
+        sys, 'argv', ['image_demo.py', str(tmp_path / 'a.png'), str(file), '--out-dir', str(tmp_path / 'o')]
+    )
+    runpy.run_path(str(ROOT / 'tools/image_demo.py'), run_name='__main__')
+    assert (tmp_path / 'o/a.png').is_file() and len(json.loads((tmp_path / 'o/predictions.json').read_text())) == 1
+    assert apply(dict(type='CenterCrop', crop_size=[32, 32]), make_image((64, 64))).shape == (32, 32, 3)

@@ -1,0 +1,86 @@
+"""The graphs of an export, still in eager mode, against the test of the toolbox."""
+
+import pytest
+import torch
+from exportable import KINDS, build, make_config
+from mmengine.structures import BaseDataElement
+
+from mmlavit.deployment.models import build_graph
+from mmlavit.errors import ConfigError
+
+
+def make_samples(scope, shape):
+    """Data samples of an image that was not resized."""
+    meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0), img_path='')
+    if scope == 'mmdet':
+        from mmdet.structures import DetDataSample as Sample
+    elif scope == 'mmseg':
+        from mmseg.structures import SegDataSample as Sample
+    else:
+        from mmpretrain.structures import DataSample as Sample
+    return [Sample(metainfo=meta)]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('shape', [(160, 192), (150, 211)])
+def test_as_the_toolbox(kind, shape):
+    cfg = make_config(kind)
+    model = build(cfg)
+    scope = cfg.default_scope
+    image = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    data = dict(inputs=[image.permute(2, 0, 1)], data_samples=make_samples(scope, shape))
+    if scope == 'mmpretrain':
+        data['inputs'] = torch.stack(data['inputs'])
+    graph = build_graph(model, scope)
+    with torch.no_grad():
+        (expected,) = model.test_step(data)
+        if scope == 'mmseg':
+            found = graph(image[None], torch.tensor(shape))
+        else:
+            found = graph(image[None])
+    assert isinstance(expected, BaseDataElement)
+    if scope == 'mmpretrain':
+        torch.testing.assert_close(found[0], expected.pred_score)
+    elif scope == 'mmseg':
+        assert (found[0] == expected.pred_sem_seg.data[0]).float().mean() > 0.999
+        assert found.unique().numel() > 1
+    else:
+        instances = expected.pred_instances
+        assert len(instances) > 5
+        boxes, scores, labels = found[:3]
+        torch.testing.assert_close(scores, instances.scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(boxes, instances.bboxes, rtol=1e-4, atol=1e-2)
+        assert torch.equal(labels, instances.labels)
+
+
+def test_segmentation_at_another_size():
+    """The result is resized twice, as by mmseg: to the image, then to what was asked for."""
+    cfg = make_config('upernet')
+    model = build(cfg)
+    image = torch.randint(0, 256, (1, 96, 128, 3), dtype=torch.uint8)
+    samples = make_samples('mmseg', (96, 128))
+    samples[0].set_metainfo(dict(ori_shape=(61, 99)))
+    with torch.no_grad():
+        (expected,) = model.test_step(dict(inputs=[image[0].permute(2, 0, 1)], data_samples=samples))
+        found = build_graph(model, 'mmseg')(image, torch.tensor([61, 99]))
+    assert found.shape == (1, 61, 99)
+    assert (found == expected.pred_sem_seg.data).float().mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ('kind', 'change', 'message'),
+    [
+        ('mask_rcnn', {'test_cfg.rcnn.nms.type': 'soft_nms'}, 'test_cfg.rcnn has nms='),
+        ('retinanet', {'test_cfg.nms_pre': -1}, 'RetinaHead with nms_pre=-1'),
+        ('upernet', {'test_cfg.mode': 'slide'}, "mode='whole'"),
+        ('mask_rcnn', {'roi_head.bbox_roi_extractor.roi_layer.pool_mode': 'max'}, 'RoIAlign'),
+    ],
+)
+def test_refused(kind, change, message):
+    cfg = make_config(kind)
+    cfg.merge_from_dict({f'model.{key}': value for key, value in change.items()})
+    if kind == 'upernet':
+        cfg.model.test_cfg.update(crop_size=(64, 64), stride=(32, 32))
+    model = build(cfg)
+    with pytest.raises(ConfigError, match=message):
+        build_graph(model, cfg.default_scope)

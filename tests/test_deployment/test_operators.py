@@ -1,0 +1,79 @@
+"""Post-processing in export form against torch, torchvision and mmdet."""
+
+import pytest
+import torch
+import torchvision
+from mmcv.ops import RoIAlign as MMCVRoIAlign
+from mmdet.models.task_modules import DeltaXYWHBBoxCoder
+from torch import nn
+
+from mmlavit.deployment.operators import (
+    AdaptiveAvgPool2d,
+    BoxDecoder,
+    highest,
+    keep_apart,
+    replace_adaptive_pooling,
+    roi_align,
+)
+from mmlavit.errors import ConfigError
+
+
+@pytest.mark.parametrize('output', [1, 2, 3, 6])
+@pytest.mark.parametrize('size', [(6, 6), (7, 5), (1, 13), (25, 17)])
+def test_adaptive_pooling(output, size):
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    expected = nn.AdaptiveAvgPool2d(output)(x)
+    torch.testing.assert_close(AdaptiveAvgPool2d(output)(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_adaptive_pooling_is_found_at_any_depth():
+    model = nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(3)), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((1, 1)))
+    replace_adaptive_pooling(model)
+    assert isinstance(model[0][0], AdaptiveAvgPool2d)
+    assert isinstance(model[1], nn.AdaptiveAvgPool2d) and isinstance(model[2], nn.AdaptiveAvgPool2d)
+    with pytest.raises(ConfigError, match='pools to'):
+        replace_adaptive_pooling(nn.Sequential(nn.AdaptiveAvgPool2d((2, 3))))
+
+
+@pytest.mark.parametrize('number', [0, 3, 10, 50])
+def test_highest(number):
+    scores = torch.randn(number)
+    values, indices = highest(scores, 10)
+    there = min(number, 10)
+    torch.testing.assert_close(values[:there], scores.sort(descending=True)[0][:there])
+    assert torch.equal(scores[indices[:there]], values[:there])
+    assert (values[there:] == -torch.inf).all() and (indices[there:] == 0).all()
+
+
+@pytest.mark.parametrize('number', [0, 1, 200])
+def test_keep_apart(number):
+    boxes = torch.rand(number, 4) * 100
+    boxes[:, 2:] += boxes[:, :2]
+    scores, groups = torch.rand(number), torch.randint(0, 3, (number,))
+    limit = torch.tensor([200.0, 200, 200, 200])
+    expected = torchvision.ops.batched_nms(boxes, scores, groups, 0.5)
+    assert torch.equal(keep_apart(boxes, scores, groups, limit, 0.5), expected)
+
+
+def test_decoder():
+    coder = DeltaXYWHBBoxCoder(target_means=[0.1, 0, 0, 0], target_stds=[0.1, 0.1, 0.2, 0.2])
+    boxes = torch.rand(500, 4) * 200
+    boxes[:, 2:] += boxes[:, :2]
+    deltas = torch.randn(500, 4) * 20  # also beyond the largest ratio
+    expected = coder.decode(boxes, deltas, max_shape=(300, 400))
+    assert (expected == 0).any() and (expected == 400).any()
+    limit = torch.tensor([400.0, 300, 400, 300])
+    torch.testing.assert_close(BoxDecoder(coder)(boxes, deltas, limit), expected)
+    for other in (DeltaXYWHBBoxCoder(add_ctr_clamp=True), DeltaXYWHBBoxCoder(clip_border=False)):
+        with pytest.raises(ConfigError, match='bbox_coder'):
+            BoxDecoder(other)
+
+
+@pytest.mark.parametrize('sampling_ratio', [0, 2])
+@pytest.mark.parametrize('aligned', [True, False])
+def test_roi_align(sampling_ratio, aligned):
+    layer = MMCVRoIAlign(7, spatial_scale=0.25, sampling_ratio=sampling_ratio, aligned=aligned)
+    x = torch.rand(1, 5, 40, 50)
+    boxes = torch.tensor([[3.0, 5, 90, 80], [0, 0, 10, 10], [150, 100, 199, 159]])
+    expected = layer(x, torch.cat([torch.zeros(3, 1), boxes], dim=1))
+    torch.testing.assert_close(roi_align(layer, x, boxes), expected, rtol=1e-4, atol=1e-5)
