@@ -31,7 +31,7 @@ class ExportedModel:
         meta = self.session.metadata
         self.task, self.transforms = meta['task'], meta['transforms']
         self.classes, self.palette = meta['classes'], meta['palette']
-        self.mask_thr = meta['mask_thr']
+        self.mask_thr, self.sides = meta['mask_thr'], meta['sides']
         self.score_thr = score_thr
         batch, height, width, _ = self.session.input_shapes['images']
         self.batched = batch != 1
@@ -46,6 +46,11 @@ class ExportedModel:
                 f'{self.session.path} takes images of {self.fixed[0]}x{self.fixed[1]} only, but this one is '
                 f'{image.shape[0]}x{image.shape[1]} after the resizing of its test pipeline; '
                 'export the model without --shape'
+            )
+        if self.sides and not self.sides[0] <= min(image.shape[:2]) <= max(image.shape[:2]) <= self.sides[1]:
+            raise UserError(
+                f'the image is {image.shape[0]}x{image.shape[1]} after the resizing of the test pipeline; '
+                f'{self.session.path} takes sides of {self.sides[0]} to {self.sides[1]} pixels'
             )
         return np.ascontiguousarray(image)
 

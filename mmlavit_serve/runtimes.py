@@ -112,8 +112,8 @@ class OpenVino(Session):
             for node in self.model.inputs
         }
         self.outputs = [node.get_any_name() for node in self.model.outputs]
-        info = model.get_rt_info()
-        return info['framework'][METADATA].astype(str) if METADATA in info.get('framework', {}) else None
+        path = ['framework', METADATA]  # where OpenVINO keeps the metadata of an ONNX file
+        return model.get_rt_info(path).astype(str) if model.has_rt_info(path) else None
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute the outputs, by their names."""

@@ -21,6 +21,7 @@ from torch.export import Dim
 from mmlavit.deployment.models import build_graph
 from mmlavit.deployment.pipeline import describe_pipeline
 from mmlavit.errors import UserError
+from mmlavit.models.arch import STRIDES
 from mmlavit.utils.arguments import load_config
 from mmlavit.version import __version__
 from mmlavit_serve.runtimes import METADATA
@@ -31,9 +32,7 @@ OPSETS = range(18, 21)
 """Versions of ONNX's operators that can be chosen. From 20 on GELU is one of them."""
 
 _TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
-# Sides of a dynamic graph. Grids of one row or column would be a case of their own; above, products of sizes would
-# leave 64 bits.
-_SIDES = dict(min=33, max=16384)
+_LARGEST = 16384  # side of an image; products of larger ones could leave 64 bits
 _EXAMPLE = (170, 250)  # neither equal nor multiples of 32, so that nothing is taken for a constant
 
 
@@ -58,7 +57,8 @@ def export_onnx(
         cfg (Config or str): Config, or its file.
         checkpoint (str): Weights.
         out_file (str or Path): The file, ending in .onnx.
-        shape (tuple[int, int], optional): Height and width of all images; None: any from 33 to 16384.
+        shape (tuple[int, int], optional): Height and width of all images; None: any to 16384, from one pixel more than
+            the coarsest stride of the model.
         opset (int): Version of ONNX's operators, one of :data:`OPSETS`.
 
     Returns:
@@ -82,14 +82,15 @@ def export_onnx(
         cfg = load_config(os.fspath(cfg))
     built = build_model(cfg, checkpoint, 'cpu', 0.0)
     init_default_scope(built.scope)
-    metadata = _describe(cfg, built.scope, built.model, built.meta, checkpoint)
+    sides = [_coarsest_stride(built.model) + 1, _LARGEST]  # grids of one row or column are a case of their own
+    metadata = dict(_describe(cfg, built.scope, built.model, built.meta, checkpoint), sides=None if shape else sides)
     graph = build_graph(built.model, built.scope)
     height, width = shape or _EXAMPLE
     batched = built.scope != 'mmdet'
     arguments = {'images': torch.zeros(2 if batched else 1, height, width, 3, dtype=torch.uint8)}
     sizes = {0: Dim('batch', min=1, max=1024)} if batched else {}
     if shape is None:
-        sizes.update({1: Dim('height', **_SIDES), 2: Dim('width', **_SIDES)})
+        sizes.update({axis: Dim(name, min=sides[0], max=sides[1]) for axis, name in ((1, 'height'), (2, 'width'))})
     dynamic = {'images': sizes}
     if built.scope == 'mmseg':
         arguments['size'] = torch.tensor([height, width])
@@ -116,6 +117,13 @@ def export_onnx(
     exported.save(os.fspath(partial))
     os.replace(partial, out_file)
     return out_file
+
+
+def _coarsest_stride(model: nn.Module) -> int:
+    """Stride of the coarsest map that a model makes: that of the backbone, or of a detector's last level."""
+    dense_head = getattr(model, 'rpn_head', None) or getattr(model, 'bbox_head', None)
+    generator = getattr(dense_head, 'prior_generator', None)
+    return max(STRIDES[-1], *(max(stride) for stride in generator.strides)) if generator else STRIDES[-1]
 
 
 def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:

@@ -142,8 +142,7 @@ class _Segmentor(TorchModel):
     def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
         from mmseg.apis import init_model
 
-        # mmseg looks for it there, and nowhere else.
-        cfg.setdefault('test_pipeline', cfg.test_dataloader.dataset.pipeline)
+        cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline  # mmseg looks for it there, and nowhere else
         model = init_model(cfg, checkpoint, device=device)
         return model, model.dataset_meta
 

@@ -206,6 +206,7 @@ class TwoStages(nn.Module):
             boxes = boxes[order]
             if stage:
                 total = total[order]
+            torch._check(maps.numel() != 0)  # there is always a proposal, and norms ask for it
             logits, deltas = head(maps)
             total = total + logits
             if stage < last:

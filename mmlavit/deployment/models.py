@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
+from mmlavit.models.resample import ceil_div
 
 from .operators import replace_adaptive_pooling, resize
 
@@ -44,7 +45,7 @@ class Normalisation(nn.Module):
             x = (x - self.mean) / self.std
         if self.divisor == 1:
             return x
-        below, right = (-(-side // self.divisor) * self.divisor - side for side in images.shape[1:3])
+        below, right = (ceil_div(side, self.divisor) * self.divisor - side for side in images.shape[1:3])
         return F.pad(x, (0, right, 0, below))
 
 

@@ -16,6 +16,7 @@ from mmdet.models.task_modules import DeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
+from mmlavit.models.resample import ceil_div
 
 _MOST = 2**31  # more objects than any image has
 
@@ -39,7 +40,7 @@ class AdaptiveAvgPool2d(nn.Module):
     def _matrix(self, side: int, x: Tensor) -> Tensor:
         """Matrix (s, side) of the means over the bins ``floor(i * side / s)`` to ``ceil((i + 1) * side / s)``."""
         bins = torch.arange(self.output_size, device=x.device)[:, None]
-        first, last = bins * side // self.output_size, -(-(bins + 1) * side // self.output_size)
+        first, last = bins * side // self.output_size, ceil_div((bins + 1) * side, self.output_size)
         position = torch.arange(side, device=x.device)[None, :]
         inside = (position >= first) & (position < last)
         return inside.to(x.dtype) / (last - first)

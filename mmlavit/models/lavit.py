@@ -40,7 +40,7 @@ from .arch import STRIDES, Arch, resolve_arch, resolve_num_va_layers
 from .initialization import resolve_init_cfg
 from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
 from .layout import PointwiseLinear, Scores, folding_pays, linear, linear_each, to_map, to_tokens
-from .resample import Grid, is_symbolic, resample_tokens
+from .resample import Grid, ceil_div, is_symbolic, resample_tokens
 
 
 def attend(scores: Scores, values: Tensor, proj: nn.Module) -> Tensor:
@@ -160,12 +160,12 @@ class VanillaAttention(nn.Module):
             identity = torch.eye(columns, device=key.device, dtype=key.dtype)
             up = resample_tokens(identity[None], self.reference_grid, key_grid)[0]  # (M, K)
             up = up.to(key.dtype)[:, None].expand(*key.shape[:3], columns)  # (B, M, H, K)
-            # Fused kernels want one width, a multiple of eight, for queries, keys and values.
-            padding = -(head_dim + columns) % 8
-            query = F.pad(torch.cat([query * scale, extra], dim=-1), (0, padding))
-            key = F.pad(torch.cat([key, up], dim=-1), (0, padding))
-            value = F.pad(value, (0, columns + padding))
-            scale = 1.0
+            query, key, scale = torch.cat([query * scale, extra], dim=-1), torch.cat([key, up], dim=-1), 1.0
+            if not torch.compiler.is_exporting():  # to runtimes that take the product apart
+                # Fused kernels want one width, a multiple of eight, for queries, keys and values.
+                padding = -(head_dim + columns) % 8
+                query, key = F.pad(query, (0, padding)), F.pad(key, (0, padding))
+                value = F.pad(value, (0, columns + padding))
         out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value)), scale=scale)
         return out[..., :head_dim].transpose(1, 2).flatten(2)
 
@@ -466,8 +466,8 @@ class LaViT(BaseModule):
             s = 4, 8, 16, 32.
         """
         height, width = x.shape[-2:]
-        # Written so that an export knows the padded sides as 32 times a number.
-        pad_h, pad_w = (-(-side // STRIDES[-1]) * STRIDES[-1] - side for side in (height, width))
+        # An export knows the padded sides as 32 times a number.
+        pad_h, pad_w = (ceil_div(side, STRIDES[-1]) * STRIDES[-1] - side for side in (height, width))
         if is_symbolic(pad_h, pad_w) or pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
         x = x.contiguous(memory_format=torch.channels_last)
@@ -477,7 +477,7 @@ class LaViT(BaseModule):
             if i in self.out_indices:
                 # Contiguous: mmcv's compiled RoIAlign silently reads a channels-last map as if it were. Not by
                 # contiguous(), which would ask an export whether anything was cut off.
-                crop = x[..., : -(-height // STRIDES[i]), : -(-width // STRIDES[i])]
+                crop = x[..., : ceil_div(height, STRIDES[i]), : ceil_div(width, STRIDES[i])]
                 outs.append(crop.clone(memory_format=torch.contiguous_format))
         return tuple(outs)
 

@@ -89,8 +89,17 @@ class FeedForward(nn.Module):
         return map_strips(self._forward, x, grid, self.fc1.out_features)
 
     def _forward(self, x: Tensor, grid: Grid) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self._forward_map(to_map(x, grid))
         x = self.dwconv(to_map(self.fc1(x), grid))  # (B, hidden, h, w)
         return self.fc2(F.gelu(to_tokens(x)))
+
+    def _forward_map(self, x: Tensor) -> Tensor:
+        """Do the same on a map (B, C, h, w) with 1x1 convolutions, so that other runtimes can keep one layout."""
+        x = F.conv2d(x, self.fc1.weight[:, :, None, None], self.fc1.bias)
+        x = F.gelu(self.dwconv(x))
+        x = F.conv2d(x, self.fc2.weight[:, :, None, None], self.fc2.bias)
+        return to_tokens(x)
 
 
 class SpatialReduction(nn.Module):

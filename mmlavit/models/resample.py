@@ -46,6 +46,11 @@ def is_symbolic(*sizes: int) -> bool:
     return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
+def ceil_div(length: int, divisor: int) -> int:
+    """Divide and round up. Not ``-(-length // divisor)``: ONNX divides negative numbers towards zero."""
+    return (length + divisor - 1) // divisor
+
+
 def _average_matrix(src: int, dst: int, device: torch.device | str | None) -> Tensor:
     """Matrix (dst, src) of the means over equal, fractional bins."""
     row, col = _positions(src, dst, device)

@@ -43,7 +43,7 @@ def test_pillow(interpolation, size):
     expected = Image.fromarray(image).resize(size, getattr(Image.Resampling, interpolation.upper()))
     found = resize(image, size, interpolation, 'pillow')
     if size == (256, 256):  # Pillow 13 filters the other axis first, and rounds between the two
-        assert np.abs(found.astype(int) - expected).mean() < 0.5
+        assert np.abs(found.astype(int) - expected).mean() < 1
     else:
         assert np.array_equal(found, expected)
 
