@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmlavit.errors import ConfigError
 from mmlavit.models.resample import ceil_div
 
-from .operators import replace_adaptive_pooling, resize
+from .operators import replace_layers, resize
 
 
 class Normalisation(nn.Module):
@@ -123,7 +123,7 @@ class Segmentor(nn.Module):
                 f'test_cfg={dict(model.test_cfg)} with {self.head.out_channels} output channels cannot be exported; '
                 "expected mode='whole' and at least 2 channels"
             )
-        replace_adaptive_pooling(self.head)
+        replace_layers(self.head)
 
     def forward(self, images: Tensor, size: Tensor) -> Tensor:
         """Segment images.

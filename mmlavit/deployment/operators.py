@@ -46,20 +46,47 @@ class AdaptiveAvgPool2d(nn.Module):
         return inside.to(x.dtype) / (last - first)
 
 
-def replace_adaptive_pooling(module: nn.Module) -> None:
-    """Replace every adaptive average pooling to more than 1 x 1 below a module, in place.
+class Upsample(nn.Module):
+    """``mmseg.models.utils.Upsample`` by a whole factor; mmseg's takes the size of the example for a constant.
 
     Args:
-        module (nn.Module): Such as the head of an UperNet.
+        factor (int): Rows and columns of the output for one of the input.
+        mode (str): Interpolation.
+        align_corners (bool, optional): As for ``F.interpolate``.
+    """
+
+    def __init__(self, factor: int, mode: str, align_corners: bool | None) -> None:
+        super().__init__()
+        self.factor, self.mode, self.align_corners = factor, mode, align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge x of shape (B, C, H, W)."""
+        size = x.shape[2] * self.factor, x.shape[3] * self.factor
+        return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
+
+
+def replace_layers(module: nn.Module) -> None:
+    """Replace, in place, the layers below a module that have no form for any size: adaptive pooling, mmseg's Upsample.
+
+    Args:
+        module (nn.Module): Such as a head of mmseg.
+
+    Raises:
+        ConfigError: If one cannot be replaced.
     """
     for name, child in module.named_children():
-        if not isinstance(child, nn.AdaptiveAvgPool2d):
-            replace_adaptive_pooling(child)
-        elif child.output_size not in (1, (1, 1)):
+        if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
             size = child.output_size
             if not isinstance(size, int):
                 raise ConfigError(f'{name} pools to {size}; only equal numbers of rows and columns can be exported')
             setattr(module, name, AdaptiveAvgPool2d(size))
+        elif type(child).__name__ == 'Upsample' and hasattr(child, 'scale_factor'):
+            factor = child.scale_factor
+            if child.size or not factor or isinstance(factor, tuple) or factor != int(factor):
+                raise ConfigError(f'{child} cannot be exported; expected a whole scale_factor')
+            setattr(module, name, Upsample(int(factor), child.mode, child.align_corners))
+        else:
+            replace_layers(child)
 
 
 def resize(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:

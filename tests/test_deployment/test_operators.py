@@ -12,7 +12,7 @@ from mmlavit.deployment.operators import (
     BoxDecoder,
     highest,
     keep_apart,
-    replace_adaptive_pooling,
+    replace_layers,
     roi_align,
 )
 from mmlavit.errors import ConfigError
@@ -28,11 +28,11 @@ def test_adaptive_pooling(output, size):
 
 def test_adaptive_pooling_is_found_at_any_depth():
     model = nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(3)), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((1, 1)))
-    replace_adaptive_pooling(model)
+    replace_layers(model)
     assert isinstance(model[0][0], AdaptiveAvgPool2d)
     assert isinstance(model[1], nn.AdaptiveAvgPool2d) and isinstance(model[2], nn.AdaptiveAvgPool2d)
     with pytest.raises(ConfigError, match='pools to'):
-        replace_adaptive_pooling(nn.Sequential(nn.AdaptiveAvgPool2d((2, 3))))
+        replace_layers(nn.Sequential(nn.AdaptiveAvgPool2d((2, 3))))
 
 
 @pytest.mark.parametrize('number', [0, 3, 10, 50])
