@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
 
-from .operators import BoxDecoder, check_roi_align, highest, indices_of, keep_apart, roi_align
+from .boxes import BoxDecoder, check_roi_align, highest, indices_of, keep_apart, roi_align
 
 
 def iou_threshold_of(cfg: dict, what: str) -> float:

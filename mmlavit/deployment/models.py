@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmlavit.errors import ConfigError
 from mmlavit.models.resample import ceil_div
 
-from .operators import replace_layers, resize
+from .layers import replace_layers, resize
 
 
 class Normalisation(nn.Module):

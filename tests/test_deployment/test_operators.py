@@ -5,16 +5,11 @@ import torch
 import torchvision
 from mmcv.ops import RoIAlign as MMCVRoIAlign
 from mmdet.models.task_modules import DeltaXYWHBBoxCoder
+from mmseg.models.utils import Upsample as MMSegUpsample
 from torch import nn
 
-from mmlavit.deployment.operators import (
-    AdaptiveAvgPool2d,
-    BoxDecoder,
-    highest,
-    keep_apart,
-    replace_layers,
-    roi_align,
-)
+from mmlavit.deployment.boxes import BoxDecoder, highest, keep_apart, roi_align
+from mmlavit.deployment.layers import AdaptiveAvgPool2d, Upsample, replace_layers
 from mmlavit.errors import ConfigError
 
 
@@ -33,6 +28,19 @@ def test_adaptive_pooling_is_found_at_any_depth():
     assert isinstance(model[1], nn.AdaptiveAvgPool2d) and isinstance(model[2], nn.AdaptiveAvgPool2d)
     with pytest.raises(ConfigError, match='pools to'):
         replace_layers(nn.Sequential(nn.AdaptiveAvgPool2d((2, 3))))
+
+
+def test_upsample():
+    x = torch.rand(2, 3, 5, 7)
+    for mode, align_corners in (('nearest', None), ('bilinear', False), ('bilinear', True)):
+        model = nn.Sequential(MMSegUpsample(scale_factor=2, mode=mode, align_corners=align_corners))
+        expected = model(x)
+        replace_layers(model)
+        assert isinstance(model[0], Upsample)
+        torch.testing.assert_close(model(x), expected)
+    for options in (dict(size=(4, 4)), dict(scale_factor=1.5)):
+        with pytest.raises(ConfigError, match='whole scale_factor'):
+            replace_layers(nn.Sequential(MMSegUpsample(**options)))
 
 
 @pytest.mark.parametrize('number', [0, 3, 10, 50])
