@@ -34,7 +34,7 @@ demo: install
 
 # In parallel, one thread each: the tests start several processes, whose threads would wait for one another.
 test: lint
-	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
 
 lint: install
 	@"$(BIN)/ruff" check .

@@ -19,12 +19,12 @@ from mmengine.registry import DATASETS, HOOKS, MODELS, init_default_scope
 CONFIGS = {
     path: block for document in DOCUMENTS for path, block in example_files(document).items() if '_base_' in block
 }
-# Those that load a checkpoint have tests of their own.
+# Those that load a model have tests of their own.
 SCRIPTS = [
     pytest.param(block, id=f'{name(document)}-{number}')
     for document in DOCUMENTS
     for number, block in enumerate(code_blocks(document, 'python'))
-    if re.search('^(from|import) ', block, re.MULTILINE) and '.pth' not in block
+    if re.search('^(from|import) ', block, re.MULTILINE) and not re.search(r'\.(pth|onnx)\b', block)
 ]
 
 

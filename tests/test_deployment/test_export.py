@@ -10,15 +10,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from documents import code_blocks
 from exportable import DIGITS, KINDS, ROOT, build, make_config
 
 from mmlavit.apis.export import export_onnx
 from mmlavit.errors import UserError
 from mmlavit_serve import Predictor
+from mmlavit_serve import UserError as ServeError
 from mmlavit_serve.resizing import apply
 
 onnx = pytest.importorskip('onnx')
-pytestmark = pytest.mark.xdist_group('export')  # in one process, which exports each model once
 RUNTIMES = ['onnxruntime', 'openvino']
 EXPORTED = [kind for kind in KINDS if kind != 'mask_rcnn']  # a cascade has all that it has, and an export takes seconds
 SIZES = [(96, 128), (64, 64), (150, 211), (97, 120), (320, 160)]
@@ -143,7 +144,7 @@ def test_fixed_size(tmp_path, exported):
     check_detections(
         Predictor(file, score_thr=0.06).predict(image), Predictor(cfg, checkpoint, score_thr=0.06).predict(image)
     )
-    with pytest.raises(UserError, match='takes images of 180x240 only, but this one is 180x180'):
+    with pytest.raises(ServeError, match='takes images of 180x240 only, but this one is 180x180'):
         Predictor(file).predict(make_image((64, 64)))
 
 
@@ -159,6 +160,7 @@ def test_without_torch(tmp_path, exported):
                     raise ImportError(f'{name} is not for this')
         sys.meta_path.insert(0, Guard())
         from mmlavit_serve import Predictor
+from mmlavit_serve import UserError as ServeError
         predictor = Predictor(sys.argv[1])
         for image, result in predictor.predict_each(sys.argv[2]):
             print(result.draw(image).shape, len(result.to_json()) > 10)
@@ -171,6 +173,15 @@ def test_without_torch(tmp_path, exported):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == '(97, 120, 3) True'
+
+
+def test_example_of_the_document(exported, tmp_path, capsys):
+    (block,) = code_blocks(ROOT / 'docs/deploy.md', 'python')
+    cv2.imwrite(str(tmp_path / 'a.png'), make_image((97, 120)))
+    block = block.replace('outputs/detector.onnx', str(exported('cascade')[2]))
+    block = block.replace('data/handwritten/images/val/000000.png', str(tmp_path / 'a.png'))
+    exec(compile(block, 'document', 'exec'), {'__name__': 'document'})
+    assert 'object' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -192,7 +203,7 @@ def test_bad_files(content, message, runtime, exported, tmp_path):
         model = onnx.load(file)
         del model.metadata_props[:]
         onnx.save(model, path)
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(ServeError, match=message) as raised:
         Predictor(path, runtime=runtime)
     assert '\n' not in str(raised.value)
 
@@ -200,17 +211,17 @@ def test_bad_files(content, message, runtime, exported, tmp_path):
 def test_bad_images(exported, tmp_path):
     predictor = Predictor(exported('classifier')[2])
     for image in (np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3), np.float32), np.zeros((0, 5, 3), np.uint8)):
-        with pytest.raises(UserError, match=r'expected \(H, W, 3\) of uint8'):
+        with pytest.raises(ServeError, match=r'expected \(H, W, 3\) of uint8'):
             predictor.predict(image)
     (tmp_path / 'a.png').write_text('none')
-    with pytest.raises(UserError, match='cannot be read as an image'):
+    with pytest.raises(ServeError, match='cannot be read as an image'):
         predictor.predict(tmp_path / 'a.png')
 
 
 def test_missing_runtime(exported, monkeypatch):
     for runtime in RUNTIMES:
         monkeypatch.setitem(sys.modules, runtime, None)
-        with pytest.raises(UserError, match=f'pip install {runtime}'):
+        with pytest.raises(ServeError, match=f'pip install {runtime}'):
             Predictor(exported('classifier')[2], runtime=runtime)
 
 
