@@ -37,6 +37,7 @@ myst_heading_anchors = 4
 # Broken references are errors. Other projects' objects are not looked up: docs also build without a network.
 nitpicky = True
 nitpick_ignore_regex = [
+    (r'py:class', r'os\.PathLike'),
     ('py:.*', r'(torch|nn|mmengine|numpy|np|collections|typing|pathlib|argparse|abc)\..*'),
     ('py:.*', r'(Tensor|Module|BaseModule|Hook|Path|Sequence|Mapping|Callable|NamedTuple|optional)'),
     ('py:.*', r'(Config|Grid|ScoreObserver|Scores)'),

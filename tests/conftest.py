@@ -28,3 +28,8 @@ def leave_scope():
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+
+
+def pytest_collection_modifyitems(items):
+    """Run what starts other runtimes last: a data loader that forks beside OpenVINO's threads can end the process."""
+    items.sort(key=lambda item: 'test_export' in item.nodeid or 'test_runtimes' in item.nodeid)

@@ -59,7 +59,7 @@ def export_onnx(
         out_file (str or Path): The file, ending in .onnx.
         shape (tuple[int, int], optional): Height and width of all images; None: any to 16384, from one pixel more than
             the coarsest stride of the model.
-        opset (int): Version of ONNX's operators, one of :data:`OPSETS`.
+        opset (int): Version of ONNX's operators, 18 to 20.
 
     Returns:
         Path: The file.

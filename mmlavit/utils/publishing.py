@@ -29,7 +29,7 @@ def strip_checkpoint(checkpoint: Mapping[str, Any], weights: Literal['ema', 'raw
     Optimizer, schedules, states of hooks and the log go, and with them what names the machine.
 
     Args:
-        checkpoint (Mapping): As :func:`load_checkpoint` gives it.
+        checkpoint (Mapping): As :func:`~mmlavit.utils.checkpoint.load_checkpoint` gives it.
         weights (str, optional): 'ema' for the averaged weights of an ``EMAHook``, 'raw' for those that were
             trained; default: the averaged ones if there are any, which are those that a test uses.
 

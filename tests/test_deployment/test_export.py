@@ -160,7 +160,6 @@ def test_without_torch(tmp_path, exported):
                     raise ImportError(f'{name} is not for this')
         sys.meta_path.insert(0, Guard())
         from mmlavit_serve import Predictor
-from mmlavit_serve import UserError as ServeError
         predictor = Predictor(sys.argv[1])
         for image, result in predictor.predict_each(sys.argv[2]):
             print(result.draw(image).shape, len(result.to_json()) > 10)
