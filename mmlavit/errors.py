@@ -10,18 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mmlavit_serve.errors import UserError
+
 USER_ERROR_CODE = 2
 
 # How long a process waits for the first process of its machine to report the same mistake. A launcher
 # ends the others as soon as one process fails, so it is the first that has to be heard.
 _GRACE_SECONDS = 30
-
-
-class UserError(Exception):
-    """Something the user can fix: a missing file, a wrong key, an option that cannot work here.
-
-    The message says what is wrong, what was expected and what to do, in one line.
-    """
 
 
 class ConfigError(UserError, ValueError):
@@ -47,14 +42,8 @@ def one_line_errors(local_rank: int = 0) -> Iterator[None]:
     """
     try:
         yield
-    except _user_errors() as error:
+    except UserError as error:
         if local_rank != 0:
             time.sleep(_GRACE_SECONDS)
         print(f'error: {error}', file=sys.stderr, flush=True)
         raise SystemExit(USER_ERROR_CODE) from None
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    """List the classes of these errors: ours, and that of mmlavit_serve, which needs OpenCV, once it is in use."""
-    serving = sys.modules.get('mmlavit_serve.errors')
-    return (UserError, serving.UserError) if serving else (UserError,)

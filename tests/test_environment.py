@@ -36,8 +36,9 @@ class version:
 CHECK = f"""
 import runpy, sys, types
 sys.path.insert(0, sys.argv[1])
-sys.modules['mmlavit'] = types.ModuleType('mmlavit')
-sys.modules['mmlavit'].__path__ = [{str(ROOT / 'mmlavit')!r}]
+for name in ('mmlavit', 'mmlavit_serve'):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [{str(ROOT)!r} + '/' + name]
 del sys.argv[1]
 runpy.run_module('mmlavit.environment', run_name='__main__', alter_sys=True)
 """

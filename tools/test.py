@@ -5,7 +5,6 @@ import argparse
 from mmlavit.engine import local_rank, run
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import add_common_arguments, load_config, merge_test_args
-from mmlavit.utils.checkpoint import trust_checkpoints
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,8 +38,6 @@ def main() -> None:
     """Test."""
     args = parse_args()
     with one_line_errors(local_rank(args.launcher, args.local_rank)):
-        if args.trust_checkpoint:
-            trust_checkpoints()
         cfg = merge_test_args(load_config(args.config, args.cfg_options), args)
         run(cfg, 'test', args.cfg_options, args.local_rank)
 

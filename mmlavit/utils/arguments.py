@@ -18,6 +18,8 @@ from mmengine.runner import Runner
 
 from mmlavit.errors import UserError
 
+from .checkpoint import trust_checkpoints
+
 # What the toolboxes' own scripts use when the config is silent about drawing.
 _VISUALIZATION = {
     'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),
@@ -89,15 +91,27 @@ def add_options_argument(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE', help=help)
 
 
+class _TrustAction(argparse.Action):
+    """Calls :func:`~mmlavit.utils.checkpoint.trust_checkpoints`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            trust_checkpoints()
+        except UserError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+
+
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the option that :func:`~mmlavit.utils.checkpoint.trust_checkpoints` is for.
+    """Add the option that has checkpoints trusted, from the moment it is parsed.
 
     Args:
         parser (argparse.ArgumentParser): Parser of a tool that reads checkpoints.
     """
     parser.add_argument(
         '--trust-checkpoint',
-        action='store_true',
+        action=_TrustAction,
+        nargs=0,
+        default=argparse.SUPPRESS,
         help='also load checkpoints that hold more than weights and plain values. Loading such a file can run any code '
         'as you: use it only for files whose maker you trust',
     )

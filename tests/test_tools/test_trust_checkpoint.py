@@ -196,7 +196,7 @@ def test_script_of_a_toolbox(harmful, tmp_path, monkeypatch):
     done = run(sys.executable, script, *args)
     assert done.returncode == 1 and not harmful[1].exists()
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f'mmlavit.errors.UserError: {harmful[0]} was not loaded: ') and VARIABLE in last
+    assert last.startswith(f'mmlavit_serve.errors.UserError: {harmful[0]} was not loaded: ') and VARIABLE in last
     monkeypatch.setenv(VARIABLE, '1')
     monkeypatch.setenv('LOCAL_RANK', '0')  # which the script would set for good
     run_here(monkeypatch, script, *args)
@@ -216,4 +216,4 @@ def test_every_tool_that_reads_checkpoints_has_the_option():
     assert readers == {'demo.py', 'image_demo.py', 'test.py', 'train.py', *converters}
     for path in (ROOT / 'tools').rglob('*.py'):
         if path.name in readers - {'demo.py'}:  # that reads what its own training has just written
-            assert 'trust_checkpoints()' in path.read_text(), path
+            assert re.search(r'add_(trust_argument|common_arguments)\(parser\)', path.read_text()), path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
-from mmlavit.utils.checkpoint import load_checkpoint, trust_checkpoints
+from mmlavit.utils.checkpoint import load_checkpoint
 from mmlavit.utils.publishing import save_published, strip_checkpoint
 
 
@@ -36,8 +36,6 @@ def main() -> None:
     """Load, strip and write."""
     args = parse_args()
     with one_line_errors():
-        if args.trust_checkpoint:
-            trust_checkpoints()
         if args.out.suffix not in ('.pth', '.safetensors'):
             raise UserError(f'{args.out}: expected a name that ends in .pth or .safetensors')
         if not args.out.parent.is_dir():

@@ -9,7 +9,7 @@ import torch
 from mmlavit.converters.pvt_v2 import PVT_V2_EPS, convert_pvt_v2
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
-from mmlavit.utils.checkpoint import load_checkpoint, trust_checkpoints
+from mmlavit.utils.checkpoint import load_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,8 +37,6 @@ def main() -> None:
     """Convert."""
     args = parse_args()
     with one_line_errors():
-        if args.trust_checkpoint:
-            trust_checkpoints()
         if not args.out.parent.is_dir():
             raise UserError(f'the folder {args.out.parent} does not exist; make it first')
         state_dict = convert_pvt_v2(load_checkpoint(args.source)['state_dict'], args.num_va_layers)
