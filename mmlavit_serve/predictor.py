@@ -14,9 +14,9 @@ import numpy as np
 from .errors import UserError
 from .exported import ExportedModel
 from .results import Result
+from .video import Video, is_video
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 
 Picture = str | os.PathLike | np.ndarray
 """The file of an image, or its pixels: (H, W, 3), uint8, BGR."""
@@ -104,7 +104,7 @@ class Predictor:
         """
         if isinstance(pictures, (str, os.PathLike)):
             path = Path(pictures).expanduser()
-            pictures = read_frames(path) if is_video(path) else find_images(path)
+            pictures = Video(path) if is_video(path) else find_images(path)
         images = map(read_image, pictures)
         while batch := list(islice(images, batch_size)):
             yield from zip(batch, self.model.predict(batch), strict=True)
@@ -158,35 +158,3 @@ def find_images(path: Path) -> list[Path]:
     if not found:
         raise UserError(f'{path} has no images; expected files ending in {", ".join(IMAGES)}')
     return found
-
-
-def is_video(path: Path) -> bool:
-    """Tell by its name whether a file is a video."""
-    return path.is_file() and path.suffix.lower() in VIDEOS
-
-
-def read_frames(path: Path) -> Iterator[np.ndarray]:
-    """Read a video frame by frame.
-
-    Args:
-        path (Path): The file.
-
-    Yields:
-        np.ndarray: Frames, (H, W, 3) uint8 in BGR.
-
-    Raises:
-        UserError: If it cannot be read as a video.
-    """
-    video = cv2.VideoCapture(os.fspath(path))
-    try:
-        if not video.isOpened():
-            raise UserError(
-                f'{path} cannot be read as a video; expected one that OpenCV decodes, such as H.264 in .mp4'
-            )
-        while True:
-            there, frame = video.read()
-            if not there:
-                return
-            yield frame
-    finally:
-        video.release()

@@ -26,17 +26,22 @@ class Session(ABC):
         device (str): 'cpu', or what the runtime calls another device.
     """
 
-    metadata: Mapping[str, Any]
     input_shapes: Mapping[str, Sequence[int | str]]
 
     def __init__(self, path: Path, threads: int | None, device: str) -> None:
         if not path.is_file():
             raise UserError(f'{path} does not exist; expected a model that tools/deployment/export.py wrote')
         self.path = path
-        text = self._load(path, threads, device)
-        if text is None:
-            raise UserError(f'{path} is not a model of mmlavit; expected one that tools/deployment/export.py wrote')
-        self.metadata = json.loads(text)
+        self._metadata = self._load(path, threads, device)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says about itself."""
+        if self._metadata is None:
+            raise UserError(
+                f'{self.path} is not a model of mmlavit; expected one that tools/deployment/export.py wrote'
+            )
+        return json.loads(self._metadata)
 
     @abstractmethod
     def _load(self, path: Path, threads: int | None, device: str) -> str | None:

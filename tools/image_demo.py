@@ -9,21 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmengine.device import get_device
 from rich.progress import track
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
-from mmlavit.utils.checkpoint import trust_checkpoints
 from mmlavit.visualization.drawing import write_picture
-from mmlavit.visualization.video import read_video, write_video
+from mmlavit.visualization.video import write_video
 from mmlavit_serve import Predictor
-from mmlavit_serve.predictor import VIDEOS, find_images, is_video
-
-if TYPE_CHECKING:
-    from mmcv import VideoReader
+from mmlavit_serve.predictor import find_images
+from mmlavit_serve.video import VIDEOS, Video, is_video
 
 PREDICTIONS = 'predictions.json'
 
@@ -56,11 +53,9 @@ def main() -> None:
     """Predict, draw and record."""
     args = parse_args()
     with one_line_errors():
-        if args.trust_checkpoint:
-            trust_checkpoints()
         root, out_dir = Path(args.pictures).expanduser(), Path(args.out_dir)
         if is_video(root):
-            video, files = read_video(root), {root: out_dir / f'{root.stem}.mp4'}
+            video, files = Video(root), {root: out_dir / f'{root.stem}.mp4'}
         else:
             video, pictures = None, find_images(root)
             files = {path: out_dir / (path.name if path == root else path.relative_to(root)) for path in pictures}
@@ -112,12 +107,12 @@ def show_pictures(predictor: Predictor, files: Mapping[Path, Path], out_dir: Pat
         print(f'{picture}: {result.describe()} -> {out_file}', flush=True)
 
 
-def show_video(predictor: Predictor, video: VideoReader, path: Path, out_file: Path, append: Append) -> None:
+def show_video(predictor: Predictor, video: Video, path: Path, out_file: Path, append: Append) -> None:
     """Draw a video, with a bar of progress.
 
     Args:
         predictor (Predictor): Predicts and draws.
-        video (VideoReader): Its frames.
+        video (Video): Its frames.
         path (Path): Its file.
         out_file (Path): Where it is drawn.
         append (Append): Takes entries of the list.
@@ -126,7 +121,7 @@ def show_video(predictor: Predictor, video: VideoReader, path: Path, out_file: P
     width, height, frames = video.width, video.height, 0
     with write_video(out_file, video.fps, width, height) as write:
         # Some files do not say how many frames they have.
-        for frame in track(video, description=path.name, total=max(video.frame_cnt, 0) or None):
+        for frame in track(video, description=path.name, total=video.frames or None):
             result = predictor.predict(frame)
             write(result.draw(frame))
             seconds = round(frames / video.fps, 3)

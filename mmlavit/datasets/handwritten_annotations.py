@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmlavit.utils.masks import bounding_box
 from mmlavit_serve.results import run_lengths
 
 from .handwritten_drawing import NUM_CLASSES, Scene
@@ -32,7 +31,7 @@ def coco_annotations(scene: Scene, index: int, first_id: int) -> list[dict]:
             id=first_id + i,
             image_id=index,
             category_id=instance.label + 1,
-            bbox=bounding_box(instance.mask),
+            bbox=_bounding_box(instance.mask),
             area=int(instance.mask.sum()),
             iscrowd=0,
             segmentation=run_lengths(instance.mask),
@@ -53,3 +52,10 @@ def semantic_map(scene: Scene) -> np.ndarray:
     for instance in scene.instances:
         classes[instance.mask] = instance.label + 1
     return classes
+
+
+def _bounding_box(mask: np.ndarray) -> list[int]:
+    """Find the tight box [x, y, width, height] around the true pixels of ``mask`` (H, W) bool."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    x, y = int(columns[0]), int(rows[0])
+    return [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y]

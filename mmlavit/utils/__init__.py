@@ -1,1 +1,1 @@
-"""What several rooms need: command line arguments, data paths, checkpoint files, masks."""
+"""What several rooms need: command line arguments, data paths, checkpoint files."""

@@ -16,7 +16,7 @@ from mmlavit.errors import UserError
 from mmlavit.utils.data_paths import require_data
 from mmlavit.utils.toolbox import load_toolbox
 
-from .drawing import build_visualizer, draw_sample
+from .drawing import build_visualizer, draw_annotations
 
 # Images are enlarged by whole factors up to this longer side, so that labels on small ones can be read.
 _SIDE = 480
@@ -67,6 +67,6 @@ def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> 
         image = item['inputs'].numpy().transpose(1, 2, 0)  # BGR: only the data preprocessor changes that
         size = image.shape[:2]
         sample = item['data_samples']
-        drawn = draw_sample(visualizer, image, sample, truth=True, enlarge=max(1, _SIDE // max(size)))
+        drawn = draw_annotations(visualizer, image, sample, max(1, _SIDE // max(size)))
         stem = Path(sample.get('img_path') or '').stem
         yield Annotated(f'{index:06d}_{stem}'.rstrip('_'), drawn, size)

@@ -1,4 +1,4 @@
-"""What was annotated or found in an image, drawn over it by the visualizer of its toolbox."""
+"""What was annotated in an image, drawn over it by the visualizer of its toolbox; sheets and files of pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_visualizer(scope: str, meta: Mapping[str, Any]) -> Visualizer:
         meta (Mapping): The ``metainfo`` of a data set: classes, and colours where it has them.
 
     Returns:
-        Visualizer: For :func:`draw_sample`.
+        Visualizer: For :func:`draw_annotations`.
     """
     if scope == 'mmdet':
         from mmdet.visualization import DetLocalVisualizer
@@ -44,44 +44,32 @@ def build_visualizer(scope: str, meta: Mapping[str, Any]) -> Visualizer:
     return visualizer
 
 
-def draw_sample(
-    visualizer: Visualizer,
-    image: np.ndarray,
-    sample: BaseDataElement,
-    truth: bool = False,
-    enlarge: int = 1,
-    score_thr: float = 0.0,
+def draw_annotations(
+    visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, enlarge: int = 1
 ) -> np.ndarray:
-    """Draw a data sample over its image, both ``enlarge`` times as large.
+    """Draw the annotations of a data sample over its image, both ``enlarge`` times as large.
 
     Args:
         visualizer (Visualizer): That of the sample's toolbox.
         image (np.ndarray): (H, W, 3), uint8, BGR.
         sample (BaseDataElement): A data sample of mmdet, mmseg or mmpretrain; it is not changed.
-        truth (bool): Whether annotations are drawn; otherwise predictions.
         enlarge (int): Factor.
-        score_thr (float): Detections below it are left out.
 
     Returns:
         np.ndarray: The drawn image, uint8, BGR.
     """
     sample = sample.cpu()  # a copy
     picture = _enlarge(image, enlarge)
-    kind = 'gt' if truth else 'pred'
-    options = dict(draw_gt=truth, draw_pred=not truth)
+    options = dict(draw_gt=True, draw_pred=False)
     if hasattr(visualizer, 'visualize_cls'):
         return visualizer.visualize_cls(picture, sample, **options)[..., ::-1]
-    if f'{kind}_sem_seg' in sample:
-        labels = getattr(sample, f'{kind}_sem_seg').data
-        setattr(sample, f'{kind}_sem_seg', PixelData(data=_repeat(labels, enlarge)))
+    if 'gt_sem_seg' in sample:
+        sample.gt_sem_seg = PixelData(data=_repeat(sample.gt_sem_seg.data, enlarge))
     else:
-        found = getattr(sample, f'{kind}_instances')
-        boxes = getattr(found.bboxes, 'tensor', found.bboxes)  # mmdet wraps annotated ones
-        found.bboxes = boxes * enlarge
+        found = sample.gt_instances
+        found.bboxes = getattr(found.bboxes, 'tensor', found.bboxes) * enlarge  # mmdet may wrap them
         if 'masks' in found:
-            masks = found.masks if torch.is_tensor(found.masks) else torch.from_numpy(found.masks.to_ndarray())
-            found.masks = _repeat(masks, enlarge)
-        options['pred_score_thr'] = score_thr
+            found.masks = _repeat(torch.from_numpy(found.masks.to_ndarray()), enlarge)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', '.*out of bounds')  # boxes and outlines at the image's border
         visualizer.add_datasample('', picture, sample, **options)

@@ -1,39 +1,15 @@
-"""Videos, read and written frame by frame."""
+"""Videos, written frame by frame."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from mmlavit.errors import UserError
-
-if TYPE_CHECKING:
-    from mmcv import VideoReader
-
-
-def read_video(path: Path) -> VideoReader:
-    """Open a video.
-
-    Args:
-        path (Path): The file.
-
-    Returns:
-        VideoReader: mmcv's, which has ``fps``, ``width`` and ``height`` and yields frames, (H, W, 3) uint8 in BGR.
-
-    Raises:
-        UserError: If it cannot be read as a video.
-    """
-    from mmcv import VideoReader
-
-    video = VideoReader(str(path))
-    if not (video.fps and video.width and video.height):
-        raise UserError(f'{path} cannot be read as a video; expected one that OpenCV decodes, such as H.264 in .mp4')
-    return video
 
 
 @contextmanager

@@ -1,0 +1,56 @@
+"""Videos, read frame by frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .errors import UserError
+
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
+
+
+def is_video(path: Path) -> bool:
+    """Tell by its name whether a file is a video."""
+    return path.is_file() and path.suffix.lower() in VIDEOS
+
+
+class Video:
+    """A video; iterating gives its frames, (H, W, 3) uint8 in BGR, from the first on and once.
+
+    Args:
+        path (Path): The file.
+
+    Attributes:
+        fps (float): Frames in a second.
+        width (int): Columns of a frame.
+        height (int): Rows of a frame.
+        frames (int): How many; 0 where the file does not say.
+
+    Raises:
+        UserError: If it cannot be read as a video.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._capture = cv2.VideoCapture(os.fspath(path))
+        self.fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.width, self.height, self.frames = (
+            max(0, int(self._capture.get(key)))
+            for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_COUNT)
+        )
+        if not (self._capture.isOpened() and self.fps and self.width and self.height):
+            raise UserError(
+                f'{path} cannot be read as a video; expected one that OpenCV decodes, such as H.264 in .mp4'
+            )
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Read the frames that are left."""
+        while True:
+            there, frame = self._capture.read()
+            if not there:
+                return
+            yield frame
