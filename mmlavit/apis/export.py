@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from torch import nn
 from torch.export import Dim
 
 from mmlavit.deployment.models import build_graph
+from mmlavit.deployment.onnx import OPSETS, write_onnx
 from mmlavit.deployment.pipeline import describe_pipeline
 from mmlavit.errors import UserError
 from mmlavit.models.arch import STRIDES
@@ -27,9 +25,6 @@ from mmlavit.version import __version__
 from mmlavit_serve.runtimes import METADATA
 
 from .inference import build_model
-
-OPSETS = range(18, 21)
-"""Versions of ONNX's operators that can be chosen. From 20 on GELU is one of them."""
 
 _TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
 _LARGEST = 16384  # side of an image; products of larger ones could leave 64 bits
@@ -74,10 +69,6 @@ def export_onnx(
         raise UserError(f'opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}')
     if shape is not None and min(shape) < 1:
         raise UserError(f'shape is {shape}, expected a height and a width above 0')
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError('exporting needs onnx and onnxscript; `pip install onnx onnxscript` installs them') from error
     if not isinstance(cfg, Config):
         cfg = load_config(os.fspath(cfg))
     built = build_model(cfg, checkpoint, 'cpu', 0.0)
@@ -96,26 +87,20 @@ def export_onnx(
         arguments['size'] = torch.tensor([height, width])
         dynamic['size'] = None
     try:
-        with torch.no_grad(), _quiet():
-            program = torch.export.export(
-                graph, (), arguments, dynamic_shapes=dynamic, prefer_deferred_runtime_asserts_over_guards=True
-            )
-            exported = torch.onnx.export(
-                program,
-                opset_version=opset,
-                dynamo=True,
-                input_names=list(graph.inputs),
-                output_names=list(graph.outputs),
-                verbose=False,
-            )
+        write_onnx(
+            graph,
+            arguments,
+            out_file,
+            outputs=list(graph.outputs),
+            dynamic_shapes=dynamic,
+            opset=opset,
+            metadata={METADATA: json.dumps(metadata)},
+        )
+    except UserError:
+        raise
     except Exception as error:  # torch's own classes for what it cannot trace are many
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
         raise UserError(f'{cfg.filename} cannot be exported: {reason}') from error
-    exported.model.metadata_props[METADATA] = json.dumps(metadata)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = out_file.with_suffix('.partial.onnx')
-    exported.save(os.fspath(partial))
-    os.replace(partial, out_file)
     return out_file
 
 
@@ -148,17 +133,3 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
         checkpoint_sha256=hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
         mmlavit_version=__version__,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's exporter from remarks about its own operators."""
-    logger = logging.getLogger('torch.onnx')
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logger.setLevel(level)

@@ -3,10 +3,10 @@
 
 import argparse
 
-from mmlavit.apis.export import OPSETS, export_onnx
+from mmlavit.apis.export import export_onnx
+from mmlavit.deployment.onnx import OPSETS
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config
-from mmlavit.utils.checkpoint import trust_checkpoints
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,8 +38,6 @@ def main() -> None:
     """Export."""
     args = parse_args()
     with one_line_errors():
-        if args.trust_checkpoint:
-            trust_checkpoints()
         cfg = load_config(args.config, args.cfg_options)
         shape = tuple(args.shape) if args.shape else None
         file = export_onnx(cfg, args.checkpoint, args.out, shape, args.opset)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from abc import ABC, abstractmethod
+import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from mmlavit.deployment.onnx import write_onnx
+from mmlavit_serve.runtimes import RUNTIMES as SESSIONS
+from mmlavit_serve.runtimes import Session
 
 Runnable = Callable[[Tensor], Any]
 
@@ -30,74 +33,45 @@ def lay_out_channels_last(model: nn.Module, threads: int) -> Runnable:
     return lambda images: model(images.contiguous(memory_format=torch.channels_last))
 
 
-class _Exported(ABC):
+class Exported:
     """A model exported to ONNX for the size of the images it is given; a new size is exported when it comes.
 
     Args:
+        runtime (type[Session]): What runs it, with the settings that :class:`mmlavit_serve.Predictor` uses.
         model (nn.Module): Model in evaluation mode.
         threads (int): CPU threads.
     """
 
-    def __init__(self, model: nn.Module, threads: int) -> None:
-        self.model, self.threads = model, threads
-        self.sessions = {}
+    def __init__(self, runtime: type[Session], model: nn.Module, threads: int) -> None:
+        self.runtime, self.model, self.threads = runtime, _OneInput(model), threads
+        self.sessions: dict[torch.Size, Session] = {}
 
-    def __call__(self, images: Tensor) -> list[np.ndarray]:
+    def __call__(self, images: Tensor) -> dict[str, np.ndarray]:
         """Run the model on images (B, C, H, W) on the CPU."""
         if images.shape not in self.sessions:
-            self.sessions[images.shape] = self.load(_to_onnx(self.model, images))
-        return self.sessions[images.shape](images.numpy())
-
-    @abstractmethod
-    def load(self, model: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
-        """Make an ONNX model ready to run."""
-
-
-class _OnnxRuntime(_Exported):
-    """ONNX Runtime on its CPU provider, all optimizations of the graph on, as by default."""
-
-    def load(self, model: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        session = onnxruntime.InferenceSession(model, options, ['CPUExecutionProvider'])
-        return lambda images: session.run(None, {'images': images})
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder, 'backbone.onnx')
+                write_onnx(self.model, dict(images=images), file)
+                self.sessions[images.shape] = self.runtime(file, self.threads, 'cpu')
+        return self.sessions[images.shape].run(dict(images=images.numpy()))
 
 
-class _OpenVino(_Exported):
-    """OpenVINO on the CPU, for latency, in float32 also where the processor has bfloat16."""
+class _OneInput(nn.Module):
+    """A backbone whose argument is called ``images``, whatever its own name for it."""
 
-    def load(self, model: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
-        import openvino
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
 
-        hints = {'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_PRECISION_HINT': 'f32'}
-        core = openvino.Core()
-        compiled = core.compile_model(core.read_model(model), 'CPU', {**hints, 'INFERENCE_NUM_THREADS': self.threads})
-        request = compiled.create_infer_request()
-        return lambda images: list(request.infer({'images': images}, share_outputs=True).values())
-
-
-def _to_onnx(model: nn.Module, images: Tensor) -> bytes:
-    """Export a model for images of one size."""
-    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-    content = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter('ignore')
-        images = images.clone()  # not one of inference mode
-        program = torch.onnx.export(
-            model, (images,), dynamo=True, opset_version=20, input_names=['images'], verbose=False
-        )
-        program.save(content)
-    return content.getvalue()
+    def forward(self, images: Tensor) -> Any:
+        return self.backbone(images)
 
 
 RUNTIMES: Mapping[str, Callable[[nn.Module, int], Runnable]] = {
     'eager': lambda model, threads: model,
     'channels_last': lay_out_channels_last,
     'compile': compile_model,
-    'onnxruntime': _OnnxRuntime,
-    'openvino': _OpenVino,
+    **{name: partial(Exported, runtime) for name, runtime in SESSIONS.items()},
 }
 """Make of a model what is measured, with a number of CPU threads."""
 
@@ -109,5 +83,5 @@ TITLES = {
 }
 """What tables call them."""
 
-EXPORTED = ('onnxruntime', 'openvino')
+EXPORTED = tuple(SESSIONS)
 """Runtimes of exported models: inference in fp32 on the CPU, and their memory is not measured."""

@@ -1,0 +1,76 @@
+"""From torch to ONNX, with torch's own exporter."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmlavit.errors import UserError
+
+OPSETS = range(18, 21)
+"""Versions of ONNX's operators that can be chosen. From 20 on GELU is one of them."""
+
+
+def write_onnx(
+    model: nn.Module,
+    arguments: Mapping[str, Tensor],
+    out_file: Path,
+    outputs: Sequence[str] | None = None,
+    dynamic_shapes: Mapping[str, Any] | None = None,
+    opset: int = OPSETS[-1],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Export a model in evaluation mode as an ONNX file, which is whole or not there.
+
+    Args:
+        model (nn.Module): The model; its ``forward`` takes the arguments by name.
+        arguments (Mapping[str, Tensor]): An example of each.
+        out_file (Path): The file.
+        outputs (Sequence[str], optional): Names of the outputs.
+        dynamic_shapes (Mapping, optional): As for ``torch.export.export``; None: all sizes are the example's.
+        opset (int): Version of ONNX's operators, one of :data:`OPSETS`.
+        metadata (Mapping[str, str], optional): Texts to keep in the file.
+
+    Raises:
+        UserError: If onnx or onnxscript is missing.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError('exporting needs onnx and onnxscript; `pip install onnx onnxscript` installs them') from error
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # the exporter's remarks about its own operators
+    try:
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter('ignore')
+            program = torch.export.export(
+                model,
+                (),
+                # Not made in inference mode, which the exporter cannot trace.
+                {name: example.clone() for name, example in arguments.items()},
+                dynamic_shapes=dynamic_shapes,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            exported = torch.onnx.export(
+                program,
+                opset_version=opset,
+                dynamo=True,
+                input_names=list(arguments),
+                output_names=outputs,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    exported.model.metadata_props.update(metadata or {})
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    partial = out_file.with_suffix('.partial.onnx')
+    exported.save(os.fspath(partial))
+    os.replace(partial, out_file)
