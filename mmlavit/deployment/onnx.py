@@ -17,6 +17,8 @@ from mmlavit.errors import UserError
 OPSETS = range(18, 21)
 """Versions of ONNX's operators that can be chosen. From 20 on GELU is one of them."""
 
+_FOLDED = 1 << 24  # elements of the largest constants that are computed in advance
+
 
 def write_onnx(
     model: nn.Module,
@@ -42,7 +44,7 @@ def write_onnx(
         UserError: If onnx or onnxscript is missing.
     """
     try:
-        import onnxscript  # noqa: F401
+        import onnxscript.optimizer
     except ImportError as error:
         raise UserError('exporting needs onnx and onnxscript; `pip install onnx onnxscript` installs them') from error
     logger = logging.getLogger('torch.onnx')
@@ -67,6 +69,8 @@ def write_onnx(
                 output_names=outputs,
                 verbose=False,
             )
+            # Weights in the form that their operators take, which quantisation looks for.
+            onnxscript.optimizer.optimize(exported.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
     finally:
         logger.setLevel(level)
     exported.model.metadata_props.update(metadata or {})

@@ -39,7 +39,7 @@ from mmlavit.errors import ConfigError
 from .arch import STRIDES, Arch, resolve_arch, resolve_num_va_layers
 from .initialization import resolve_init_cfg
 from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
-from .layout import PointwiseLinear, Scores, folding_pays, linear, linear_each, to_map, to_tokens
+from .layout import PointwiseLinear, Scores, attend_in_pieces, folding_pays, linear, linear_each, to_map, to_tokens
 from .resample import Grid, ceil_div, is_symbolic, resample_tokens
 
 
@@ -166,7 +166,11 @@ class VanillaAttention(nn.Module):
                 padding = -(head_dim + columns) % 8
                 query, key = F.pad(query, (0, padding)), F.pad(key, (0, padding))
                 value = F.pad(value, (0, columns + padding))
-        out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value)), scale=scale)
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        if torch.compiler.is_exporting():
+            out = attend_in_pieces(query, key * scale, value, self.reduction.ratio**2)
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, scale=scale)
         return out[..., :head_dim].transpose(1, 2).flatten(2)
 
 

@@ -93,7 +93,26 @@ def linear_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if x.device.type == 'cpu' and is_plain_eager() and x.shape[0] == 1:
         return linear(x, weight[0], bias[0])
+    if torch.compiler.is_exporting():  # where the bias of a baddbmm is copied for every token
+        return torch.matmul(x, weight.transpose(1, 2)) + bias[:, None]
     return torch.baddbmm(bias[:, None].expand(-1, x.shape[1], -1), x, weight.transpose(1, 2))
+
+
+def attend_in_pieces(query: Tensor, key: Tensor, value: Tensor, pieces: int) -> Tensor:
+    """Attention for runtimes without a fused kernel, of some queries at a time: their scores then stay in the caches.
+
+    Args:
+        query (Tensor): Queries of shape (B, H, N, d), N a multiple of ``pieces``.
+        key (Tensor): Scaled keys of shape (B, H, M, d).
+        value (Tensor): Values of shape (B, H, M, d).
+        pieces (int): Number of pieces.
+
+    Returns:
+        Tensor: ``softmax(Q K^T) V`` of shape (B, H, N, d).
+    """
+    key = key.transpose(2, 3)
+    some = query.unflatten(2, (pieces, -1)).unbind(2)
+    return torch.cat([torch.matmul(torch.matmul(queries, key).softmax(dim=-1), value) for queries in some], dim=2)
 
 
 def map_strips(
