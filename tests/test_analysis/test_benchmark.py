@@ -38,7 +38,8 @@ PARAMETERS = {
     **{f'lavit_b{kind}': 39.78 for kind in ('', '_pool')},
     **{'lavit_t_twin': 11.00, 'lavit_s_twin': 23.67, 'lavit_b_twin': 43.55},
     **{'pvt_v2_b2': 24.85, 'pvt_v2_b2_mmdet': 24.85, 'mit_b2': 24.20, 'resnet50': 23.51},
-    **{'swin_t': 27.52, 'swin_t_mmdet': 27.52, 'convnext_t': 27.82},
+    **{'swin_t': 27.52, 'swin_t_mmdet': 27.52, 'convnext_t': 27.82, 'hiera_t': 26.88},
+    **{'cpubone_b3': 35.89, 'cpubone_b2': 14.67, 'efficientvit_b2': 14.98, 'mobilenetv4_m': 7.20},
 }
 
 
@@ -59,7 +60,7 @@ def test_subjects_are_complete():
 @pytest.mark.parametrize('name', list(SUBJECTS))
 def test_subject(name):
     """It gives a pyramid, and nothing in it makes a training step cheaper than it is."""
-    model = pickle.loads(pickle.dumps(SUBJECTS[name])).build()  # as the worker gets it
+    model = pickle.loads(pickle.dumps(SUBJECTS[name])).build(64, 96)  # as the worker gets it
     model.train()
     assert all(p.requires_grad for p in model.parameters())
     assert all(module.training for module in model.modules())
@@ -132,7 +133,7 @@ def test_runtimes(runtime):
     """They compute what eager mode does, at every size that comes."""
     if runtime in EXPORTED:
         pytest.importorskip(runtime)
-    model = NANO.build().eval()
+    model = NANO.build(64, 64).eval()
     run = RUNTIMES[runtime](model, 1)
     for size in ((1, 3, 64, 96), (2, 3, 64, 64)):
         images = torch.rand(size)

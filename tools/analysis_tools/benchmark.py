@@ -11,7 +11,14 @@ import torch
 from rich.console import Console
 
 from mmlavit.analysis.benchmark.measure import compare
-from mmlavit.analysis.benchmark.report import Report, comparison_rows, failures, growth_rows, terminal_table
+from mmlavit.analysis.benchmark.report import (
+    Report,
+    comparison_rows,
+    failures,
+    growth_rows,
+    runtime_rows,
+    terminal_table,
+)
 from mmlavit.analysis.benchmark.runtimes import EXPORTED, RUNTIMES
 from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, parse_input, resolve_subjects
 from mmlavit.analysis.benchmark.worker import DTYPES, Settings, Worker, WorkerError
@@ -154,6 +161,8 @@ def benchmark(args: argparse.Namespace, settings: Settings) -> None:
         (comparison,) = measure(subjects, [size], settings)
         report.comparisons.append(comparison)
         show(size.title, comparison_rows(comparison, reference), [comparison])
+        if rows := runtime_rows(comparison, reference):
+            console.print(terminal_table('By runtime', rows))
     if growth_subjects:
         report.growth = measure(growth_subjects, GROWTH_INPUTS, report.growth_settings)
         show('Growth', growth_rows(report.growth), report.growth)

@@ -34,7 +34,9 @@ def plot_comparisons(comparisons: Sequence[Comparison], caption: str) -> Figure:
         _draw_bars(time_axes, done, times, f'{comparison.size.title}: time (ms), quartiles')
         spread = [[t - q for t, q in zip(times, low, strict=True)], [q - t for t, q in zip(times, high, strict=True)]]
         time_axes.errorbar(times, range(len(done)), xerr=spread, fmt='none', ecolor='black', capsize=2)
-        _draw_bars(memory_axes, done, [result.memory_mb for result in done], f'{comparison.size.title}: memory (MB)')
+        _draw_bars(
+            memory_axes, done, [result.memory_mb or 0 for result in done], f'{comparison.size.title}: memory (MB)'
+        )
     return figure
 
 

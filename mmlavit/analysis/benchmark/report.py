@@ -128,6 +128,8 @@ class Report:
         lines += ['', self.method(), '', '```bash', self.command, '```', '']
         for comparison in self.comparisons:
             lines += [f'## {comparison.size.title}', '', *_markdown(comparison_rows(comparison, self.reference)), '']
+            if rows := runtime_rows(comparison, self.reference):
+                lines += [*_markdown(rows), '']
             lines += [f'- {failure}' for failure in failures([comparison])] + ['']
         if self.comparisons:
             lines += ['![Time and memory by backbone](time.png)', '']
@@ -158,8 +160,9 @@ def versions() -> dict[str, str]:
     found = {'mmlavit': __version__, 'python': platform.python_version(), 'torch': torch.__version__}
     for part in find_installed().values():
         found[part.dist or part.module] = part.version
-    for dist in metadata.distributions(name='timm'):
-        found['timm'] = dist.version
+    for name in ('timm', 'onnxruntime', 'openvino'):
+        for dist in metadata.distributions(name=name):
+            found[name] = dist.version
     return found
 
 
@@ -183,7 +186,35 @@ def comparison_rows(comparison: Comparison, reference: str) -> list[list[str]]:
         low, median, high = (_milliseconds(result.quantile(q)) for q in (0.25, 0.5, 0.75))
         ratios = result.ratios_to(comparison.result(reference))
         row += [f'{result.params / 1e6:.2f}', f'{result.macs / 1e9:.2f}', median, f'{low}–{high}']
-        rows.append([*row, _time_ratio(ratios), f'{result.memory_mb:.0f}', _ratio(ratios['memory'])])
+        rows.append([*row, _time_ratio(ratios), _megabytes(result.memory_mb), _ratio(ratios['memory'])])
+    return rows
+
+
+def runtime_rows(comparison: Comparison, reference: str) -> list[list[str]]:
+    """Lay out a comparison of backbones in several runtimes: times by runtime, and best against best.
+
+    Args:
+        comparison (Comparison): What was measured.
+        reference (str): Name of a measured backbone; ratios are to its best time.
+
+    Returns:
+        list[list[str]]: The header and the rows of a table, empty where there is one runtime.
+    """
+    times: dict[str, dict[str, float]] = {}
+    for result in comparison.results:
+        row = times.setdefault(result.subject.backbone, {})
+        if result.median is not None:
+            row[result.subject.runtime] = result.median
+    runtimes = list(dict.fromkeys(result.subject.runtime for result in comparison.results))
+    if len(runtimes) < 2:
+        return []
+    best = {name: min(row, key=row.get) for name, row in times.items() if row}
+    base = comparison.result(reference).subject.backbone
+    rows = [['backbone', *(f'{runtime} (ms)' for runtime in runtimes), 'best', f'best / best of {base}']]
+    for name, row in times.items():
+        cells = [_milliseconds(row[runtime]) if runtime in row else _NOTHING for runtime in runtimes]
+        ratio = row[best[name]] / times[base][best[base]] if name in best and base in best else None
+        rows.append([name, *cells, best.get(name, _NOTHING), _ratio(ratio)])
     return rows
 
 
@@ -202,7 +233,7 @@ def growth_rows(growth: Sequence[Comparison]) -> list[list[str]]:
     for name, factors in growth_factors(growth).items():
         results = [comparison.result(name) for comparison in growth]
         times = ['failed' if result.error else _milliseconds(result.median) for result in results]
-        memory = [_NOTHING if result.error else f'{result.memory_mb:.0f}' for result in results]
+        memory = [_megabytes(result.memory_mb) for result in results]
         rows.append([name, *times, _time_ratio(factors), *memory, _ratio(factors['memory'])])
     return rows
 
@@ -274,6 +305,10 @@ def _to_json(comparison: Comparison, reference: str | None = None) -> dict:
 def _milliseconds(seconds: float) -> str:
     decimals = 0 if seconds >= 0.1 else 1 if seconds >= 0.01 else 2
     return f'{seconds * 1e3:.{decimals}f}'
+
+
+def _megabytes(value: float | None) -> str:
+    return _NOTHING if value is None else f'{value:.0f}'
 
 
 def _ratio(value: float | None) -> str:

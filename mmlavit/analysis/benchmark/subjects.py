@@ -14,7 +14,7 @@ from mmlavit.environment import check_environment, find_installed
 from mmlavit.errors import UserError
 from mmlavit.models.arch import ARCH_ZOO
 
-from .runtimes import TITLES
+from .runtimes import EXPORTED, TITLES
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Subject:
         toolbox (str, optional): The package besides mmlavit that it comes from: 'timm', 'mmdet', 'mmseg' or
             'mmpretrain'; None for LaViT.
         runtime (str): What runs it: a key of :data:`~mmlavit.analysis.benchmark.runtimes.RUNTIMES`.
+        one_size (bool): Whether it is built for images of one size, which it takes as ``img_size``.
     """
 
     name: str
@@ -37,6 +38,12 @@ class Subject:
     kwargs: Mapping[str, object] = field(default_factory=dict)
     toolbox: str | None = None
     runtime: str = 'eager'
+    one_size: bool = False
+
+    @property
+    def backbone(self) -> str:
+        """Its name in any runtime."""
+        return self.name.removesuffix(f'_{self.runtime}')
 
     def run_by(self, runtime: str) -> Subject:
         """Return the same backbone for another runtime."""
@@ -44,8 +51,15 @@ class Subject:
             return self
         return replace(self, name=f'{self.name}_{runtime}', title=f'{self.title}, {TITLES[runtime]}', runtime=runtime)
 
-    def build(self) -> nn.Module:
+    def build(self, height: int, width: int) -> nn.Module:
         """Build the backbone with random weights.
+
+        Args:
+            height (int): Rows of the images that it will see.
+            width (int): Columns of these.
+
+        Returns:
+            nn.Module: The backbone.
 
         Raises:
             EnvironmentProblem: If its toolbox is unusable in a way that :func:`check_environment` can name.
@@ -58,7 +72,12 @@ class Subject:
             if self.toolbox not in (None, 'timm'):
                 check_environment(self.toolbox)  # says what to do
             raise
-        return factory(**self.kwargs)
+        if self.toolbox == 'timm' and self.runtime in EXPORTED:
+            from timm.layers import set_fused_attn
+
+            set_fused_attn(False)  # of whose forms with windows torch's exporter knows none
+        size = dict(img_size=(height, width)) if self.one_size else {}
+        return factory(**self.kwargs, **size)
 
 
 def _lavits() -> Iterator[Subject]:
@@ -79,17 +98,21 @@ def _peer(name: str, title: str, toolbox: str, target: str, **kwargs: object) ->
     return Subject(name, f'{title} ({toolbox})', f'{toolbox}.{target}', kwargs, toolbox)
 
 
+def _timm(name: str, title: str, model_name: str, one_size: bool = False, **kwargs: object) -> Subject:
+    arguments = dict(model_name=model_name, pretrained=False, features_only=True, **kwargs)
+    return Subject(name, f'{title} (timm)', 'timm.create_model', arguments, 'timm', one_size=one_size)
+
+
 # Stochastic depth costs the same everywhere when all have it; LaViT's default is 0.1, some peers' is 0.
 _DROP = dict(drop_path_rate=0.1)
 _TINY = dict(arch='tiny', out_indices=(0, 1, 2, 3), **_DROP)
-_TIMM = dict(model_name='pvt_v2_b2', pretrained=False, features_only=True, **_DROP)
 _B2 = dict(embed_dims=64, num_layers=[3, 4, 6, 3], **_DROP)
 
 SUBJECTS = {
     subject.name: subject
     for subject in [
         *_lavits(),
-        _peer('pvt_v2_b2', 'PVTv2-B2', 'timm', 'create_model', **_TIMM),
+        _timm('pvt_v2_b2', 'PVTv2-B2', 'pvt_v2_b2', **_DROP),
         _peer('pvt_v2_b2_mmdet', 'PVTv2-B2', 'mmdet', 'models.PyramidVisionTransformerV2', **_B2),
         # Maps smaller than a window, of inputs below 224 px, are otherwise refused.
         _peer('swin_t', 'Swin-T', 'mmpretrain', 'models.SwinTransformer', pad_small_map=True, **_TINY),
@@ -97,6 +120,12 @@ SUBJECTS = {
         _peer('convnext_t', 'ConvNeXt-T', 'mmpretrain', 'models.ConvNeXt', gap_before_final_norm=False, **_TINY),
         _peer('resnet50', 'ResNet-50', 'mmdet', 'models.ResNet', depth=50, style='pytorch', norm_eval=False),
         _peer('mit_b2', 'MiT-B2', 'mmseg', 'models.MixVisionTransformer', num_heads=[1, 2, 5, 8], **_B2),
+        _timm('hiera_t', 'Hiera-T', 'hiera_tiny_224', one_size=True, **_DROP),
+        _timm('cpubone_b3', 'CPUBone-B3', 'cpubone_b3', **_DROP),
+        _timm('cpubone_b2', 'CPUBone-B2', 'cpubone_b2_bfrobust', **_DROP),
+        # It has no stochastic depth.
+        _timm('efficientvit_b2', 'EfficientViT-B2', 'efficientvit_b2'),
+        _timm('mobilenetv4_m', 'MobileNetV4-M', 'mobilenetv4_conv_medium', out_indices=(1, 2, 3, 4), **_DROP),
     ]
 }
 """All backbones, by name, in the order of the tables."""
@@ -124,7 +153,8 @@ def resolve_subjects(names: Sequence[str]) -> list[Subject]:
         # Only what is not there at all ends the run: for instance, mmcv's ops can lack CUDA, which no backbone uses.
         if toolbox == 'timm':
             if find_spec('timm') is None:
-                raise UserError('timm is not installed, but pvt_v2_b2 comes from it; `pip install timm` installs it')
+                names = ', '.join(subject.name for subject in subjects if subject.toolbox == 'timm')
+                raise UserError(f'timm is not installed, but {names} come from it; `pip install timm` installs it')
         elif toolbox not in installed:
             check_environment(toolbox)
     return subjects

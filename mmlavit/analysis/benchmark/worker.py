@@ -173,15 +173,16 @@ class Runner:
         self.device = torch.device(settings.device)
         torch.set_num_threads(settings.threads)
         torch.manual_seed(0)
-        self.model = subject.build().to(self.device)
+        self.model = subject.build(size.height, size.width).to(self.device)
         self.model.train(settings.mode == 'train')  # not chained: OpenMMLab's often return nothing
-        self.exported = subject.runtime in EXPORTED
+        # To export takes more memory than to run, and what is built for one size has no other to begin with.
+        self.has_base = subject.runtime not in EXPORTED and not subject.one_size
         self.runtime = RUNTIMES[subject.runtime](self.model, settings.threads)
 
     def warm_up(self) -> None:
         """Run at the memory base, from where memory counts, then at the size of the input."""
         side = self.settings.memory_base
-        if not self.exported:  # to export takes more memory than to run
+        if self.has_base:
             self._step(torch.rand(1, 3, side, side, device=self.device))
         if self.device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats()
@@ -207,13 +208,13 @@ class Runner:
 
         Returns:
             dict[str, float]: 'memory_mb', the peak; on the CPU, what it grew by since the backbone was built and run
-            once, and None if it was exported. 'params' and 'macs', the parameters and the multiply-adds of one image
-            in inference.
+            once, and None if it was exported or is built for one size. 'params' and 'macs', the parameters and the
+            multiply-adds of one image in inference.
         """
         # Memory first: counting runs the backbone in another way.
         on_gpu = self.device.type == 'cuda'
         memory = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else _peak_resident() - self.base_memory
-        memory = None if self.exported else memory
+        memory = memory if on_gpu or self.has_base else None
         self.model.eval()
         counted = count_complexity(self.model, lambda: self.model(self.images[:1]))
         return dict(memory_mb=memory, params=counted.params, macs=counted.macs)
