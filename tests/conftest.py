@@ -32,4 +32,5 @@ def leave_scope():
 
 def pytest_collection_modifyitems(items):
     """Run what starts other runtimes last: a data loader that forks beside OpenVINO's threads can end the process."""
-    items.sort(key=lambda item: 'test_export' in item.nodeid or 'test_runtimes' in item.nodeid)
+    runtimes = ('test_export', 'test_quantize', 'test_runtimes')
+    items.sort(key=lambda item: any(name in item.nodeid for name in runtimes))

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -70,3 +72,12 @@ def build(cfg: Config) -> torch.nn.Module:
         elif name.endswith('retina_cls.bias'):
             torch.nn.init.constant_(parameter, -3.0)
     return model.eval()
+
+
+def make_image(size, seed=0):
+    """Noise at several scales, which gives a random model different things to see."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((*size, 3), np.float64)
+    for side in (4, 16, 64):
+        image += cv2.resize(rng.uniform(0, 85, (side, side, 3)), size[::-1])
+    return image.astype(np.uint8)

@@ -73,6 +73,8 @@ def write_onnx(
             onnxscript.optimizer.optimize(exported.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
     finally:
         logger.setLevel(level)
+    for node in exported.model.graph.all_nodes():
+        node.metadata_props.clear()  # where in the code it comes from, with the paths of this machine
     exported.model.metadata_props.update(metadata or {})
     out_file.parent.mkdir(parents=True, exist_ok=True)
     partial = out_file.with_suffix('.partial.onnx')

@@ -100,12 +100,14 @@ def test_one_graph_serves_many_sizes(key_reduction, training):
 
 
 @pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
-def test_one_exported_program_serves_many_sizes(key_reduction):
-    """Above, below and on the reference grids; sides are multiples of 32, to which preprocessors pad."""
+def test_one_exported_program_serves_many_sizes(key_reduction, tmp_path):
+    """Saved and loaded; above, below and on the reference grids; sides are multiples of 32, to which one pads."""
     model = LaViT('nano', key_reduction=key_reduction, out_indices=(0, 1)).eval()
     height, width = 32 * Dim('height', min=2, max=64), 32 * Dim('width', min=2, max=64)
     shapes = {0: Dim.DYNAMIC, 2: height, 3: width}
     program = torch.export.export(model, (torch.rand(3, 3, 160, 224),), dynamic_shapes=(shapes,))
+    torch.export.save(program, tmp_path / 'lavit.pt2')
+    program = torch.export.load(tmp_path / 'lavit.pt2')
     for batch, *size in ((1, 64, 96), (2, 128, 128), (3, 320, 256)):
         x = torch.rand(batch, 3, *size)
         with torch.no_grad():

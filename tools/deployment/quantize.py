@@ -4,6 +4,7 @@
 import argparse
 
 from mmlavit.apis.quantize import PRECISIONS, quantize_onnx
+from mmlavit.deployment.quantization import INT8_RUNTIMES
 from mmlavit.errors import one_line_errors
 
 
@@ -16,8 +17,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--precision', choices=PRECISIONS, default=PRECISIONS[0], help='default: %(default)s')
     parser.add_argument(
         '--runtime',
-        choices=['openvino', 'onnxruntime'],
-        default='openvino',
+        choices=INT8_RUNTIMES,
+        default=INT8_RUNTIMES[0],
         help='what will run it in int8; default: %(default)s',
     )
     parser.add_argument(

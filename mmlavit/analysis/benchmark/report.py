@@ -233,7 +233,7 @@ def growth_rows(growth: Sequence[Comparison]) -> list[list[str]]:
     for name, factors in growth_factors(growth).items():
         results = [comparison.result(name) for comparison in growth]
         times = ['failed' if result.error else _milliseconds(result.median) for result in results]
-        memory = [_megabytes(result.memory_mb) for result in results]
+        memory = [_NOTHING if result.error else _megabytes(result.memory_mb) for result in results]
         rows.append([name, *times, _time_ratio(factors), *memory, _ratio(factors['memory'])])
     return rows
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlavit.deployment.onnx import write_onnx
+from mmlavit.deployment.quantization import to_int8
 from mmlavit_serve.runtimes import RUNTIMES as SESSIONS
 from mmlavit_serve.runtimes import Session
 
@@ -40,20 +41,24 @@ class Exported:
         runtime (type[Session]): What runs it, with the settings that :class:`mmlavit_serve.Predictor` uses.
         model (nn.Module): Model in evaluation mode.
         threads (int): CPU threads.
+        int8_for (str, optional): Quantise the model for this runtime, with the ranges that activations take on the
+            images themselves: the speed is that of any ranges.
     """
 
-    def __init__(self, runtime: type[Session], model: nn.Module, threads: int) -> None:
-        self.runtime, self.model, self.threads = runtime, _OneInput(model), threads
+    def __init__(self, runtime: type[Session], model: nn.Module, threads: int, int8_for: str | None = None) -> None:
+        self.runtime, self.model, self.threads, self.int8_for = runtime, _OneInput(model), threads, int8_for
         self.sessions: dict[torch.Size, Session] = {}
 
-    def __call__(self, images: Tensor) -> dict[str, np.ndarray]:
+    def __call__(self, images: Tensor) -> list[np.ndarray]:
         """Run the model on images (B, C, H, W) on the CPU."""
         if images.shape not in self.sessions:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder, 'backbone.onnx')
                 write_onnx(self.model, dict(images=images), file)
+                if self.int8_for:
+                    to_int8(file, file, [dict(images=images.numpy())], self.int8_for)
                 self.sessions[images.shape] = self.runtime(file, self.threads, 'cpu')
-        return self.sessions[images.shape].run(dict(images=images.numpy()))
+        return list(self.sessions[images.shape].run(dict(images=images.numpy())).values())
 
 
 class _OneInput(nn.Module):
@@ -72,6 +77,7 @@ RUNTIMES: Mapping[str, Callable[[nn.Module, int], Runnable]] = {
     'channels_last': lay_out_channels_last,
     'compile': compile_model,
     **{name: partial(Exported, runtime) for name, runtime in SESSIONS.items()},
+    **{f'{name}_int8': partial(Exported, runtime, int8_for=name) for name, runtime in SESSIONS.items()},
 }
 """Make of a model what is measured, with a number of CPU threads."""
 
@@ -80,8 +86,10 @@ TITLES = {
     'compile': 'torch.compile',
     'onnxruntime': 'ONNX Runtime',
     'openvino': 'OpenVINO',
+    'onnxruntime_int8': 'ONNX Runtime, int8',
+    'openvino_int8': 'OpenVINO, int8',
 }
 """What tables call them."""
 
-EXPORTED = tuple(SESSIONS)
-"""Runtimes of exported models: inference in fp32 on the CPU, and their memory is not measured."""
+EXPORTED = (*SESSIONS, *(f'{name}_int8' for name in SESSIONS))
+"""Runtimes of exported models: inference on the CPU, from fp32, and their memory is not measured."""

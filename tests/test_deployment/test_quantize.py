@@ -1,0 +1,114 @@
+"""Exported models in fewer bits, against those in fp32."""
+
+import runpy
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from exportable import ROOT, make_image
+
+from mmlavit.apis.quantize import quantize_onnx
+from mmlavit.errors import UserError
+from mmlavit_serve import Predictor
+
+onnx = pytest.importorskip('onnx')
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of images."""
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    for seed in range(6):
+        cv2.imwrite(str(folder / f'{seed}.png'), make_image((96, 128), seed))
+    return folder
+
+
+def metadata(file):
+    return {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+
+
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
+def test_int8_classifier(runtime, exported, pictures, tmp_path):
+    pytest.importorskip('nncf' if runtime == 'openvino' else runtime)
+    _, _, file = exported('classifier')
+    small = quantize_onnx(file, tmp_path / 'int8.onnx', pictures=pictures, number=4, runtime=runtime)
+    assert small.stat().st_size < file.stat().st_size
+    assert metadata(small) == metadata(file)
+    fp32, int8 = Predictor(file, runtime=runtime), Predictor(small, runtime=runtime)
+    images = [make_image((96, 128), seed) for seed in range(10, 16)]
+    expected, found = (np.stack([model.predict(image).scores for image in images]) for model in (fp32, int8))
+    assert not np.array_equal(found, expected)  # it is quantised
+    assert np.abs(found - expected).max() < 0.2 * np.ptp(expected)
+
+
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
+def test_what_is_quantised(runtime, exported, pictures, tmp_path):
+    """What goes into convolutions and, for OpenVINO, matrix products; what comes out of convolutions."""
+    pytest.importorskip('nncf' if runtime == 'openvino' else runtime)
+    _, _, file = exported('retinanet')
+    graph = onnx.load(quantize_onnx(file, tmp_path / 'int8.onnx', pictures=pictures, number=2, runtime=runtime)).graph
+    maker = {name: node for node in graph.node for name in node.output}
+    readers = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    heavy = {'Conv'} if runtime == 'onnxruntime' else {'Conv', 'MatMul', 'Gemm'}
+    # What only moves values may stand between.
+    moves = {'Reshape', 'Transpose', 'Slice', 'Unsqueeze', 'Concat', 'Split', 'DequantizeLinear'}
+
+    def is_read(name):
+        return any(node.op_type in heavy or node.op_type in moves and is_read(node.output[0]) for node in readers[name])
+
+    quantised = [node for node in graph.node if node.op_type == 'QuantizeLinear']
+    assert len(quantised) > 10
+    for node in quantised:
+        source = maker.get(node.input[0])
+        assert is_read(node.output[0]) or source is not None and source.op_type == 'Conv', node
+
+
+@pytest.mark.parametrize('kind', ['classifier', 'upernet'])
+def test_fp16(kind, exported, tmp_path):
+    _, _, file = exported(kind)
+    half = quantize_onnx(file, tmp_path / 'fp16.onnx', 'fp16')
+    assert half.stat().st_size < 0.8 * file.stat().st_size
+    assert metadata(half) == metadata(file)
+    image = make_image((96, 128))
+    expected, found = (Predictor(path).predict(image) for path in (file, half))
+    if kind == 'classifier':
+        assert not np.array_equal(found.scores, expected.scores)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=5e-3)
+    else:
+        assert (found.labels == expected.labels).mean() > 0.98
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(out_file='a.txt'), 'is not another file ending in .onnx'),
+        (dict(precision='int4'), "precision is 'int4', expected one of int8, fp16"),
+        (dict(), 'int8 needs pictures such as the model will see'),
+        (dict(pictures='nowhere'), 'nowhere does not exist; expected an image or a folder'),
+        (dict(pictures='.', number=0), 'the number of pictures is 0, expected 1 or more'),
+        (dict(pictures='.', runtime='torch'), "runtime is 'torch', expected openvino or onnxruntime"),
+    ],
+)
+def test_mistakes(options, message, exported, tmp_path):
+    _, _, file = exported('classifier')
+    with pytest.raises(UserError, match=message):
+        quantize_onnx(file, **dict(dict(out_file=tmp_path / 'a.onnx'), **options))
+    assert not (tmp_path / 'a.onnx').exists()
+
+
+def test_missing_package(exported, pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'nncf', None)
+    with pytest.raises(UserError, match='pip install nncf'):
+        quantize_onnx(exported('classifier')[2], tmp_path / 'a.onnx', pictures=pictures)
+
+
+def test_tool(exported, tmp_path, monkeypatch, capsys):
+    file, out = str(exported('classifier')[2]), tmp_path / 'out/fp16.onnx'
+    monkeypatch.setattr(sys, 'argv', ['quantize.py', file, '--precision', 'fp16', '--out', str(out)])
+    runpy.run_path(str(ROOT / 'tools/deployment/quantize.py'), run_name='__main__')
+    assert out.is_file() and f'{file} -> {out} (' in capsys.readouterr().out
