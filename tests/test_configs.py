@@ -29,10 +29,10 @@ HANDWRITTEN = [name for name in CONFIGS if name.startswith('handwritten/')]
 SIZE = (65, 97)  # odd, and not a multiple of any stride
 
 NAME = re.compile(
-    r'(?:(?P<method>mask_rcnn|cascade_mask_rcnn|retinanet|upernet|fpn)_)?lavit_(?P<arch>[tsb])(?P<size>_384)?'
+    r'(?:(?P<method>mask_rcnn|cascade_mask_rcnn|retinanet|upernet|fpn)_)?lavit_(?P<arch>[tsb]|pvtv2_b2)(?P<size>_384)?'
     r'(?:_(?P<difference>pool|no_ar|no_diag|vanilla|va_\d{4}))?(?P<end>_3x|_in1k)?\.py'
 )
-ARCHS = dict(t='tiny', s='small', b='base')
+ARCHS = dict(t='tiny', s='small', b='base', pvtv2_b2='pvt_v2_b2')
 # Model, and epochs or iterations, of each method; without a method, of the classifiers.
 METHODS = {
     None: ('ImageClassifier', 300),
@@ -187,6 +187,8 @@ def test_all_promised_configs_are_there():
         'retinanet_lavit_s_pool.py',
         'cascade_mask_rcnn_lavit_s_3x.py',
         *(f'{method}_lavit_{arch}.py' for method in ('upernet', 'fpn') for arch in ('t', 's', 'b', 's_pool')),
+        'lavit_pvtv2_b2_in1k.py',
+        *(f'{method}_lavit_pvtv2_b2.py' for method in ('retinanet', 'mask_rcnn', 'upernet')),
         *(f'handwritten/{n}_lavit_nano.py' for n in ['mask_rcnn', 'retinanet', 'upernet', 'classify']),
     }
     assert promised <= set(CONFIGS)

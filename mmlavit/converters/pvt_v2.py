@@ -4,76 +4,206 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mmlavit.errors import ConfigError
 
-# (pattern, replacement), tried in order. First timm's names, then those of the official PVTv2 repository.
-_RULES = [
-    (r'patch_embed\.(.+)', r'stages.0.patch_embed.\1'),
-    (r'stages\.(\d)\.downsample\.(.+)', r'stages.\1.patch_embed.\2'),
-    (r'stages\.(\d)\.(blocks\.\d+|norm)\.(.+)', r'stages.\1.\2.\3'),
-    (r'patch_embed(\d)\.(.+)', r'stages.{-}.patch_embed.\2'),
-    (r'block(\d)\.(\d+)\.(.+)', r'stages.{-}.blocks.\2.\3'),
-    (r'norm(\d)\.(.+)', r'stages.{-}.norm.\2'),
-]
-_INNER = [
-    ('.attn.sr.', '.attn.reduction.conv.'),
-    ('.attn.norm.', '.attn.reduction.norm.'),
-    ('.dwconv.dwconv.', '.dwconv.'),
-]
+# For each layout of names, by who writes it: the number of its first stage, and for each module of ours that module's
+# name there. S is the number of a stage, J that of a block.
+_LAYOUTS: dict[str, tuple[int, dict[str, str]]] = {
+    'timm': (
+        0,
+        {
+            'stages.S.patch_embed.proj': 'stages.S.downsample.proj',
+            'stages.S.patch_embed.norm': 'stages.S.downsample.norm',
+            'stages.S.blocks.J.norm1': 'stages.S.blocks.J.norm1',
+            'stages.S.blocks.J.norm2': 'stages.S.blocks.J.norm2',
+            'stages.S.blocks.J.attn.q': 'stages.S.blocks.J.attn.q',
+            'stages.S.blocks.J.attn.kv': 'stages.S.blocks.J.attn.kv',
+            'stages.S.blocks.J.attn.proj': 'stages.S.blocks.J.attn.proj',
+            'stages.S.blocks.J.attn.reduction.conv': 'stages.S.blocks.J.attn.sr',
+            'stages.S.blocks.J.attn.reduction.norm': 'stages.S.blocks.J.attn.norm',
+            'stages.S.blocks.J.mlp.fc1': 'stages.S.blocks.J.mlp.fc1',
+            'stages.S.blocks.J.mlp.dwconv': 'stages.S.blocks.J.mlp.dwconv',
+            'stages.S.blocks.J.mlp.fc2': 'stages.S.blocks.J.mlp.fc2',
+            'stages.S.norm': 'stages.S.norm',
+        },
+    ),
+    'the official repository': (
+        1,
+        {
+            'stages.S.patch_embed.proj': 'patch_embedS.proj',
+            'stages.S.patch_embed.norm': 'patch_embedS.norm',
+            'stages.S.blocks.J.norm1': 'blockS.J.norm1',
+            'stages.S.blocks.J.norm2': 'blockS.J.norm2',
+            'stages.S.blocks.J.attn.q': 'blockS.J.attn.q',
+            'stages.S.blocks.J.attn.kv': 'blockS.J.attn.kv',
+            'stages.S.blocks.J.attn.proj': 'blockS.J.attn.proj',
+            'stages.S.blocks.J.attn.reduction.conv': 'blockS.J.attn.sr',
+            'stages.S.blocks.J.attn.reduction.norm': 'blockS.J.attn.norm',
+            'stages.S.blocks.J.mlp.fc1': 'blockS.J.mlp.fc1',
+            'stages.S.blocks.J.mlp.dwconv': 'blockS.J.mlp.dwconv.dwconv',
+            'stages.S.blocks.J.mlp.fc2': 'blockS.J.mlp.fc2',
+            'stages.S.norm': 'normS',
+        },
+    ),
+    'mmdet': (
+        0,
+        {
+            'stages.S.patch_embed.proj': 'layers.S.0.projection',
+            'stages.S.patch_embed.norm': 'layers.S.0.norm',
+            'stages.S.blocks.J.norm1': 'layers.S.1.J.norm1',
+            'stages.S.blocks.J.norm2': 'layers.S.1.J.norm2',
+            'stages.S.blocks.J.attn.qkv': 'layers.S.1.J.attn.attn.in_proj',
+            'stages.S.blocks.J.attn.proj': 'layers.S.1.J.attn.attn.out_proj',
+            'stages.S.blocks.J.attn.reduction.conv': 'layers.S.1.J.attn.sr',
+            'stages.S.blocks.J.attn.reduction.norm': 'layers.S.1.J.attn.norm',
+            'stages.S.blocks.J.mlp.fc1': 'layers.S.1.J.ffn.layers.0',
+            'stages.S.blocks.J.mlp.dwconv': 'layers.S.1.J.ffn.layers.1',
+            'stages.S.blocks.J.mlp.fc2': 'layers.S.1.J.ffn.layers.4',
+            'stages.S.norm': 'layers.S.2',
+        },
+    ),
+    'transformers': (
+        0,
+        {
+            'stages.S.patch_embed.proj': 'encoder.layers.S.patch_embedding.proj',
+            'stages.S.patch_embed.norm': 'encoder.layers.S.patch_embedding.layer_norm',
+            'stages.S.blocks.J.norm1': 'encoder.layers.S.blocks.J.layer_norm_1',
+            'stages.S.blocks.J.norm2': 'encoder.layers.S.blocks.J.layer_norm_2',
+            'stages.S.blocks.J.attn.q': 'encoder.layers.S.blocks.J.attention.query',
+            'stages.S.blocks.J.attn.k': 'encoder.layers.S.blocks.J.attention.key',
+            'stages.S.blocks.J.attn.v': 'encoder.layers.S.blocks.J.attention.value',
+            'stages.S.blocks.J.attn.proj': 'encoder.layers.S.blocks.J.attention.proj',
+            'stages.S.blocks.J.attn.reduction.conv': 'encoder.layers.S.blocks.J.attention.spatial_reduction',
+            'stages.S.blocks.J.attn.reduction.norm': 'encoder.layers.S.blocks.J.attention.layer_norm',
+            'stages.S.blocks.J.mlp.fc1': 'encoder.layers.S.blocks.J.mlp.dense1',
+            'stages.S.blocks.J.mlp.dwconv': 'encoder.layers.S.blocks.J.mlp.dwconv.dwconv',
+            'stages.S.blocks.J.mlp.fc2': 'encoder.layers.S.blocks.J.mlp.dense2',
+            'stages.S.norm': 'encoder.layers.S.layer_norm',
+        },
+    ),
+}
+_CLASSIFIERS = ('head.', 'classifier.')  # of ImageNet's classes, in the files of classifiers
 
-_KNOWN = re.compile(
-    r'stages\.\d\.(patch_embed\.(proj|norm)|norm|blocks\.\d+\.(norm[12]|attn\.(q|kv|proj|reduction\.(conv|norm))'
-    r'|mlp\.(fc1|dwconv|fc2)))\.(weight|bias)'
-)
 
-PVT_V2_EPS = (1e-5, 1e-5, 1e-6)
-"""LayerNorm epsilons of PVTv2, as ``norm_eps`` of an architecture."""
-
-
-def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int] | None = None) -> dict[str, Tensor]:
-    """Rename PVTv2 weights (timm's or the official repository's names) to those of a LaViT.
-
-    The LaViT needs ``patch_kernels=(7, 3, 3, 3)`` and PVTv2's sizes in its architecture. With
-    ``num_va_layers=depths`` and ``attention_residual=False`` it then computes what PVTv2 computes.
+class Converted(NamedTuple):
+    """What became of the tensors of a checkpoint; every one of them is in exactly one place.
 
     Args:
-        state_dict (Mapping[str, Tensor]): PVTv2 weights; the classification head is left out.
+        layout (str): Whose names the backbone had.
+        backbone (dict[str, Tensor]): Weights of a LaViT, without prefix.
+        others (dict[str, Tensor]): What a whole detector or segmentor has besides its backbone, by its own names.
+        queries_and_keys (list[str]): Names of what less-attention layers do without.
+        classifier (list[str]): Names of a classification head, which is left out.
+    """
+
+    layout: str
+    backbone: dict[str, Tensor]
+    others: dict[str, Tensor]
+    queries_and_keys: list[str]
+    classifier: list[str]
+
+
+def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int] | None = None) -> Converted:
+    """Rename PVTv2 weights to those of a LaViT with ``arch='pvt_v2_b2'`` or another of PVTv2's sizes.
+
+    The names may be timm's, the official repository's, mmdet's or transformers', of a backbone, a classifier or (with
+    the prefix ``backbone.``) of a whole detector or segmentor. With ``num_va_layers=depths`` and
+    ``attention_residual=False`` the LaViT then computes what PVTv2 computes.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): PVTv2 weights.
         num_va_layers (Sequence[int], optional): Vanilla layers of each stage of the LaViT; None: all of them. A
-            less-attention layer takes the values' half of ``kv``, and its queries and keys are dropped; the transforms
-            and attention residuals keep their initial values.
+            less-attention layer takes values, projection, norms and feed-forward; its queries and keys are dropped,
+            and the transforms and attention residuals keep their initial values.
 
     Returns:
-        dict[str, Tensor]: Backbone weights, without prefix.
+        Converted: All weights, and where they went.
 
     Raises:
-        ConfigError: If a key is not one of PVTv2's.
+        ConfigError: If a name of the backbone is not one of PVTv2's.
     """
-    converted = {}
-    for key, value in state_dict.items():
-        if key.startswith('head.'):
-            continue
-        name = _rename(key)
-        layer = re.fullmatch(r'stages\.(\d)\.blocks\.(\d+)\.attn\.(q|kv)\.(weight|bias)', name)
-        if layer and num_va_layers is not None and int(layer[2]) >= num_va_layers[int(layer[1])]:
-            if layer[3] == 'q':
-                continue
-            name, value = name.replace('.kv.', '.v.'), value.chunk(2)[1].clone()
-        converted[name] = value
-    return converted
+    whole = any(name.startswith('backbone.') for name in state_dict)
+    others, classifier, backbone = {}, [], {}
+    for name, value in state_dict.items():
+        if whole and not name.startswith('backbone.'):
+            others[name] = value
+        elif name.startswith(_CLASSIFIERS):
+            classifier.append(name)
+        else:
+            backbone[name.removeprefix('backbone.').removeprefix('pvt_v2.')] = value
+    layout = _find_layout(backbone)
+    first, modules = _LAYOUTS[layout]
+    converted, dropped = {}, []
+    for name, value in backbone.items():
+        module, parameter = _split(name)
+        ours = _rename(module, first, modules)
+        if ours is None:
+            raise ConfigError(
+                f'{name!r} is not a key of PVTv2 in the layout of {layout} (linear variants are not supported)'
+            )
+        if value.dim() == 4 and ours.endswith(('.fc1', '.fc2')):  # mmdet has 1x1 convolutions there
+            value = value.flatten(1)
+        for part, tensor in _take_apart(ours, value):
+            layer = re.fullmatch(r'stages\.(\d)\.blocks\.(\d+)\.attn\.([qkv])', part)
+            less = layer and num_va_layers is not None and int(layer[2]) >= num_va_layers[int(layer[1])]
+            if less and layer[3] != 'v':
+                dropped.append(f'{part}.{parameter}')
+            else:
+                converted[f'{part}.{parameter}'] = tensor
+    return Converted(layout, _join_keys_and_values(converted), others, dropped, classifier)
 
 
-def _rename(key: str) -> str:
-    for pattern, replacement in _RULES:
-        match = re.fullmatch(pattern, key)
+def _find_layout(state_dict: Mapping[str, Tensor]) -> str:
+    """Choose the layout that knows the most names."""
+
+    def known(layout: str) -> int:
+        first, modules = _LAYOUTS[layout]
+        return sum(_rename(_split(name)[0], first, modules) is not None for name in state_dict)
+
+    return max(_LAYOUTS, key=known)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Split a name into module and 'weight' or 'bias'; ``in_proj_weight`` of torch's attention is one of the latter."""
+    module, _, parameter = name.rpartition('.')
+    if parameter.startswith('in_proj_'):
+        return f'{module}.in_proj', parameter.removeprefix('in_proj_')
+    return module, parameter
+
+
+def _rename(module: str, first: int, modules: Mapping[str, str]) -> str | None:
+    """Give our name of a module, None if it has none."""
+    if module.startswith('patch_embed.'):  # timm's first one stands outside of the stages
+        module = module.replace('patch_embed.', 'stages.0.downsample.', 1)
+    for ours, theirs in modules.items():
+        pattern = re.escape(theirs).replace('S', r'(?P<stage>\d)').replace('J', r'(?P<block>\d+)')
+        match = re.fullmatch(pattern, module)
         if match:
-            if '{-}' in replacement:  # the official repository counts stages from one
-                replacement = replacement.replace('{-}', str(int(match[1]) - 1))
-            name = match.expand(replacement)
-            for old, new in _INNER:
-                name = name.replace(old, new)
-            if _KNOWN.fullmatch(name):
-                return name
-    raise ConfigError(f'{key!r} is not a key of PVTv2 (linear variants are not supported)')
+            stage, block = int(match['stage']) - first, match.groupdict().get('block')
+            return ours.replace('S', str(stage)).replace('J', block or '')
+    return None
+
+
+def _take_apart(module: str, value: Tensor) -> list[tuple[str, Tensor]]:
+    """Split queries, keys and values that stand in one tensor."""
+    attn, _, kind = module.rpartition('.')
+    if kind in ('qkv', 'kv'):
+        parts = value.chunk(len(kind))
+        return [(f'{attn}.{letter}', part.clone()) for letter, part in zip(kind, parts, strict=True)]
+    return [(module, value)]
+
+
+def _join_keys_and_values(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put keys and values of vanilla layers into one tensor, as LaViT has them."""
+    joined = dict(state_dict)
+    for name, key in state_dict.items():
+        match = re.fullmatch(r'(.*\.attn)\.k\.(weight|bias)', name)
+        if match:
+            del joined[name]
+            joined[f'{match[1]}.kv.{match[2]}'] = torch.cat([key, joined.pop(f'{match[1]}.v.{match[2]}')])
+    return joined

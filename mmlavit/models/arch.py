@@ -1,7 +1,8 @@
 """Architectures of LaViT.
 
 The sizes of tiny, small and base are ours, found by matching the parameters and multiply-adds that the paper
-publishes; nano is a small one for demos and tests, with references for its own size of 128 px instead of 224.
+publishes; nano is a small one for demos and tests, with references for its own size of 128 px instead of 224. The
+architectures pvt_v2_* have the trunk of PVTv2, so that its public weights fit.
 """
 
 from __future__ import annotations
@@ -69,12 +70,20 @@ class Arch:
                 )
 
 
+PVT_V2_EPS = (1e-5, 1e-5, 1e-6)
+"""LayerNorm epsilons of PVTv2, as ``norm_eps`` of an architecture."""
+
+_PVT_V2 = dict(mlp_ratios=(8, 8, 4, 4), patch_kernels=(7, 3, 3, 3), norm_eps=PVT_V2_EPS)
+
 ARCH_ZOO = {
     'nano': Arch((32, 64, 128, 192), (1, 2, 4, 6), (2, 2, 3, 2), (1, 1, 1, 1), (4, 4, 4, 4), key_grid=4,
                  query_grids=(4, 4, 8, 4)),
     'tiny': Arch((64, 128, 256, 512), (1, 2, 4, 8), (2, 2, 2, 2), (1, 1, 1, 1), (4, 8, 4, 4)),
     'small': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 6, 3), (1, 1, 2, 1), (4, 8, 4, 4)),
     'base': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 18, 3), (1, 1, 2, 1), (4, 8, 4, 4)),
+    'pvt_v2_b1': Arch((64, 128, 320, 512), (1, 2, 5, 8), (2, 2, 2, 2), (1, 1, 1, 1), **_PVT_V2),
+    'pvt_v2_b2': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 6, 3), (1, 1, 2, 1), **_PVT_V2),
+    'pvt_v2_b3': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 18, 3), (1, 1, 2, 1), **_PVT_V2),
 }  # fmt: skip
 
 
@@ -82,8 +91,8 @@ def resolve_arch(arch: str | Mapping) -> Arch:
     """Look up a named architecture or check a dict.
 
     Args:
-        arch (str or Mapping): 'nano', 'tiny', 'small', 'base', the first letter of one, or a mapping with the keys of
-            :class:`Arch`.
+        arch (str or Mapping): 'nano', 'tiny', 'small', 'base' (or the first letter), 'pvt_v2_b1', 'pvt_v2_b2',
+            'pvt_v2_b3', or a mapping with the keys of :class:`Arch`.
 
     Returns:
         Arch: The architecture.
@@ -92,10 +101,14 @@ def resolve_arch(arch: str | Mapping) -> Arch:
         ConfigError: If the name is unknown, a key is unknown or missing, or a value does not fit.
     """
     if isinstance(arch, str):
-        for name, value in ARCH_ZOO.items():
-            if arch.lower() in (name, name[0]):
-                return value
-        raise ConfigError(f'arch must be one of {", ".join(ARCH_ZOO)} (or its first letter) or a dict, got {arch!r}')
+        letters = {name[0]: name for name in ('nano', 'tiny', 'small', 'base')}
+        name = letters.get(arch.lower(), arch.lower())
+        if name in ARCH_ZOO:
+            return ARCH_ZOO[name]
+        raise ConfigError(
+            f'arch must be one of {", ".join(ARCH_ZOO)} (of {", ".join(letters.values())} the first letter will do) '
+            f'or a dict, got {arch!r}'
+        )
     known = [field.name for field in fields(Arch)]
     required = known[:5]
     unknown, missing = [k for k in arch if k not in known], [k for k in required if k not in arch]

@@ -370,8 +370,8 @@ class LaViT(BaseModule):
         [(1, 64, 25, 41), (1, 128, 13, 21), (1, 256, 7, 11), (1, 512, 4, 6)]
 
     Args:
-        arch (str or dict): 'nano', 'tiny', 'small', 'base' (or the first letter), or a dict as described in
-            :class:`~mmlavit.models.arch.Arch`.
+        arch (str or dict): 'nano', 'tiny', 'small', 'base' (or the first letter); 'pvt_v2_b1', 'pvt_v2_b2',
+            'pvt_v2_b3' for weights of PVTv2; or a dict as described in :class:`~mmlavit.models.arch.Arch`.
         in_channels (int): Channels of the input image.
         num_va_layers (int or Sequence[int], optional): Vanilla layers per stage, an int for all stages or four; None
             takes the architecture's. With ``depths`` and ``attention_residual=False`` the model is the plain pyramid

@@ -10,17 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from mmlavit import LaViT
-from mmlavit.converters.pvt_v2 import PVT_V2_EPS, convert_pvt_v2
+from mmlavit.converters.pvt_v2 import convert_pvt_v2
 from mmlavit.errors import ConfigError
 
 timm = pytest.importorskip('timm')
 
 ROOT = Path(__file__).parents[2]
 
-B2 = dict(
-    embed_dims=(64, 128, 320, 512), num_heads=(1, 2, 5, 8), depths=(3, 4, 6, 3), num_va_layers=(3, 4, 6, 3),
-    mlp_ratios=(8, 8, 4, 4), patch_kernels=(7, 3, 3, 3), norm_eps=PVT_V2_EPS,
-)  # fmt: skip
+DEPTHS = (3, 4, 6, 3)
 
 
 @pytest.fixture(scope='module')
@@ -49,11 +46,68 @@ def official_names(state):
     return renamed
 
 
+def mmdet_names(state):
+    """The same weights as mmdet names and shapes them."""
+    renamed = {}
+    for source, value in state.items():
+        key = source.replace('patch_embed.', 'stages.0.downsample.') if source.startswith('patch_embed.') else source
+        key = re.sub(r'^stages\.(\d)\.downsample\.proj', r'layers.\1.0.projection', key)
+        key = re.sub(r'^stages\.(\d)\.downsample\.norm', r'layers.\1.0.norm', key)
+        key = re.sub(r'^stages\.(\d)\.norm', r'layers.\1.2', key)
+        key = re.sub(r'^stages\.(\d)\.blocks', r'layers.\1.1', key).replace('.attn.proj.', '.attn.attn.out_proj.')
+        if '.attn.q.' in key:
+            other = state[source.replace('.attn.q.', '.attn.kv.')]
+            value = torch.cat([value, other])
+            key = key.replace('.attn.q.', '.attn.attn.in_proj_')
+        elif '.attn.kv.' in key:
+            continue
+        for number, name in ((0, 'fc1'), (1, 'dwconv'), (4, 'fc2')):
+            if f'.mlp.{name}.' in key:
+                key = key.replace(f'.mlp.{name}.', f'.ffn.layers.{number}.')
+                value = value[:, :, None, None] if value.dim() == 2 else value
+        renamed[key] = value
+    return renamed
+
+
+def transformers_names(state):
+    """The same weights as transformers names them."""
+    renamed = {}
+    inner = [
+        ('downsample.norm', 'patch_embedding.layer_norm'),
+        ('downsample.proj', 'patch_embedding.proj'),
+        ('norm1', 'layer_norm_1'),
+        ('norm2', 'layer_norm_2'),
+        ('.attn.sr.', '.attention.spatial_reduction.'),
+        ('.attn.norm.', '.attention.layer_norm.'),
+        ('.attn.', '.attention.'),
+        ('.q.', '.query.'),
+        ('fc1', 'dense1'),
+        ('fc2', 'dense2'),
+        ('dwconv', 'dwconv.dwconv'),
+    ]
+    for key, value in state.items():
+        key = key.replace('patch_embed.', 'stages.0.downsample.') if key.startswith('patch_embed.') else key
+        key = re.sub(r'^stages\.(\d)\.norm', r'stages.\1.layer_norm', key)
+        for old, new in inner:
+            key = key.replace(old, new)
+        key = key.replace('stages.', 'pvt_v2.encoder.layers.', 1)
+        if '.kv.' in key:
+            for name, part in zip(('key', 'value'), value.chunk(2)):
+                renamed[key.replace('.kv.', f'.{name}.')] = part
+        else:
+            renamed[key] = value
+    renamed['classifier.weight'] = torch.zeros(5, 512)
+    return renamed
+
+
+LAYOUTS = {'timm': dict, 'official': official_names, 'mmdet': mmdet_names, 'transformers': transformers_names}
+
+
 @pytest.mark.parametrize('size', [(224, 224), (96, 160), (256, 288)], ids=str)
-@pytest.mark.parametrize('names', [dict, official_names], ids=['timm', 'official'])
+@pytest.mark.parametrize('names', LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_outputs_equal_timm(pvt, names, size):
-    model = LaViT(B2, attention_residual=False).eval()
-    model.load_state_dict(convert_pvt_v2(names(weights(pvt))), strict=True)
+    model = LaViT('pvt_v2_b2', num_va_layers=DEPTHS, attention_residual=False).eval()
+    model.load_state_dict(convert_pvt_v2(names(weights(pvt))).backbone, strict=True)
     x = torch.randn(1, 3, *size)
     with torch.no_grad():
         for out, expected in zip(model(x), pvt(x)):
@@ -62,13 +116,50 @@ def test_outputs_equal_timm(pvt, names, size):
 
 def test_less_attention_layers_take_the_values(pvt):
     num_va_layers = (1, 1, 2, 1)
-    model = LaViT(B2, num_va_layers=num_va_layers)
+    model = LaViT('pvt_v2_b2', num_va_layers=num_va_layers)
     state = weights(pvt)
-    missing, unexpected = model.load_state_dict(convert_pvt_v2(state, num_va_layers), strict=False)
+    missing, unexpected = model.load_state_dict(convert_pvt_v2(state, num_va_layers).backbone, strict=False)
     assert not unexpected
     assert all('.delta_' in key or '.residual.' in key for key in missing)
     expected = state['stages.2.blocks.3.attn.kv.weight'][320:]
     assert torch.equal(model.stages[2].blocks[3].attn.v.weight, expected)
+
+
+def test_layouts_are_those_of_the_models(pvt):
+    """The names and shapes above are what mmdet and transformers have."""
+    from mmdet.models import PyramidVisionTransformerV2
+
+    def shapes(state):
+        return {key: tuple(value.shape) for key, value in state.items()}
+
+    theirs = PyramidVisionTransformerV2(embed_dims=64, num_layers=[3, 4, 6, 3])
+    assert shapes(mmdet_names(weights(pvt))) == shapes(theirs.state_dict())
+    transformers = pytest.importorskip('transformers')
+    config = transformers.PvtV2Config(
+        depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 320, 512], mlp_ratios=[8, 8, 4, 4], num_labels=5
+    )
+    theirs = shapes(transformers.PvtV2ForImageClassification(config).state_dict())
+    assert shapes(transformers_names(weights(pvt))) == {k: v for k, v in theirs.items() if k != 'classifier.bias'}
+
+
+@pytest.mark.parametrize('names', LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_every_tensor_is_accounted_for(pvt, names):
+    """A whole detector, of which some layers become less-attention layers."""
+    state = names(weights(pvt))
+    heads = {'neck.a': torch.ones(1), 'bbox_head.norm1.weight': torch.ones(2)}
+    detector = {**{f'backbone.{key}': value for key, value in state.items() if 'classifier' not in key}, **heads}
+    found = convert_pvt_v2(detector, (1, 1, 2, 1))
+    assert found.others == heads and not found.classifier
+    assert found.layout == {'official_names': 'the official repository', 'dict': 'timm'}.get(
+        names.__name__, names.__name__.removesuffix('_names')
+    )
+    elements = sum(value.numel() for value in found.backbone.values())
+    dropped = sum(2 * (c * c + c) * (depth - va) for c, depth, va in zip((64, 128, 320, 512), DEPTHS, (1, 1, 2, 1)))
+    assert elements + dropped == sum(value.numel() for value in weights(pvt).values())
+    assert all(re.search(r'attn\.[qk]\.(weight|bias)$', name) for name in found.queries_and_keys)
+    model = LaViT('pvt_v2_b2')
+    missing, unexpected = model.load_state_dict(found.backbone, strict=False)
+    assert not unexpected and all('.delta_' in key or '.residual.' in key for key in missing)
 
 
 def test_an_unknown_key_is_named():
@@ -97,10 +188,13 @@ def test_tool(pvt, suffix, tool, capsys):
     else:
         save_file(state, 'pvt.safetensors')
     tool(f'pvt{suffix}', 'out.pth')
-    expected = convert_pvt_v2(state)
-    assert capsys.readouterr().out == f'out.pth: {len(expected)} tensors\n'
+    expected = convert_pvt_v2(state).backbone
+    assert f'out.pth: {len(expected)} tensors of the backbone, 0 of neck and heads\n' in capsys.readouterr().out
     model = LaViT(
-        B2, attention_residual=False, init_cfg=dict(type='Pretrained', checkpoint='out.pth', prefix='backbone.')
+        'pvt_v2_b2',
+        num_va_layers=DEPTHS,
+        attention_residual=False,
+        init_cfg=dict(type='Pretrained', checkpoint='out.pth', prefix='backbone.'),
     )
     model.init_weights()
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())

@@ -81,8 +81,10 @@ PAPER_REPORTS = {
 
 def _order(config: Path) -> tuple:
     """Key that sorts the configs of a family."""
-    arch, suffix = re.fullmatch(r'.*lavit_([a-z]+?)((?:_\w+)?)', config.stem.removesuffix('_in1k')).groups()
-    return suffix not in ('', '_3x'), suffix, 'tsb'.find(arch), config.stem
+    stem = config.stem.removesuffix('_in1k')
+    arch, suffix = re.fullmatch(r'.*lavit_(pvtv2_b2|[a-z]+?)((?:_\w+)?)', stem).groups()
+    own = 'tsb'.find(arch)
+    return own < 0, suffix not in ('', '_3x'), suffix, own, config.stem
 
 
 class Entry(NamedTuple):

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Convert a PVTv2 checkpoint to a LaViT backbone checkpoint."""
+"""Convert a PVTv2 checkpoint, of a backbone or of a whole detector or segmentor, to one of a LaViT."""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from mmlavit.converters.pvt_v2 import PVT_V2_EPS, convert_pvt_v2
+from mmlavit.converters.pvt_v2 import convert_pvt_v2
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
 from mmlavit.utils.checkpoint import load_checkpoint
@@ -15,9 +15,9 @@ from mmlavit.utils.checkpoint import load_checkpoint
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description='Convert PVTv2 weights (timm or the official repository) to a backbone checkpoint of a LaViT with '
-        f"PVTv2's sizes, patch_kernels=(7, 3, 3, 3) and norm_eps={PVT_V2_EPS} in its arch, to be loaded by "
-        '--cfg-options model.backbone.init_cfg.checkpoint=OUT.'
+        description=f'{__doc__} It has the names of timm, of the official repository, of mmdet or of transformers. The '
+        "result fits arch='pvt_v2_b1', 'pvt_v2_b2' or 'pvt_v2_b3'. A backbone is loaded by --cfg-options "
+        'model.backbone.init_cfg.checkpoint=OUT, a whole model by load_from=OUT.'
     )
     parser.add_argument('source', help='PVTv2 checkpoint (.pth or .safetensors)')
     parser.add_argument('out', type=Path, help='file to write (.pth)')
@@ -26,8 +26,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         nargs=4,
         metavar='N',
-        help='vanilla layers of each stage of the LaViT; the layers after them keep only their values '
-        '(default: all layers stay vanilla)',
+        help="vanilla layers of each stage of the LaViT, the config's num_va_layers; the layers after them keep only "
+        'their values (default: all layers stay vanilla)',
     )
     add_trust_argument(parser)
     return parser.parse_args()
@@ -39,9 +39,17 @@ def main() -> None:
     with one_line_errors():
         if not args.out.parent.is_dir():
             raise UserError(f'the folder {args.out.parent} does not exist; make it first')
-        state_dict = convert_pvt_v2(load_checkpoint(args.source)['state_dict'], args.num_va_layers)
-        torch.save(dict(state_dict={f'backbone.{name}': value for name, value in state_dict.items()}), args.out)
-    print(f'{args.out}: {len(state_dict)} tensors')
+        found = convert_pvt_v2(load_checkpoint(args.source)['state_dict'], args.num_va_layers)
+        backbone = {f'backbone.{name}': value for name, value in found.backbone.items()}
+        torch.save(dict(state_dict={**backbone, **found.others}), args.out)
+    print(f'{args.source}: names as those of {found.layout}')
+    print(f'{args.out}: {len(backbone)} tensors of the backbone, {len(found.others)} of neck and heads')
+    for names, reason in (
+        (found.queries_and_keys, 'queries and keys of less-attention layers'),
+        (found.classifier, 'the classification head'),
+    ):
+        if names:
+            print(f'left out, {reason}: {len(names)} tensors, such as {names[0]}')
 
 
 if __name__ == '__main__':
