@@ -74,6 +74,8 @@ def export_onnx(
     built = build_model(cfg, checkpoint, 'cpu', 0.0)
     init_default_scope(built.scope)
     sides = [_coarsest_stride(built.model) + 1, _LARGEST]  # grids of one row or column are a case of their own
+    if shape is not None and min(shape) < sides[0]:
+        raise UserError(f'shape is {shape}, expected a height and a width of at least {sides[0]} for this model')
     metadata = dict(_describe(cfg, built.scope, built.model, built.meta, checkpoint), sides=None if shape else sides)
     graph = build_graph(built.model, built.scope)
     height, width = shape or _EXAMPLE

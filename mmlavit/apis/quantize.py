@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmlavit.deployment.quantization import INT8_RUNTIMES, to_fp16, to_int8
+from mmlavit.deployment.quantization import INT8_RUNTIMES, is_quantised, to_fp16, to_int8
 from mmlavit.errors import UserError
 from mmlavit_serve.exported import ExportedModel
 from mmlavit_serve.predictor import find_images, read_image
@@ -63,6 +63,8 @@ def quantize_onnx(
         exported = ExportedModel(model, 'onnxruntime', 'cpu', 0.0, None)
     except ImportError as error:
         raise UserError('this needs onnx and onnxruntime; `pip install onnx onnxruntime` installs them') from error
+    if is_quantised(model):
+        raise UserError(f'{model} is quantised already; expected a model as tools/deployment/export.py wrote it')
     out_file.parent.mkdir(parents=True, exist_ok=True)
     partial = out_file.with_suffix('.partial.onnx')
     if precision == 'fp16':

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,10 +74,38 @@ def write_onnx(
             onnxscript.optimizer.optimize(exported.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
     finally:
         logger.setLevel(level)
-    for node in exported.model.graph.all_nodes():
-        node.metadata_props.clear()  # where in the code it comes from, with the paths of this machine
+    _clean(exported.model.graph, dynamic_shapes or {})
     exported.model.metadata_props.update(metadata or {})
     out_file.parent.mkdir(parents=True, exist_ok=True)
     partial = out_file.with_suffix('.partial.onnx')
     exported.save(os.fspath(partial))
     os.replace(partial, out_file)
+
+
+def _clean(graph: Any, dynamic_shapes: Mapping[str, Any]) -> None:
+    """Call sizes by the names of ``dynamic_shapes``, and drop what the exporter says about its own work.
+
+    Args:
+        graph (onnx_ir.Graph): Graph of an exported model; it is changed.
+        dynamic_shapes (Mapping): As for ``torch.export.export``.
+    """
+    names = {}
+    for value in graph.inputs:
+        for axis, dim in (dynamic_shapes.get(value.name) or {}).items():
+            names[str(value.shape[axis])] = dim.__name__
+    pattern = re.compile(rf'\b({"|".join(map(re.escape, names))})\b')
+    graph.metadata_props.clear()
+    for value in graph.inputs:
+        _rename_sizes(value, pattern, names)
+    for node in graph.all_nodes():
+        node.metadata_props.clear()  # where in the code it comes from, with the paths of this machine
+        for value in node.outputs:
+            value.metadata_props.clear()
+            _rename_sizes(value, pattern, names)
+
+
+def _rename_sizes(value: Any, pattern: re.Pattern, names: Mapping[str, str]) -> None:
+    """Rename symbols in the shape of a value (onnx_ir.Value)."""
+    for axis, size in enumerate(value.shape or () if names else ()):
+        if not isinstance(size, int) and size.value is not None:  # a symbol, not an unknown size
+            value.shape[axis] = pattern.sub(lambda match: names[match[0]], size.value)

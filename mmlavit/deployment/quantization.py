@@ -24,6 +24,13 @@ Example = Mapping[str, np.ndarray]
 """Inputs of a graph by their names."""
 
 
+def is_quantised(model: Path) -> bool:
+    """Tell whether an ONNX file has values in int8."""
+    import onnx
+
+    return any(node.op_type == 'DequantizeLinear' for node in onnx.load(model).graph.node)
+
+
 def to_int8(model: Path, out_file: Path, examples: Iterable[Example], runtime: str) -> None:
     """Quantise weights and activations to int8, with the ranges that the activations take on examples.
 

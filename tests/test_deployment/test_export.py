@@ -77,6 +77,8 @@ def test_graph(kind, exported):
         'images',
         *(['size'] if cfg.default_scope == 'mmseg' else []),
     ]
+    sizes = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == [1 if cfg.default_scope == 'mmdet' else 'batch', 'height', 'width', 3]
     assert model.opset_import[0].version == 20
     metadata = json.loads({entry.key: entry.value for entry in model.metadata_props}['mmlavit'])
     assert metadata['classes'][1] == '1' or kind == 'upernet'
@@ -194,6 +196,7 @@ def test_missing_runtime(exported, monkeypatch):
         (dict(out_file='a.txt'), 'does not end in .onnx'),
         (dict(out_file='a.onnx', opset=11), 'opset is 11, expected 18 to 20'),
         (dict(out_file='a.onnx', shape=(0, 5)), 'expected a height and a width above 0'),
+        (dict(out_file='a.onnx', shape=(32, 64)), 'of at least 33 for this model'),
     ],
 )
 def test_mistakes(options, message, exported):

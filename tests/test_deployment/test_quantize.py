@@ -101,6 +101,13 @@ def test_mistakes(options, message, exported, tmp_path):
     assert not (tmp_path / 'a.onnx').exists()
 
 
+def test_twice(exported, pictures, tmp_path):
+    _, _, file = exported('classifier')
+    small = quantize_onnx(file, tmp_path / 'a.onnx', pictures=pictures, number=1, runtime='onnxruntime')
+    with pytest.raises(UserError, match='is quantised already'):
+        quantize_onnx(small, tmp_path / 'b.onnx', pictures=pictures, runtime='onnxruntime')
+
+
 def test_missing_package(exported, pictures, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'nncf', None)
     with pytest.raises(UserError, match='pip install nncf'):
