@@ -550,7 +550,7 @@ class TestInterface:
     @pytest.mark.parametrize(
         ('kwargs', 'message'),
         [
-            (dict(arch='huge'), "arch must be one of nano, tiny, small, base .* got 'huge'"),
+            (dict(arch='huge'), "arch must be one of nano, tiny, small, base, .* got 'huge'"),
             (dict(arch=dict(TOY, dims=1)), r"unknown keys \['dims'\]"),
             (dict(arch={k: v for k, v in TOY.items() if k != 'depths'}), r"lacks \['depths'\]"),
             (dict(arch=dict(TOY, num_heads=(3, 2, 2, 3))), '8 channels do not divide into 3 heads'),
