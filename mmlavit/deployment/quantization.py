@@ -41,7 +41,7 @@ def to_int8(model: Path, out_file: Path, examples: Iterable[Example], runtime: s
         model (Path): An ONNX file.
         out_file (Path): Where the result goes.
         examples (Iterable[Mapping]): Inputs, each looked at once.
-        runtime (str): What will run it, one of :data:`INT8_RUNTIMES`.
+        runtime (str): What will run it, 'openvino' or 'onnxruntime'.
 
     Raises:
         UserError: If a package is missing.
