@@ -189,7 +189,9 @@ def test_tool(pvt, suffix, tool, capsys):
         save_file(state, 'pvt.safetensors')
     tool(f'pvt{suffix}', 'out.pth')
     expected = convert_pvt_v2(state).backbone
-    assert f'out.pth: {len(expected)} tensors of the backbone, 0 of neck and heads\n' in capsys.readouterr().out
+    assert capsys.readouterr().out == (
+        f'pvt{suffix}: names as those of timm\nout.pth: {len(expected)} tensors of the backbone, 0 of neck and heads\n'
+    )
     model = LaViT(
         'pvt_v2_b2',
         num_va_layers=DEPTHS,
