@@ -1,4 +1,4 @@
-"""Whole models as ONNX files, and the backbone as a program of ``torch.export``."""
+"""Whole models as ONNX files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def export_onnx(
 
     * classification: ``scores`` (B, classes), probabilities.
     * detection: ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of the input, ``scores`` (N,), ``labels`` (N,), highest
-      score first, and ``masks`` (N, s, s), probabilities inside of the boxes, where the model has them.
+      score first, and ``masks`` (N, s, s), probabilities inside the boxes, where the model has them.
     * segmentation: ``labels`` (B, h, w) at the height and width that the second input, ``size`` (2,), asks for.
 
     Args:

@@ -59,7 +59,7 @@ def quantize_onnx(
     try:
         import onnx  # noqa: F401
 
-        # Also for OpenVINO: the test of the file is the session that the examples come from.
+        # For every runtime: it checks the file, and prepares the pictures.
         exported = ExportedModel(model, 'onnxruntime', 'cpu', 0.0, None)
     except ImportError as error:
         raise UserError('this needs onnx and onnxruntime; `pip install onnx onnxruntime` installs them') from error

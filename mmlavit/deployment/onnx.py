@@ -93,19 +93,13 @@ def _clean(graph: Any, dynamic_shapes: Mapping[str, Any]) -> None:
     for value in graph.inputs:
         for axis, dim in (dynamic_shapes.get(value.name) or {}).items():
             names[str(value.shape[axis])] = dim.__name__
-    pattern = re.compile(rf'\b({"|".join(map(re.escape, names))})\b')
     graph.metadata_props.clear()
-    for value in graph.inputs:
-        _rename_sizes(value, pattern, names)
+    values = list(graph.inputs)
     for node in graph.all_nodes():
         node.metadata_props.clear()  # where in the code it comes from, with the paths of this machine
-        for value in node.outputs:
-            value.metadata_props.clear()
-            _rename_sizes(value, pattern, names)
-
-
-def _rename_sizes(value: Any, pattern: re.Pattern, names: Mapping[str, str]) -> None:
-    """Rename symbols in the shape of a value (onnx_ir.Value)."""
-    for axis, size in enumerate(value.shape or () if names else ()):
-        if not isinstance(size, int) and size.value is not None:  # a symbol, not an unknown size
-            value.shape[axis] = pattern.sub(lambda match: names[match[0]], size.value)
+        values.extend(node.outputs)
+    for value in values:
+        value.metadata_props.clear()
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and size.value is not None:  # a symbol, not an unknown size
+                value.shape[axis] = re.sub(r'\w+', lambda match: names.get(match[0], match[0]), size.value)

@@ -100,7 +100,7 @@ def _peer(name: str, title: str, toolbox: str, target: str, **kwargs: object) ->
 
 def _timm(name: str, title: str, model_name: str, one_size: bool = False, **kwargs: object) -> Subject:
     arguments = dict(model_name=model_name, pretrained=False, features_only=True, **kwargs)
-    return Subject(name, f'{title} (timm)', 'timm.create_model', arguments, 'timm', one_size=one_size)
+    return replace(_peer(name, title, 'timm', 'create_model', **arguments), one_size=one_size)
 
 
 # Stochastic depth costs the same everywhere when all have it; LaViT's default is 0.1, some peers' is 0.
