@@ -18,11 +18,11 @@ from mmlavit.models.arch import resolve_arch
 from mmlavit.models.lavit import DropPath
 
 ROOT = Path(__file__).parents[1] / 'configs'
-# configs/distributed has tests of its own.
+# configs/distributed and configs/experiments have tests of their own.
 CONFIGS = sorted(
     str(path.relative_to(ROOT))
     for path in ROOT.rglob('*.py')
-    if path.relative_to(ROOT).parts[0] not in ('_base_', 'distributed')
+    if path.relative_to(ROOT).parts[0] not in ('_base_', 'distributed', 'experiments')
 )
 HANDWRITTEN = [name for name in CONFIGS if name.startswith('handwritten/')]
 

@@ -11,7 +11,9 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision (needs a GPU)')
+    parser.add_argument(
+        '--amp', action='store_true', help='train in automatic mixed precision (bfloat16 without a GPU)'
+    )
     parser.add_argument(
         '--resume',
         nargs='?',

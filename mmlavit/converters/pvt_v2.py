@@ -1,4 +1,4 @@
-"""Convert public PVTv2 weights: the nearest start there is, since no LaViT weights were published."""
+"""Convert weights of PVTv2, or of a LaViT whose layers are all vanilla, to those of a LaViT."""
 
 from __future__ import annotations
 
@@ -87,6 +87,8 @@ _LAYOUTS: dict[str, tuple[int, dict[str, str]]] = {
         },
     ),
 }
+# The vanilla twin of a LaViT has PVTv2's layers.
+_LAYOUTS['mmlavit'] = (0, {ours: ours for ours in _LAYOUTS['timm'][1]})
 _CLASSIFIERS = ('head.', 'classifier.')  # of ImageNet's classes, in the files of classifiers
 
 
@@ -112,7 +114,8 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
     """Rename PVTv2 weights to those of a LaViT with ``arch='pvt_v2_b2'`` or another of PVTv2's sizes.
 
     The names may be timm's, the official repository's, mmdet's or transformers', of a backbone, a classifier or (with
-    the prefix ``backbone.``) of a whole detector or segmentor. With ``num_va_layers=depths`` and
+    the prefix ``backbone.``) of a whole detector or segmentor; or those of a LaViT whose layers are all vanilla, the
+    vanilla twin of any architecture. With ``num_va_layers=depths`` and
     ``attention_residual=False`` the LaViT then computes what PVTv2 computes.
 
     Args:
@@ -144,7 +147,8 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
         ours = _rename(module, first, modules)
         if ours is None:
             raise ConfigError(
-                f'{name!r} is not a key of PVTv2 in the layout of {layout} (linear variants are not supported)'
+                f'{name!r} is not a key of PVTv2 in the layout of {layout} (linear variants are not supported, nor a '
+                'LaViT with less-attention layers or attention residuals)'
             )
         if value.dim() == 4 and ours.endswith(('.fc1', '.fc2')):  # mmdet has 1x1 convolutions there
             value = value.flatten(1)

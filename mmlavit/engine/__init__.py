@@ -1,7 +1,16 @@
 """Training and testing: the way from a config to a finished run, hooks, strategies, processes."""
 
 from .distributed import local_rank
-from .hooks import DiagonalityLossHook, SyncStatisticsHook, TotalBatchHook
+from .hooks import DiagonalityLossHook, DistillationHook, SyncStatisticsHook, TotalBatchHook
+from .mixed_precision import BFloat16OptimWrapper
 from .runner import run
 
-__all__ = ['DiagonalityLossHook', 'SyncStatisticsHook', 'TotalBatchHook', 'local_rank', 'run']
+__all__ = [
+    'BFloat16OptimWrapper',
+    'DiagonalityLossHook',
+    'DistillationHook',
+    'SyncStatisticsHook',
+    'TotalBatchHook',
+    'local_rank',
+    'run',
+]

@@ -137,8 +137,8 @@ def _require_deepspeed() -> None:
 def adapt_to_cpu(cfg: Config, training: bool) -> tuple[Config, list[str]]:
     """Change a config, on a copy, where it would only run on a GPU.
 
-    Synchronised batch norm becomes batch norm (it refuses CPU tensors), memory is not pinned, and in a
-    distributed run the model wrapper is named, since mmengine's default asks for a device number.
+    Synchronised batch norm becomes batch norm (it refuses CPU tensors), mixed precision becomes bfloat16, memory is not
+    pinned, and in a distributed run the model wrapper is named, since mmengine's default asks for a device number.
 
     Args:
         cfg (Config): The config of the run, with its ``launcher``.
@@ -148,14 +148,20 @@ def adapt_to_cpu(cfg: Config, training: bool) -> tuple[Config, list[str]]:
         tuple[Config, list[str]]: The config, and one line per change that affects results.
 
     Raises:
-        UserError: If training asks for mixed precision, which mmengine has for GPUs only.
+        UserError: If training asks for mixed precision in float16.
     """
     cfg = copy.deepcopy(cfg)
-    if training and cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
-        raise UserError(
-            'mixed precision (--amp, AmpOptimWrapper) needs a GPU and none was found; leave it out to train in float32'
-        )
     notes = []
+    if training and cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
+        if cfg.optim_wrapper.get('dtype') not in (None, 'bfloat16'):
+            raise UserError(
+                f'mixed precision in {cfg.optim_wrapper.dtype} needs a GPU and none was found; set '
+                "optim_wrapper.dtype='bfloat16'"
+            )
+        for key in ('dtype', 'loss_scale'):
+            cfg.optim_wrapper.pop(key, None)
+        cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
+        notes.append('No GPU: mixed precision is bfloat16, without a scale of the loss.')
     replaced = _replace_sync_bn(cfg.model)
     if cfg.pop('sync_bn', None) or replaced:
         notes.append('No GPU: SyncBN is built as BN, so each process normalises its own batch.')

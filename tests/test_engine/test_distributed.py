@@ -6,6 +6,7 @@ from importlib import metadata
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import OPTIM_WRAPPERS
 from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -127,10 +128,23 @@ def test_nothing_to_adapt():
     assert adapt_to_cpu(cfg, training=True)[1] == []
 
 
-def test_amp_needs_a_gpu():
+def test_mixed_precision_is_bfloat16():
     cfg = make_config()
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    with pytest.raises(UserError, match='needs a GPU'):
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    adapted, notes = adapt_to_cpu(cfg, training=True)
+    assert 'No GPU: mixed precision is bfloat16, without a scale of the loss.' in notes
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = OPTIM_WRAPPERS.build(dict(adapted.optim_wrapper, optimizer=optimizer))
+    with wrapper.optim_context(model):
+        assert model(torch.ones(1, 2)).dtype == torch.bfloat16
+    assert model(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_float16_needs_a_gpu():
+    cfg = make_config()
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='float16')
+    with pytest.raises(UserError, match='float16 needs a GPU'):
         adapt_to_cpu(cfg, training=True)
     adapt_to_cpu(cfg, training=False)  # a test builds no optimizer
 

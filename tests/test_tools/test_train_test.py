@@ -102,7 +102,7 @@ def test_mistake_in_two_processes(tmp_path, free_port):
 @pytest.mark.parametrize(
     ('options', 'parts'),
     [
-        (['--amp'], ['needs a GPU']),
+        (['--amp', '--cfg-options', 'optim_wrapper.dtype=float16'], ['float16 needs a GPU']),
         (['--cfg-options', 'model.backbone.depht=3'], ['LaViT', "'depht'"]),
     ],
     ids=['amp', 'option'],

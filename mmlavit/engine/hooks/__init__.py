@@ -1,7 +1,8 @@
 """Runner hooks."""
 
 from .diagonality_loss_hook import DiagonalityLossHook
+from .distillation_hook import DistillationHook
 from .sync_statistics_hook import SyncStatisticsHook
 from .total_batch_hook import TotalBatchHook
 
-__all__ = ['DiagonalityLossHook', 'SyncStatisticsHook', 'TotalBatchHook']
+__all__ = ['DiagonalityLossHook', 'DistillationHook', 'SyncStatisticsHook', 'TotalBatchHook']

@@ -1,0 +1,110 @@
+"""Distillation without labels: the config of a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from mmlavit.datasets.unlabelled import remove_labels
+from mmlavit.errors import UserError
+from mmlavit.utils.checkpoint import require_checkpoint
+
+# What a run without labels cannot use, or has in another form.
+_REPLACED_HOOKS = ('DiagonalityLossHook', 'EMAHook')
+
+
+def distillation_config(
+    student: Config,
+    teacher: Config,
+    checkpoint: str,
+    images: str,
+    *,
+    iters: int,
+    layerwise_iters: int = 0,
+    lr: float | None = None,
+) -> Config:
+    """Turn the config of a student into that of a distillation.
+
+    Model, optimizer, batch and transforms of the images stay the student's. There are no labels and so no validation,
+    no average of weights and no diagonality loss. The learning rate warms up over a twentieth of the iterations and
+    falls to zero by a cosine. The checkpoints fit the student's config.
+
+    Args:
+        student (Config): Config of a classifier, detector or segmentor with a LaViT as backbone.
+        teacher (Config): Config of the teacher, a model of any of the three toolboxes.
+        checkpoint (str): The teacher's weights.
+        images (str): Folder of images, searched with all folders in it.
+        iters (int): Iterations.
+        layerwise_iters (int): How many of them the attention layers learn alone.
+        lr (float, optional): Highest learning rate; None: the student's.
+
+    Returns:
+        Config: For :func:`mmlavit.engine.run`.
+
+    Raises:
+        UserError: If the student has no LaViT, or a number is out of its range.
+    """
+    if str(student.model.get('backbone', {}).get('type')).rpartition('.')[2] != 'LaViT':
+        raise UserError("the student's config has no LaViT as model.backbone; only a LaViT can be the student")
+    if iters < 1 or not 0 <= layerwise_iters <= iters:
+        raise UserError(f'expected 0 <= layerwise_iters <= iters and iters > 0, got {layerwise_iters} and {iters}')
+    require_checkpoint(checkpoint)
+    cfg = copy.deepcopy(student)
+    for split in ('val', 'test'):
+        for part in ('dataloader', 'cfg', 'evaluator'):
+            cfg[f'{split}_{part}'] = None
+    cfg.train_cfg = ConfigDict(type='IterBasedTrainLoop', max_iters=iters)
+    loader = cfg.train_dataloader
+    loader.dataset = ConfigDict(
+        type='mmlavit.datasets.unlabelled.UnlabelledImages',
+        data_root=images,
+        pipeline=remove_labels(_find_pipeline(loader.dataset)),
+    )
+    loader.sampler = ConfigDict(type='InfiniteSampler', shuffle=True)
+    loader.pop('batch_sampler', None)  # by the shapes that annotation files tell
+    loader.batch_sampler = None
+    if lr is not None:
+        cfg.optim_wrapper.optimizer.lr = lr
+    warmup = iters // 20
+    cfg.param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=warmup, end=iters)]
+    if warmup:
+        cfg.param_scheduler.insert(0, dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup))
+    hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] not in _REPLACED_HOOKS]
+    distillation = ConfigDict(
+        type='DistillationHook',
+        teacher=_without_initialisation(teacher.model),
+        checkpoint=checkpoint,
+        scope=teacher.get('default_scope'),
+        layerwise_iters=layerwise_iters,
+    )
+    cfg.custom_hooks = [*hooks, distillation]
+    hooks = cfg.default_hooks
+    hooks.checkpoint = ConfigDict(type='CheckpointHook', by_epoch=False, interval=max(1, iters // 10), max_keep_ckpts=1)
+    hooks.logger = ConfigDict(type='LoggerHook', interval=min(50, max(1, iters // 10)), log_metric_by_epoch=False)
+    cfg.log_processor = ConfigDict(window_size=50, by_epoch=False)
+    # Heads may be left out of what is compared.
+    cfg.find_unused_parameters = True
+    return cfg
+
+
+def _find_pipeline(dataset: Mapping[str, Any]) -> list:
+    """Find the pipeline of a data set, looking through wrappers such as ``RepeatDataset``."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    if 'pipeline' not in dataset:
+        raise UserError("the student's train_dataloader has no single pipeline, which distillation needs")
+    return dataset['pipeline']
+
+
+def _without_initialisation(model: Mapping[str, Any]) -> Any:
+    """Leave out what would be downloaded or drawn for nothing."""
+    if isinstance(model, Mapping):
+        return ConfigDict(
+            {k: _without_initialisation(v) for k, v in model.items() if k not in ('init_cfg', 'pretrained')}
+        )
+    if isinstance(model, (list, tuple)):
+        return type(model)(_without_initialisation(item) for item in model)
+    return model

@@ -1,0 +1,238 @@
+"""From a teacher of vanilla layers to a student with less attention: copied weights, fitted transforms (ours).
+
+A less-attention layer keeps its teacher layer's values, projection, feed-forward and norms. What it has instead of
+queries and keys are the transforms Psi and Theta, and for these there is a closed form: the least squares solution of
+``Psi A Theta^T = S``, S the scores that the dropped queries and keys give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmlavit.errors import ConfigError
+from mmlavit.models import LaViT
+from mmlavit.models.lavit import LessAttention, Stage, VanillaAttention
+from mmlavit.models.layout import Scores
+from mmlavit.models.resample import resample_tokens
+
+from .pvt_v2 import convert_pvt_v2
+
+
+class Fit(NamedTuple):
+    """How well a less-attention layer gives its teacher's scores.
+
+    Args:
+        name (str): Name of the layer in the backbone.
+        before (float): Relative squared error of the scores that come from the layer before, as they are.
+        after (float): The same after heads were matched and the transforms fitted.
+    """
+
+    name: str
+    before: float
+    after: float
+
+
+def build_twin(backbone: LaViT, cfg: Mapping, teacher_state: Mapping[str, Tensor]) -> LaViT | None:
+    """Build the vanilla twin of a LaViT with the weights of a teacher.
+
+    The teacher's backbone may be a PVTv2 (names: :func:`~mmlavit.converters.pvt_v2.convert_pvt_v2`), which the twin
+    then equals, or a LaViT of vanilla layers.
+
+    Args:
+        backbone (LaViT): The student's backbone.
+        cfg (Mapping): Its config, with the teacher's ``key_reduction``.
+        teacher_state (Mapping[str, Tensor]): Weights of the whole teacher, the backbone's with ``backbone.``.
+
+    Returns:
+        LaViT, optional: The twin, frozen, in eval mode; None if the teacher's backbone is another network or has other
+        sizes.
+    """
+    weights = {name: value for name, value in teacher_state.items() if name.startswith('backbone.')}
+    try:
+        converted = convert_pvt_v2(weights).backbone
+    except ConfigError:
+        return None
+    depths = [len(stage.blocks) for stage in backbone.stages] + [1] * (4 - len(backbone.stages))
+    changed = dict(num_va_layers=depths, attention_residual=False, init_cfg=None, frozen_stages=-1, with_cp=False)
+    twin = MODELS.build({**cfg, **changed})
+    state = twin.state_dict()
+    if any(name not in converted or converted[name].shape != value.shape for name, value in state.items()):
+        return None
+    twin.load_state_dict({name: converted[name] for name in state})
+    return twin.eval().requires_grad_(False)
+
+
+def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: LaViT | None) -> list[str]:
+    """Copy of a teacher what a student has room for, in place.
+
+    Neck and heads are copied where name and shape agree, the backbone from the twin. The student's attention residuals
+    start at zero then, since the twin has none.
+
+    Args:
+        student (nn.Module): Classifier, detector or segmentor with a LaViT as ``backbone``.
+        teacher_state (Mapping[str, Tensor]): Weights of the whole teacher.
+        twin (LaViT, optional): What :func:`build_twin` gave.
+
+    Returns:
+        list[str]: Names of the student's tensors that have the teacher's values now.
+    """
+    source = {name: value for name, value in teacher_state.items() if not name.startswith('backbone.')}
+    if twin is not None:
+        stages = student.backbone.stages
+        less = convert_pvt_v2(twin.state_dict(), [_count_vanilla(stage) for stage in stages]).backbone
+        source.update((f'backbone.{name}', value) for name, value in less.items())
+        for stage in stages:
+            if stage.residual is not None:
+                nn.init.zeros_(stage.residual.layer_scale)
+    state = student.state_dict()
+    fitting = {name: value for name, value in source.items() if name in state and state[name].shape == value.shape}
+    student.load_state_dict(fitting, strict=False)
+    return sorted(fitting)
+
+
+@torch.no_grad()
+def fit_transforms(
+    student: LaViT, twin: LaViT, batches: Iterable[Tensor], rounds: int = 3, ridge: float = 1e-2
+) -> list[Fit]:
+    """Start the transforms of less-attention layers where they give the teacher's scores best, in place.
+
+    Layer by layer: the scores A of the layer before are known, S are the teacher's. Nothing ties head h of one layer
+    to head h of the next, so heads are matched first (values and projection are permuted, which changes nothing else).
+    Then Theta and Psi are solved for in turn, each in closed form. Softmax does not see a constant over keys, so A and
+    S are centred there. Where the stage's grid is not the reference grid, Psi is fitted to what is left of the scores
+    on the reference grid.
+
+    Args:
+        student (LaViT): Its weights are those of ``twin`` where it has them.
+        twin (LaViT): The teacher, all layers vanilla.
+        batches (Iterable[Tensor]): A few batches of images (B, 3, H, W), as the teacher gets them.
+        rounds (int): How often Theta and Psi are solved for.
+        ridge (float): What pulls the transforms to the identity, as a share of the mean squared score.
+
+    Returns:
+        list[Fit]: One for each less-attention layer.
+    """
+    scores = _collect_scores(twin, batches)
+    fits = []
+    for s, (stage, teacher) in enumerate(zip(student.stages, twin.stages, strict=True)):
+        first = _count_vanilla(stage)
+        current = scores[teacher.blocks[first - 1].attn]
+        for j in range(first, len(stage.blocks)):
+            layer, wanted = stage.blocks[j].attn, scores[teacher.blocks[j].attn]
+            before = _relative_error(current, wanted)
+            order = _match_heads(current, wanted)
+            _permute_heads(layer, order)
+            wanted = [_reorder_heads(some, order) for some in wanted]
+            _solve(layer, current, wanted, rounds, ridge)
+            current = [layer.transform(some) for some in current]
+            fits.append(Fit(f'stages.{s}.blocks.{j}', before, _relative_error(current, wanted)))
+    return fits
+
+
+def _count_vanilla(stage: Stage) -> int:
+    return sum(isinstance(block.attn, VanillaAttention) for block in stage.blocks)
+
+
+def _collect_scores(twin: LaViT, batches: Iterable[Tensor]) -> dict[nn.Module, list[Scores]]:
+    """Scores of all layers on the reference keys, for each batch, centred over the keys."""
+    found: dict[nn.Module, list[Scores]] = {}
+    layers = [m for m in twin.modules() if isinstance(m, VanillaAttention)]
+    kept = [layer.keep_scores for layer in layers]
+
+    def observe(attn: nn.Module, scores: Scores) -> None:
+        a = _by_heads(scores)  # (B, N, H, K)
+        found.setdefault(attn, []).append(scores._replace(map=(a - a.mean(-1, keepdim=True)).flatten(2).float()))
+
+    twin.score_observer = observe
+    for layer in layers:
+        layer.keep_scores = True
+    try:
+        for images in batches:
+            twin(images)
+    finally:
+        twin.score_observer = None
+        for layer, keep in zip(layers, kept, strict=True):
+            layer.keep_scores = keep
+    return found
+
+
+def _by_heads(scores: Scores) -> Tensor:
+    return scores.map.unflatten(-1, (scores.heads, -1))  # (B, N, H, K)
+
+
+def _centred(scores: Scores) -> Tensor:
+    a = _by_heads(scores)
+    return a - a.mean(-1, keepdim=True)
+
+
+def _relative_error(given: list[Scores], wanted: list[Scores]) -> float:
+    """Squared distance over squared size, both without what softmax does not see."""
+    pairs = [(_centred(a), _centred(s)) for a, s in zip(given, wanted, strict=True)]
+    return float(sum((a - s).square().sum() for a, s in pairs) / sum(s.square().sum() for _, s in pairs))
+
+
+def _match_heads(given: list[Scores], wanted: list[Scores]) -> Tensor:
+    """For each head of the given scores the head of the wanted ones that is nearest to it, each taken once."""
+    from scipy.optimize import linear_sum_assignment  # here, since importing mmlavit needs torch and mmengine only
+
+    products = sum(torch.einsum('bnhk,bngk->hg', _centred(a), _centred(s)) for a, s in zip(given, wanted, strict=True))
+    # ||A_h - S_g||^2 summed over all pairs differs between orders in the products alone.
+    return torch.as_tensor(linear_sum_assignment(products.cpu().numpy(), maximize=True)[1])
+
+
+def _permute_heads(layer: LessAttention, order: Tensor) -> None:
+    """Let head h of a layer be the one that was head ``order[h]``."""
+    channels = torch.arange(layer.v.out_features).unflatten(0, (layer.heads, -1))[order].flatten()
+    layer.v.weight.copy_(layer.v.weight[channels])
+    layer.v.bias.copy_(layer.v.bias[channels])
+    layer.proj.weight.copy_(layer.proj.weight[:, channels])
+
+
+def _reorder_heads(scores: Scores, order: Tensor) -> Scores:
+    return scores._replace(map=_by_heads(scores)[:, :, order].flatten(2))
+
+
+def _solve(layer: LessAttention, given: list[Scores], wanted: list[Scores], rounds: int, ridge: float) -> None:
+    """Solve for delta_theta and delta_psi in turn."""
+    layer.delta_theta.zero_()
+    layer.delta_psi.zero_()
+    keys = layer.delta_theta.shape[0]
+    centring = torch.eye(keys, device=layer.delta_theta.device) - 1 / keys
+    for _ in range(rounds):
+        # S - Psi A = (Psi A) delta_theta^T
+        outer, inner = 0.0, 0.0
+        for a, s in zip(given, wanted, strict=True):
+            b = _by_heads(a._replace(map=a.map + _psi_part(layer, a.map, a))).flatten(0, 2)  # (B * N * H, K)
+            rest = _by_heads(s).flatten(0, 2) - b
+            outer, inner = outer + rest.mT @ b, inner + b.mT @ b
+        # It may not turn a constant, which A has outside of this function, into anything else.
+        layer.delta_theta.copy_(_divide(outer, inner, ridge) @ centring)
+        # S - A Theta^T = U delta_psi D (A Theta^T), on the reference grid of queries
+        outer, inner = 0.0, 0.0
+        for a, s in zip(given, wanted, strict=True):
+            b = (_by_heads(a) + _by_heads(a) @ layer.delta_theta.mT).flatten(2)  # (B, N, H * K)
+            coarse = resample_tokens(b, a.grid, layer.query_grid)  # (B, n, H * K)
+            rest = resample_tokens(s.map - b, a.grid, layer.query_grid)
+            outer = outer + torch.einsum('bnk,bmk->nm', rest, coarse)
+            inner = inner + torch.einsum('bnk,bmk->nm', coarse, coarse)
+        layer.delta_psi.copy_(_divide(outer, inner, ridge))
+
+
+def _psi_part(layer: LessAttention, a: Tensor, scores: Scores) -> Tensor:
+    """``U delta_psi D a``, of the shape of a."""
+    coarse = torch.matmul(layer.delta_psi, resample_tokens(a, scores.grid, layer.query_grid))
+    return resample_tokens(coarse, layer.query_grid, scores.grid)
+
+
+def _divide(outer: Tensor, inner: Tensor, ridge: float) -> Tensor:
+    """``outer inner^-1`` with ridge, in double precision."""
+    size = inner.shape[0]
+    inner = inner.double()
+    damping = ridge * inner.diagonal().mean() + torch.finfo(torch.float32).tiny
+    solved = torch.linalg.solve(inner + damping * torch.eye(size, device=inner.device), outer.double().mT).mT
+    return solved.to(outer.dtype)

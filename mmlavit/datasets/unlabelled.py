@@ -1,0 +1,64 @@
+"""Images without labels, and the part of a training pipeline that does without them."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+from mmengine.fileio import list_dir_or_file
+from mmengine.registry import DATASETS
+
+from mmlavit.errors import UserError
+
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+
+@DATASETS.register_module()
+class UnlabelledImages(BaseDataset):
+    """All images in a folder and the folders in it, for the transforms of any toolbox.
+
+    Args:
+        data_root (str): The folder.
+        pipeline (Sequence[dict]): Transforms, from loading the image to packing it.
+
+    Raises:
+        UserError: If there is no image.
+    """
+
+    def __init__(self, data_root: str, pipeline: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(data_root=data_root, pipeline=pipeline)
+
+    def load_data_list(self) -> list[dict]:
+        """List the images in the order of their names."""
+        files = sorted(list_dir_or_file(self.data_root, list_dir=False, recursive=True))
+        images = [osp.join(self.data_root, name) for name in files if name.lower().endswith(SUFFIXES)]
+        if not images:
+            raise UserError(f'{self.data_root} has no images; expected files that end in {", ".join(SUFFIXES)}')
+        # Lists of fields that carry labels: none, but the transforms ask.
+        return [dict(img_path=path, img_id=i, seg_fields=[], bbox_fields=[]) for i, path in enumerate(images)]
+
+
+def remove_labels(pipeline: Sequence[Mapping[str, Any]]) -> list[dict]:
+    """Give what is left of a training pipeline if images have no labels.
+
+    Args:
+        pipeline (Sequence[Mapping]): Transforms of mmdet, mmseg or mmpretrain.
+
+    Returns:
+        list[dict]: Without those that load or filter annotations, and without the share of one class that a crop may
+        have.
+
+    Raises:
+        UserError: If a transform mixes images with their labels.
+    """
+    left = []
+    for transform in pipeline:
+        name = str(transform['type']).rpartition('.')[2]
+        if name in ('Mosaic', 'MixUp', 'CopyPaste', 'CachedMosaic', 'CachedMixUp'):
+            raise UserError(f'{name} in the training pipeline mixes images by their boxes; leave it out to distil')
+        if name.endswith('Annotations'):
+            continue
+        left.append({key: value for key, value in transform.items() if key != 'cat_max_ratio'})
+    return left

@@ -1,0 +1,332 @@
+"""Train any classifier, detector or segmentor with a LaViT backbone to do what a teacher does, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import broadcast
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
+
+from mmlavit.converters.less_attention import build_twin, copy_teacher, fit_transforms
+from mmlavit.errors import ConfigError, UserError
+from mmlavit.models.lavit import LaViT, LessAttention
+from mmlavit.models.resample import Grid
+from mmlavit.utils.checkpoint import load_checkpoint
+
+
+@HOOKS.register_module()
+class DistillationHook(Hook):
+    """Replace the losses of a model by distances to a frozen teacher that sees the same images (ours).
+
+    The model stays what it is, so checkpoints, resuming, AMP, DDP and the log are those of any training. What is
+    compared, each where both models have it in the same shape, and logged under these names:
+
+    * ``loss_blocks``: tokens after each block, if the teacher's backbone is a PVTv2 or a LaViT of vanilla layers with
+      the student's sizes. It then runs as the student's vanilla twin.
+    * ``loss_maps``: the maps of the backbone, which neck or head read.
+    * ``loss_neck``: the maps of the neck, which the heads of a detector read.
+    * ``loss_logits``: the class scores of classifiers and segmentors, by Kullback-Leibler divergence.
+
+    The other three are squared distances over the variance of the teacher's. Heads that nothing is compared after get
+    no gradient and keep their weights.
+
+    Before the first iteration, the student takes the teacher's weights where it has room for them, and its transforms
+    are fitted to the teacher's scores on some of the images (:mod:`mmlavit.converters.less_attention`); this start is
+    saved as ``start.pth``. In the first ``layerwise_iters`` iterations each attention layer learns alone, to give its
+    teacher layer's output from that layer's input (``loss_attention``).
+
+    Args:
+        teacher (dict): Config of the teacher's model.
+        checkpoint (str): Its weights.
+        scope (str): The teacher's toolbox: 'mmdet', 'mmseg' or 'mmpretrain'.
+        layerwise_iters (int): Iterations of learning layer by layer.
+        fit_images (int): Images that the transforms are fitted to; 0: they keep their initial values.
+        weights (dict, optional): Factors of the losses 'attention', 'blocks', 'maps', 'neck' and 'logits'; 1 where
+            nothing is said, 0 to leave one out.
+
+    Raises:
+        ConfigError: If an argument is out of its range.
+    """
+
+    LOSSES = ('attention', 'blocks', 'maps', 'neck', 'logits')
+
+    def __init__(
+        self,
+        teacher: Mapping[str, Any],
+        checkpoint: str,
+        scope: str,
+        layerwise_iters: int = 0,
+        fit_images: int = 32,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        unknown = set(weights or {}) - set(self.LOSSES)
+        if unknown:
+            raise ConfigError(
+                f'DistillationHook: weights has {", ".join(sorted(unknown))}; expected {", ".join(self.LOSSES)}'
+            )
+        if layerwise_iters < 0 or fit_images < 0:
+            raise ConfigError('DistillationHook: layerwise_iters and fit_images must not be negative')
+        self.teacher_cfg = teacher
+        self.checkpoint = checkpoint
+        self.scope = scope
+        self.layerwise_iters = layerwise_iters
+        self.fit_images = fit_images
+        self.weights = {**dict.fromkeys(self.LOSSES, 1.0), **(weights or {})}
+        self._layerwise = False
+        self._said = False
+        self._handles: list[RemovableHandle] = []
+
+    def before_train(self, runner) -> None:
+        """Build the teacher, start the student unless it goes on with an earlier run, and attach."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        device = next(model.parameters()).device
+        state = load_checkpoint(self.checkpoint)['state_dict']
+        teacher = self._build_teacher(state)
+        backbone = runner.cfg.model.backbone
+        reduction = self.teacher_cfg.get('backbone', {}).get('key_reduction', 'conv')
+        twin = build_twin(model.backbone, {**backbone, 'key_reduction': reduction}, state)
+        if twin is not None:
+            teacher.backbone = twin
+        teacher.to(device)
+        if runner.iter == 0:
+            self._start(runner, model, state, twin)
+        self.attach(model, teacher)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Choose between the layers alone and the whole."""
+        before, self._layerwise = self._layerwise, runner.iter < self.layerwise_iters
+        if before and not self._layerwise:
+            for name in ('loss', 'loss_attention'):  # the log would go on with their last mean
+                runner.message_hub.log_scalars.pop(f'train/{name}', None)
+
+    def after_train(self, runner) -> None:
+        """Detach from the model."""
+        self.detach()
+
+    def attach(self, model: nn.Module, teacher: nn.Module) -> None:
+        """Attach to a model outside a Runner.
+
+        Args:
+            model (nn.Module): The student, with ``backbone`` a LaViT; not wrapped.
+            teacher (nn.Module): The teacher. Blocks are compared if its backbone is a LaViT of the student's depths and
+                widths.
+
+        Raises:
+            ConfigError: If layers are to learn alone but the teacher has other layers.
+        """
+        self._model, self._teacher = model, teacher.eval().requires_grad_(False)
+        comparable = _widths(model.backbone) == _widths(getattr(teacher, 'backbone', None))
+        if not comparable and self.layerwise_iters:
+            raise ConfigError(
+                'DistillationHook: layerwise_iters needs a teacher whose backbone is a PVTv2 or a LaViT with the '
+                'depths and widths of the student; set it to 0'
+            )
+        self._records: tuple[dict, dict] = ({}, {})
+        self._handles = []
+        for record, network in zip(self._records, (model, teacher), strict=True):
+            self._handles += _watch(network, record, blocks=comparable)
+        # All three toolboxes call it for mode='loss', inside of the model's forward, where DDP and AMP expect it.
+        model.loss = self._loss
+
+    def detach(self) -> None:
+        """Remove everything that :meth:`attach` put on the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        del self._model.loss
+
+    def _build_teacher(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """Build the teacher with its weights."""
+        with DefaultScope.overwrite_default_scope(self.scope):
+            teacher = MODELS.build(self.teacher_cfg)
+        names = teacher.state_dict().keys()
+        missing = [name for name in names if name not in state and not name.startswith('data_preprocessor.')]
+        if missing:
+            raise UserError(
+                f'{self.checkpoint} does not fit the config of the teacher: it has no {missing[0]} '
+                f'({len(missing)} of {len(names)} are missing)'
+            )
+        teacher.load_state_dict(state, strict=False)
+        return teacher
+
+    def _start(self, runner, model: nn.Module, state: Mapping[str, Tensor], twin: LaViT | None) -> None:
+        """Give the student what it can have of the teacher, and save it."""
+        copied = copy_teacher(model, state, twin)
+        backbone = sum(name.startswith('backbone.') for name in copied)
+        rest = len(copied) - backbone
+        print_log(f'Copied from the teacher: {backbone} tensors of the backbone, {rest} of neck and heads', 'current')
+        if twin is not None and self.fit_images:
+            images = _draw_images(runner.train_dataloader, model, self.fit_images)
+            for fit in fit_transforms(model.backbone, twin, images):
+                print_log(f'Scores of {fit.name}: relative error {fit.before:.3f} -> {fit.after:.3f}', 'current')
+        for tensor in model.state_dict().values():
+            broadcast(tensor)  # every process has seen other images
+        runner.save_checkpoint(
+            runner.work_dir, 'start.pth', save_optimizer=False, save_param_scheduler=False, by_epoch=False
+        )
+
+    def _loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
+        """Stand for the model's own ``loss``: images (B, 3, H, W), data samples without labels."""
+        student, teacher = self._records
+        try:
+            with torch.no_grad():
+                images = _renormalise(inputs, self._model.data_preprocessor, self._teacher.data_preprocessor)
+                teacher['logits'] = _run(self._teacher, images, data_samples)
+            if self._layerwise:
+                distances = dict(attention=_attention_distance(self._model.backbone, teacher['blocks']))
+            else:
+                student['logits'] = _run(self._model, inputs, data_samples)
+                distances = _distances(student, teacher)
+        finally:
+            student.clear()
+            teacher.clear()
+        if not self._said and not self._layerwise:
+            self._say(distances)
+        return {f'loss_{name}': self.weights[name] * value for name, value in distances.items() if self.weights[name]}
+
+    def _say(self, distances: Mapping[str, Tensor]) -> None:
+        """Log once what is compared."""
+        compared = [name for name in distances if self.weights[name]]
+        if not compared:
+            raise ConfigError(
+                'DistillationHook: student and teacher have nothing in common that could be compared: no map of the '
+                'same channels and size, no neck, no class scores of the same number of classes'
+            )
+        print_log(f'Compared with the teacher: {", ".join(compared)}', 'current')
+        self._said = True
+
+
+def _widths(backbone: nn.Module | None) -> list[list[int]] | None:
+    """Channels of each block, by stages; None for a backbone without such blocks."""
+    if not isinstance(backbone, LaViT):
+        return None
+    return [[block.mlp.fc1.in_features for block in stage.blocks] for stage in backbone.stages]
+
+
+def _watch(network: nn.Module, record: dict[str, Any], blocks: bool) -> Iterable[RemovableHandle]:
+    """Record what backbone, neck and blocks give, and what the blocks' attention takes and gives."""
+
+    def keep(name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        record[name] = output
+
+    def keep_block(module: nn.Module, args: tuple, output: tuple) -> None:
+        record.setdefault('blocks', []).append((args[0], args[1], record.pop('attention'), output[0]))
+
+    def keep_attention(module: nn.Module, args: tuple, output: tuple) -> None:
+        record['attention'] = output[0]
+
+    for name in ('backbone', 'neck'):
+        if getattr(network, name, None) is not None:
+            yield getattr(network, name).register_forward_hook(partial(keep, name))
+    if blocks:
+        for stage in network.backbone.stages:
+            for block in stage.blocks:
+                yield block.attn.register_forward_hook(keep_attention)
+                yield block.register_forward_hook(keep_block)
+
+
+def _run(model: nn.Module, inputs: Tensor, data_samples: list | None) -> Tensor | None:
+    """Run a model up to its class scores, a detector up to its neck."""
+    if any(cls.__module__.startswith('mmdet.') for cls in type(model).__mro__):
+        model.extract_feat(inputs)
+        return None
+    return model.forward(inputs, data_samples, mode='tensor')
+
+
+def _distances(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Distances of everything that both have in the same shape."""
+    pairs = dict(
+        blocks=[(a[-1], b[-1]) for a, b in zip(student.get('blocks', ()), teacher.get('blocks', ()), strict=True)],
+        maps=_matching(student.get('backbone'), teacher.get('backbone')),
+        neck=_matching(student.get('neck'), teacher.get('neck')),
+    )
+    found = {
+        name: torch.stack([_relative_distance(a, b) for a, b in some]).mean() for name, some in pairs.items() if some
+    }
+    a, b = student.get('logits'), teacher.get('logits')
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape[1] == b.shape[1]:
+        found['logits'] = _divergence(a, b)
+    return found
+
+
+def _matching(student: Any, teacher: Any) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of maps of the same shape."""
+    student, teacher = (
+        maps if isinstance(maps, Sequence) else [] if maps is None else [maps] for maps in (student, teacher)
+    )
+    return [(a, b) for b in teacher for a in student if a.dim() == 4 and a.shape == b.shape]
+
+
+def _relative_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance over the teacher's variance, in float32 whatever autocast says."""
+    student, teacher = student.float(), teacher.float()
+    return (student - teacher).square().mean() / teacher.var().clamp_min(1e-12)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of class scores (B, classes) or (B, classes, h, w), in nats."""
+    student, teacher = student.float(), teacher.float()
+    if student.shape != teacher.shape:
+        student = F.interpolate(student, teacher.shape[2:], mode='bilinear', align_corners=False)
+    divergence = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction='none', log_target=True)
+    return divergence.sum(1).mean()
+
+
+def _attention_distance(backbone: LaViT, blocks: list[tuple[Tensor, Grid, Tensor, Tensor]]) -> Tensor:
+    """Let each attention layer work on its teacher's input; distance of the outputs, mean over the layers."""
+    distances, scores, taught = [], None, iter(blocks)
+    for stage in backbone.stages:
+        residual = stage.residual(scores) if stage.residual is not None else None
+        scores = None
+        for block in stage.blocks:
+            x, grid, wanted, _ = next(taught)
+            if isinstance(block.attn, LessAttention):
+                given, scores = block.attn(block.norm1(x), scores)
+            else:
+                given, scores = block.attn(block.norm1(x), grid, residual)
+            residual = None
+            distances.append(_relative_distance(given, wanted))
+    return torch.stack(distances).mean()
+
+
+def _renormalise(inputs: Tensor, ours: nn.Module, theirs: nn.Module) -> Tensor:
+    """Images as the student gets them, (B, 3, H, W), to images as the teacher wants them."""
+    flip = _swaps_channels(ours) != _swaps_channels(theirs)
+    (mean, std), (other_mean, other_std) = _statistics(ours, inputs), _statistics(theirs, inputs)
+    if not flip and torch.equal(mean, other_mean) and torch.equal(std, other_std):
+        return inputs
+    images = inputs * std + mean
+    return ((images.flip(1) if flip else images) - other_mean) / other_std
+
+
+def _statistics(preprocessor: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of shape (3, 1, 1)."""
+    if not getattr(preprocessor, '_enable_normalize', False):
+        return like.new_zeros(3, 1, 1), like.new_ones(3, 1, 1)
+    return preprocessor.mean.to(like), preprocessor.std.to(like)
+
+
+def _swaps_channels(preprocessor: nn.Module) -> bool:
+    """Whether it makes RGB of OpenCV's BGR; the toolboxes name the flag differently."""
+    return any(getattr(preprocessor, name, False) for name in ('_channel_conversion', 'channel_conversion', 'to_rgb'))
+
+
+def _draw_images(loader: DataLoader, model: nn.Module, count: int) -> Iterable[Tensor]:
+    """Yield images as the model gets them, drawn from a data loader's data set, in its batches.
+
+    Not from the loader itself: an endless sampler ends for good when one of its iterators does.
+    """
+    order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(0))[:count]
+    for indices in order.split(loader.batch_size):
+        batch = loader.collate_fn([loader.dataset[int(i)] for i in indices])
+        yield model.data_preprocessor(batch, False)['inputs']

@@ -1,0 +1,197 @@
+"""Students that start from a teacher of vanilla layers."""
+
+from itertools import permutations
+
+import pytest
+import torch
+from torch import nn
+
+from mmlavit import LaViT
+from mmlavit.converters.less_attention import build_twin, copy_teacher, fit_transforms
+from mmlavit.converters.pvt_v2 import convert_pvt_v2
+
+TOY = dict(
+    embed_dims=(8, 16, 16, 24), num_heads=(1, 2, 4, 3), depths=(1, 1, 3, 2), num_va_layers=(1, 1, 1, 1),
+    mlp_ratios=(2, 2, 2, 2), key_grid=4, query_grids=(4, 4, 8, 4),
+)  # fmt: skip
+SIZE = 128  # the reference grids are those of the stages
+
+
+class Detector(nn.Module):
+    """As far as copying goes."""
+
+    def __init__(self, channels=4, **kwargs):
+        super().__init__()
+        self.backbone = LaViT(TOY, drop_path_rate=0.0, **kwargs)
+        self.neck = nn.Conv2d(24, channels, 1)
+        self.head = nn.Conv2d(4, 2, 1)
+
+
+def build_teacher(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    teacher = Detector(num_va_layers=TOY['depths'], attention_residual=False, **kwargs).eval()
+    for parameter in teacher.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return teacher.requires_grad_(False)
+
+
+def build_student(teacher, **kwargs):
+    student = Detector(**kwargs).eval().requires_grad_(False)
+    twin = build_twin(student.backbone, dict(type='LaViT', arch=TOY), teacher.state_dict())
+    return student, twin, copy_teacher(student, teacher.state_dict(), twin)
+
+
+def images(size=SIZE, count=2):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def make_layer_like(teacher, stage, wanted, source, order, scale=1.0):
+    """Give layer ``wanted`` the scores of layer ``source``, times ``scale``, its heads in another order.
+
+    The layers from ``source`` on change nothing, so that both see the same tokens.
+    """
+    blocks = teacher.backbone.stages[stage].blocks
+    for block in blocks[source:]:
+        for layer in (block.attn.proj, block.mlp.fc2):
+            layer.weight.zero_()
+            layer.bias.zero_()
+    here, there = blocks[wanted], blocks[source]
+    here.norm1.load_state_dict(there.norm1.state_dict())
+    here.attn.reduction.load_state_dict(there.attn.reduction.state_dict())
+    channels = torch.arange(here.attn.q.in_features).unflatten(0, (len(order), -1))[torch.tensor(order)].flatten()
+    half = len(channels)
+    for name in ('weight', 'bias'):
+        values = getattr(here.attn.kv, name)
+        getattr(here.attn.q, name).copy_(scale * getattr(there.attn.q, name)[channels])
+        values[:half].copy_(getattr(there.attn.kv, name)[:half][channels])
+
+
+def revive(teacher, stage, block):
+    """Let the attention of a layer do something again."""
+    torch.manual_seed(5)
+    teacher.backbone.stages[stage].blocks[block].attn.proj.weight.normal_(std=0.3)
+
+
+def test_twin_is_the_teacher():
+    teacher = build_teacher()
+    _, twin, _ = build_student(teacher)
+    for out, expected in zip(twin(images()), teacher.backbone(images())):
+        torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+def test_what_is_copied():
+    teacher = build_teacher()
+    student, _, copied = build_student(teacher, channels=5)
+    state, source = student.state_dict(), teacher.state_dict()
+    own = [name for name in state if name not in copied]
+    # Another width of the neck: it keeps its own weights, as do transforms and attention residuals.
+    assert [name for name in own if not name.startswith('backbone.')] == ['neck.weight', 'neck.bias']
+    parts = ('.delta_', '.residual.', 'neck.')
+    assert all(any(part in name for part in parts) for name in own)
+    assert not any(any(part in name for part in parts) for name in copied)
+    for name in copied:
+        assert torch.equal(
+            state[name], source[name] if name in source else source[name.replace('.v.', '.kv.')][-len(state[name]) :]
+        )
+    assert all(not stage.residual.layer_scale.any() for stage in student.backbone.stages if stage.residual)
+
+
+def test_a_student_without_less_attention_is_the_teacher():
+    teacher = build_teacher()
+    student, _, _ = build_student(teacher, num_va_layers=TOY['depths'])
+    for out, expected in zip(student.backbone(images()), teacher.backbone(images())):
+        torch.testing.assert_close(out, expected)
+
+
+def test_other_networks_have_no_twin():
+    student = Detector()
+    resnet = {'backbone.conv1.weight': torch.zeros(64, 3, 7, 7), 'neck.weight': torch.ones(4, 24, 1, 1)}
+    assert build_twin(student.backbone, dict(type='LaViT', arch=TOY), resnet) is None
+    assert build_twin(student.backbone, dict(type='LaViT', arch=TOY), {}) is None
+    wider = LaViT({**TOY, 'embed_dims': (8, 16, 32, 24)}, num_va_layers=TOY['depths'], attention_residual=False)
+    state = {f'backbone.{name}': value for name, value in wider.state_dict().items()}
+    assert build_twin(student.backbone, dict(type='LaViT', arch=TOY), state) is None
+    assert copy_teacher(student, resnet, None) == ['neck.weight']
+
+
+def test_a_layer_with_the_scores_of_the_one_before_needs_no_transform():
+    teacher = build_teacher()
+    make_layer_like(teacher, 2, wanted=1, source=0, order=[0, 1, 2, 3])
+    revive(teacher, 2, 1)
+    student, twin, _ = build_student(teacher)
+    fit = fit_transforms(student.backbone, twin, [images()])[0]
+    assert fit.name == 'stages.2.blocks.1'
+    assert fit.before < 1e-10 and fit.after < 1e-10
+    layer = student.backbone.stages[2].blocks[1].attn
+    assert layer.delta_theta.abs().max() < 1e-4 and layer.delta_psi.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('size', [SIZE, 160], ids=['own size', 'another size'])
+def test_heads_are_matched_and_scores_scaled(size):
+    """The student then computes what the teacher computes, up to the ridge."""
+    teacher = build_teacher()
+    make_layer_like(teacher, 2, wanted=1, source=0, order=[2, 0, 3, 1], scale=2.0)
+    revive(teacher, 2, 1)
+    student, twin, _ = build_student(teacher)
+    x = images(size)
+    outputs = {}
+
+    def watch(name):
+        return lambda module, args, output: outputs.update({name: output[0]})
+
+    student.backbone.stages[2].blocks[1].attn.register_forward_hook(watch('student'))
+    twin.stages[2].blocks[1].attn.register_forward_hook(watch('teacher'))
+    fit = fit_transforms(student.backbone, twin, [x], ridge=1e-9)[0]
+    assert fit.before > 0.5 and fit.after < 1e-6
+    student.backbone(x)
+    twin(x)
+    if size == SIZE:
+        torch.testing.assert_close(outputs['student'], outputs['teacher'], rtol=1e-3, atol=1e-3)
+    else:  # the teacher attends to finer keys than the reference grid
+        assert outputs['student'].shape == outputs['teacher'].shape
+
+
+def test_theta_is_the_least_squares_solution():
+    """One round, hardly any ridge, against ``torch.linalg.lstsq`` on what the observer of scores gives."""
+    teacher = build_teacher()
+    student, twin, _ = build_student(teacher)
+    seen = []
+    for block in twin.stages[3].blocks:
+        block.attn.keep_scores = True
+    twin.score_observer = lambda attn, scores: seen.append(scores)
+    x = images(count=4)
+    twin(x)
+    twin.score_observer = None
+    a, s = (scores.map.unflatten(-1, (3, 16)) for scores in seen)
+    a, s = (t - t.mean(-1, keepdim=True) for t in (a, s))
+    order = find_order(a, s)
+    fit_transforms(student.backbone, twin, [x], rounds=1, ridge=1e-6)
+    layer = student.backbone.stages[3].blocks[1].attn
+    delta = layer.delta_theta.double()
+    rows, target = a.reshape(-1, 16).double(), s[:, :, order].reshape(-1, 16).double()
+    expected = torch.linalg.lstsq(rows, target - rows, rcond=1e-5, driver='gelsd').solution
+    torch.testing.assert_close(rows @ delta.T, rows @ expected, rtol=1e-3, atol=1e-3)
+    assert delta.sum(1).abs().max() < 1e-4  # nothing happens to a constant
+
+
+def find_order(a, s):
+    """The best of all orders of the heads, by trying them."""
+    orders = [list(order) for order in permutations(range(a.shape[2]))]
+    return min(orders, key=lambda order: float((a - s[:, :, order]).square().sum()))
+
+
+def test_transforms_bring_scores_nearer():
+    teacher = build_teacher()
+    student, twin, _ = build_student(teacher)
+    fits = fit_transforms(student.backbone, twin, [images(96), images(160)])
+    assert [fit.name for fit in fits] == ['stages.2.blocks.1', 'stages.2.blocks.2', 'stages.3.blocks.1']
+    assert all(fit.after < 0.8 * fit.before for fit in fits)
+    assert not any(layer.keep_scores for stage in twin.stages for layer in [stage.blocks[-1].attn])
+
+
+def test_names_of_the_vanilla_twin_are_known():
+    teacher = build_teacher()
+    found = convert_pvt_v2(teacher.backbone.state_dict(), TOY['num_va_layers'])
+    assert found.layout == 'mmlavit'
+    missing, unexpected = LaViT(TOY).load_state_dict(found.backbone, strict=False)
+    assert not unexpected and all('.delta_' in name or '.residual.' in name for name in missing)

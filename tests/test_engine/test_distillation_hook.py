@@ -1,0 +1,213 @@
+"""Distances to a teacher inside mmengine's training step."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseDataPreprocessor, BaseModel, ImgDataPreprocessor
+from torch import nn
+
+from mmlavit import LaViT
+from mmlavit.engine.hooks import DistillationHook
+from mmlavit.errors import ConfigError
+
+TOY = dict(
+    embed_dims=(8, 16, 16, 24), num_heads=(1, 2, 2, 3), depths=(1, 1, 3, 2), num_va_layers=(1, 1, 1, 1),
+    mlp_ratios=(2, 2, 2, 2), key_grid=4, query_grids=(4, 4, 8, 4),
+)  # fmt: skip
+
+
+class Classifier(BaseModel):
+    """Smallest model with backbone, neck and class scores; its own loss would ask for labels."""
+
+    def __init__(self, neck=True, classes=5, preprocessor=None, **kwargs):
+        super().__init__(preprocessor)
+        self.backbone = LaViT(TOY, drop_path_rate=0.0, **kwargs)
+        if neck:
+            self.neck = nn.Conv2d(24, 6, 1)
+        self.head = nn.Linear(24, classes)
+
+    def loss(self, inputs, data_samples):
+        raise AssertionError('labels were asked for')
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        maps = self.backbone(inputs)
+        if hasattr(self, 'neck'):
+            self.neck(maps[-1])
+        return self.head(maps[-1].mean(dim=(2, 3)))
+
+
+class OtherTeacher(BaseModel):
+    """A network of another kind, of which only the class scores compare."""
+
+    def __init__(self, classes=5):
+        super().__init__(BaseDataPreprocessor())
+        self.conv = nn.Conv2d(3, classes, 3)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.conv(inputs).mean(dim=(2, 3))
+
+
+def build(seed, **kwargs):
+    torch.manual_seed(seed)
+    model = Classifier(**kwargs)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def build_teacher(**kwargs):
+    return build(1, num_va_layers=TOY['depths'], attention_residual=False, **kwargs)
+
+
+def attach(model, teacher, **kwargs):
+    hook = DistillationHook({}, '', 'mmpretrain', **kwargs)
+    hook.attach(model, teacher)
+    return hook
+
+
+def images(size=(64, 96)):
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3))
+
+
+def relative(a, b):
+    return (a - b).pow(2).mean() / b.var()
+
+
+def blocks_of(backbone, x):
+    """What goes into each block and comes out, and what its attention gives."""
+    found = []
+
+    def keep(module, args, output):
+        found.append((args[0], args[1], output[0]))
+
+    handles = [block.register_forward_hook(keep) for stage in backbone.stages for block in stage.blocks]
+    maps = backbone(x)
+    for handle in handles:
+        handle.remove()
+    return found, maps
+
+
+def test_losses_are_the_literal_distances():
+    # Attention residuals normalise by the batch in training, which would make the comparison inexact.
+    model, teacher, x = build(0, attention_residual=False), build_teacher().eval(), images()
+    attach(model, teacher)
+    losses = model(x, None, mode='loss')
+    ours, maps = blocks_of(model.backbone, x)
+    theirs, wanted = blocks_of(teacher.backbone, x)
+    expected = dict(
+        loss_blocks=sum(relative(a[2], b[2]) for a, b in zip(ours, theirs)) / 7,
+        loss_maps=sum(relative(a, b) for a, b in zip(maps, wanted)) / 4,
+        loss_neck=relative(model.neck(maps[-1]), teacher.neck(wanted[-1])),
+    )
+    a, b = (m.head(f[-1].mean(dim=(2, 3))) for m, f in ((model, maps), (teacher, wanted)))
+    p = b.softmax(1)
+    expected['loss_logits'] = (p * (p.log() - F.log_softmax(a, 1))).sum(1).mean()
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+
+
+def test_layers_alone_see_their_teachers_input():
+    model, teacher, x = build(0, attention_residual=False), build_teacher().eval(), images()
+    hook = attach(model, teacher, layerwise_iters=1)
+    hook._layerwise = True
+    losses = model(x, None, mode='loss')
+    assert losses.keys() == {'loss_attention'}
+    distances, taught = [], iter(blocks_of(teacher.backbone, x)[0])
+    for stage, other in zip(model.backbone.stages, teacher.backbone.stages):
+        scores = None
+        for j, (block, vanilla) in enumerate(zip(stage.blocks, other.blocks)):
+            tokens, grid, _ = next(taught)
+            y = block.norm1(tokens)
+            out, scores = block.attn(y, grid) if j == 0 else block.attn(y, scores)
+            distances.append(relative(out, vanilla.attn(vanilla.norm1(tokens), grid)[0]))
+    torch.testing.assert_close(losses['loss_attention'], sum(distances) / 7)
+    losses['loss_attention'].backward()
+    assert model.backbone.stages[2].blocks[1].attn.delta_theta.grad.abs().sum() > 0
+    assert model.backbone.stages[2].blocks[1].mlp.fc1.weight.grad is None
+
+
+def test_the_teacher_itself_has_no_distance():
+    model, teacher = build_teacher(), build_teacher()
+    attach(model, teacher)
+    losses = model(images(), None, mode='loss')
+    assert len(losses) == 4
+    assert all(value.detach().abs() < 1e-6 for value in losses.values())
+
+
+def test_teacher_stays_as_it_is():
+    model, teacher = build(0), build_teacher()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    hook = attach(model, teacher)
+    names = set(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sum(model(images(), None, mode='loss').values()).backward()
+    optimizer.step()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert set(model.state_dict()) == names  # an ordinary checkpoint
+    hook.detach()
+    with pytest.raises(AssertionError, match='labels were asked for'):
+        model(images(), None, mode='loss')
+
+
+def test_another_network_teaches_its_class_scores():
+    model = build(0, neck=False)
+    attach(model, OtherTeacher())
+    assert model(images(), None, mode='loss').keys() == {'loss_logits'}
+
+
+def test_a_lavit_of_other_sizes_teaches_its_class_scores():
+    model, teacher = build(0, neck=False), build(1, neck=False)
+    wider = {**TOY, 'embed_dims': (8, 16, 24, 36)}
+    teacher.backbone, teacher.head = LaViT(wider), nn.Linear(36, 5)
+    attach(model, teacher)
+    # The first two stages agree.
+    assert model(images(), None, mode='loss').keys() == {'loss_maps', 'loss_logits'}
+
+
+def test_weights():
+    model, teacher = build(0), build_teacher()
+    attach(model, teacher)
+    plain = model(images(), None, mode='loss')
+    attach(model, teacher, weights=dict(neck=0, maps=2.5))
+    weighted = model(images(), None, mode='loss')
+    assert weighted.keys() == plain.keys() - {'loss_neck'}
+    torch.testing.assert_close(weighted['loss_maps'], 2.5 * plain['loss_maps'])
+
+
+def test_teacher_gets_images_as_it_wants_them():
+    """A student of RGB by ImageNet's statistics, a teacher of BGR by others."""
+    model = build(0, neck=False, preprocessor=ImgDataPreprocessor((120.0, 110, 100), (60.0, 50, 40), bgr_to_rgb=True))
+    teacher = OtherTeacher()
+    teacher.data_preprocessor = ImgDataPreprocessor((127.0, 127, 127), (128.0, 128, 128))
+    raw = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    seen = []
+    teacher.conv.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    attach(model, teacher)
+    model(model.data_preprocessor(dict(inputs=list(raw)))['inputs'], None, mode='loss')
+    expected = teacher.data_preprocessor(dict(inputs=list(raw)))['inputs']
+    torch.testing.assert_close(seen[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(weights=dict(map=1)), 'expected attention, blocks, maps, neck, logits'),
+        (dict(layerwise_iters=-1), 'must not be negative'),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        DistillationHook({}, '', 'mmdet', **arguments)
+
+
+def test_nothing_to_compare():
+    model = build(0)
+    attach(model, OtherTeacher(classes=7))
+    with pytest.raises(ConfigError, match='nothing in common'):
+        model(images(), None, mode='loss')
+    with pytest.raises(ConfigError, match='layerwise_iters needs a teacher'):
+        attach(model, OtherTeacher(), layerwise_iters=3)

@@ -1,0 +1,182 @@
+"""tools/distill.py, as a user starts it."""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from mmlavit.apis.distill import distillation_config
+from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
+from mmlavit.errors import UserError
+from mmlavit.utils.arguments import load_config
+from mmlavit.utils.checkpoint import load_checkpoint
+from mmlavit.utils.toolbox import load_toolbox
+
+ROOT = Path(__file__).parents[2]
+HANDWRITTEN = ROOT / 'configs/handwritten'
+SMALL = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+TASKS = {
+    'mmdet': ('retinanet_lavit_nano.py', {'loss_blocks', 'loss_maps', 'loss_neck'}),
+    'mmseg': ('upernet_lavit_nano.py', {'loss_blocks', 'loss_maps', 'loss_logits'}),
+    'mmpretrain': ('classify_lavit_nano.py', {'loss_blocks', 'loss_maps', 'loss_logits'}),
+}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Six images in two folders, and something else."""
+    root = tmp_path_factory.mktemp('distill')
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        path = root / 'images' / 'ab'[i % 2] / f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (160, 160, 3), np.uint8))
+    (root / 'images/labels.json').write_text('{}')
+    return root
+
+
+def write_teacher(root, config):
+    """The vanilla twin of a config's model with random weights: its config and checkpoint."""
+    path = root / f'twin_{config}'
+    path.write_text(
+        f"_base_ = '{HANDWRITTEN / config}'\n"
+        'model = dict(backbone=dict(num_va_layers=(2, 2, 3, 2), attention_residual=False))\n'
+    )
+    cfg = Config.fromfile(path)
+    load_toolbox(cfg.default_scope)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    checkpoint = root / f'twin_{config}.pth'
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    return path, checkpoint
+
+
+def distill(monkeypatch, capfd, *args):
+    monkeypatch.setattr(sys, 'argv', ['distill.py', *map(str, args)])
+    code = 0
+    try:
+        runpy.run_path(str(ROOT / 'tools/distill.py'), run_name='__main__')
+    except SystemExit as stop:
+        code = stop.code
+    return code, capfd.readouterr()
+
+
+@pytest.mark.parametrize('scope', TASKS)
+def test_checkpoints_are_the_students(folder, monkeypatch, capfd, scope):
+    """Layers alone, then all; stopped and continued."""
+    config, losses = TASKS[scope]
+    teacher, checkpoint = write_teacher(folder, config)
+    work_dir = folder / f'out_{scope}'
+    command = [HANDWRITTEN / config, teacher, checkpoint, '--images', folder / 'images', '--work-dir', work_dir]
+    options = ['--layerwise-iters', 2, '--cfg-options', *SMALL, 'default_hooks.logger.interval=1']
+    code, said = distill(monkeypatch, capfd, *command, '--iters', 4, *options)
+    assert code == 0, said.err
+    log = [line for line in said.out.splitlines() if 'Iter(train)' in line]
+    assert ['loss_attention' in line for line in log] == [True, True, False, False]
+    assert all(f'{name}:' in log[-1] for name in losses)
+    assert 'loss_cls' not in said.out and 'loss_diag' not in said.out
+    assert 'Scores of stages.2.blocks.2: relative error' in said.out
+
+    with DefaultScope.overwrite_default_scope(scope):
+        student = MODELS.build(Config.fromfile(HANDWRITTEN / config).model)
+    start, end = (load_checkpoint(str(work_dir / name))['state_dict'] for name in ('start.pth', 'iter_4.pth'))
+    for state in (start, end):
+        student.load_state_dict(state, strict=True)
+    taught = load_checkpoint(str(checkpoint))['state_dict']
+    assert torch.equal(
+        start['backbone.stages.0.patch_embed.proj.weight'], taught['backbone.stages.0.patch_embed.proj.weight']
+    )
+    moved = 'backbone.stages.0.blocks.1.attn.delta_theta'
+    assert start[moved].any() and not torch.equal(start[moved], end[moved])
+
+    code, said = distill(monkeypatch, capfd, *command, '--iters', 6, '--resume', *options)
+    assert code == 0, said.err
+    assert 'Copied from the teacher' not in said.out
+    assert (work_dir / 'iter_6.pth').is_file()
+
+
+def test_a_teacher_of_another_kind(folder, monkeypatch, capfd):
+    """A ResNet detector teaches the maps of its neck; neck and head are copied as far as they fit."""
+    student = HANDWRITTEN / 'retinanet_lavit_nano.py'
+    path = folder / 'resnet.py'
+    path.write_text(
+        f"_base_ = '{student}'\n"
+        "model = dict(backbone=dict(_delete_=True, type='ResNet', depth=18, out_indices=(0, 1, 2, 3)),\n"
+        '             neck=dict(in_channels=[64, 128, 256, 512]))\n'
+    )
+    cfg = load_config(str(path))
+    load_toolbox('mmdet')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), folder / 'resnet.pth')
+    command = [student, path, folder / 'resnet.pth', '--images', folder / 'images', '--work-dir', folder / 'resnet']
+    code, said = distill(monkeypatch, capfd, *command, '--iters', 1, '--cfg-options', *SMALL)
+    assert code == 0, said.err
+    assert 'Copied from the teacher: 0 tensors of the backbone' in said.out
+    assert 'Compared with the teacher: neck' in said.out
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda args: args.update(images='nowhere'), '--images nowhere does not exist'),
+        (lambda args: args.update(images='empty'), 'has no images'),
+        (lambda args: args.update(checkpoint='none.pth'), 'none.pth does not exist'),
+        (lambda args: args.update(checkpoint='other.pth'), 'does not fit the config of the teacher'),
+        (lambda args: args.update(iters=0), 'expected 0 <= layerwise_iters <= iters'),
+    ],
+)
+def test_mistakes(folder, monkeypatch, capfd, change, message):
+    monkeypatch.chdir(folder)
+    teacher, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
+    os.makedirs('empty', exist_ok=True)
+    torch.save(dict(state_dict={'weight': torch.zeros(1)}), 'other.pth')
+    args = dict(checkpoint=checkpoint, images='images', iters=1)
+    change(args)
+    student = HANDWRITTEN / 'classify_lavit_nano.py'
+    command = [student, teacher, args['checkpoint'], '--images', args['images'], '--iters', args['iters']]
+    code, said = distill(monkeypatch, capfd, *command, '--work-dir', 'wrong', '--cfg-options', *SMALL)
+    assert code == 2
+    lines = [line for line in said.err.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1 and message in lines[0]
+    assert 'Traceback' not in said.err
+
+
+def test_only_a_lavit_can_be_the_student():
+    cfg = Config(dict(model=dict(type='RetinaNet', backbone=dict(type='ResNet'))))
+    with pytest.raises(UserError, match='only a LaViT can be the student'):
+        distillation_config(cfg, cfg, '', '', iters=1)
+
+
+def test_images_are_found_in_all_folders(folder):
+    data = UnlabelledImages(str(folder / 'images'), [])
+    assert [os.path.relpath(data[i]['img_path'], folder) for i in range(len(data))] == [
+        'images/a/0.png', 'images/a/2.png', 'images/a/4.png', 'images/b/1.png', 'images/b/3.png', 'images/b/5.png'
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'config', ['mask_rcnn_lavit_s_3x.py', 'retinanet_lavit_s.py', 'upernet_lavit_s.py', 'lavit_s_in1k.py']
+)
+def test_pipelines_work_without_labels(folder, config):
+    """Those of COCO with several scales and crops, of ADE20K, of ImageNet."""
+    cfg = load_config(str(ROOT / 'configs' / config))
+    load_toolbox(cfg.default_scope)
+    dataset = cfg.train_dataloader.dataset
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        data = UnlabelledImages(str(folder / 'images'), remove_labels(dataset.pipeline))
+        for i in range(4):  # some of the transforms are random
+            sample = data[i]
+    assert sample['inputs'].shape[0] == 3
+
+
+def test_mixing_images_needs_labels():
+    with pytest.raises(UserError, match='Mosaic in the training pipeline'):
+        remove_labels([dict(type='LoadImageFromFile'), dict(type='mmdet.Mosaic')])

@@ -1,0 +1,68 @@
+"""Train a LaViT student to do what a teacher does, on a folder of images without labels.
+
+The student takes the teacher's weights where it has room for them (a PVTv2 or a LaViT of vanilla layers with its
+sizes, necks and heads of the same shape), its transforms are fitted to the teacher's attention, and it then learns the
+teacher's maps and class scores. The result is an ordinary checkpoint of the student's config; start.pth in the work dir
+is the student before the first iteration.
+"""
+
+import argparse
+import os.path as osp
+from pathlib import Path
+
+from mmlavit.apis.distill import distillation_config
+from mmlavit.engine import local_rank, run
+from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.arguments import add_common_arguments, load_config, merge_train_args
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', metavar='student', help='config file of the student, with a LaViT as backbone')
+    parser.add_argument('teacher', help='config file of the teacher, a model of mmdet, mmseg or mmpretrain')
+    parser.add_argument('checkpoint', help='weights of the teacher')
+    parser.add_argument('--images', required=True, help='folder of images; the folders in it are searched, too')
+    parser.add_argument('--iters', type=int, required=True, help='iterations')
+    parser.add_argument(
+        '--layerwise-iters',
+        type=int,
+        default=0,
+        metavar='N',
+        help='in the first N of them each attention layer learns alone, from its teacher layer: cheaper (default: 0)',
+    )
+    parser.add_argument('--lr', type=float, help="highest learning rate (default: the student config's)")
+    parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from this checkpoint, or without one from the latest in the work dir',
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Distil."""
+    args = parse_args()
+    args.auto_scale_lr = False
+    args.work_dir = args.work_dir or osp.join('work_dirs', f'distill_{Path(args.config).stem}')
+    with one_line_errors(local_rank(args.launcher, args.local_rank)):
+        if not osp.isdir(args.images):
+            raise UserError(f'--images {args.images} does not exist; expected a folder of images')
+        cfg = distillation_config(
+            load_config(args.config, args.cfg_options),
+            load_config(args.teacher),
+            args.checkpoint,
+            args.images,
+            iters=args.iters,
+            layerwise_iters=args.layerwise_iters,
+            lr=args.lr,
+        )
+        run(merge_train_args(cfg, args), 'train', args.cfg_options, args.local_rank)
+
+
+if __name__ == '__main__':
+    main()
