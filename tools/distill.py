@@ -31,6 +31,13 @@ def parse_args() -> argparse.Namespace:
         metavar='N',
         help='in the first N of them each attention layer learns alone, from its teacher layer: cheaper (default: 0)',
     )
+    parser.add_argument(
+        '--fit-images',
+        type=int,
+        default=32,
+        metavar='N',
+        help='images that the transforms are fitted to (default: 32; 0: they start near the identity)',
+    )
     parser.add_argument('--lr', type=float, help="highest learning rate (default: the student config's)")
     parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision')
     parser.add_argument(
@@ -59,6 +66,7 @@ def main() -> None:
             args.images,
             iters=args.iters,
             layerwise_iters=args.layerwise_iters,
+            fit_images=args.fit_images,
             lr=args.lr,
         )
         run(merge_train_args(cfg, args), 'train', args.cfg_options, args.local_rank)

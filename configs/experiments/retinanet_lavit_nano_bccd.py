@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/retinanet_lavit.py',
     './_base_/bccd.py',
-    './_base_/iterations_1200.py',
+    './_base_/iterations_800.py',
     '../_base_/default_runtime_det.py',
 ]
 

@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/upernet_lavit.py',
     './_base_/camvid.py',
-    './_base_/iterations_1200.py',
+    './_base_/iterations_800.py',
     '../_base_/default_runtime_seg.py',
 ]
 

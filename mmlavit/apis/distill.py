@@ -24,6 +24,7 @@ def distillation_config(
     *,
     iters: int,
     layerwise_iters: int = 0,
+    fit_images: int = 32,
     lr: float | None = None,
 ) -> Config:
     """Turn the config of a student into that of a distillation.
@@ -39,6 +40,7 @@ def distillation_config(
         images (str): Folder of images, searched with all folders in it.
         iters (int): Iterations.
         layerwise_iters (int): How many of them the attention layers learn alone.
+        fit_images (int): Images that the transforms are fitted to; 0: they keep their initial values.
         lr (float, optional): Highest learning rate; None: the student's.
 
     Returns:
@@ -79,6 +81,7 @@ def distillation_config(
         checkpoint=checkpoint,
         scope=teacher.get('default_scope'),
         layerwise_iters=layerwise_iters,
+        fit_images=fit_images,
     )
     cfg.custom_hooks = [*hooks, distillation]
     hooks = cfg.default_hooks

@@ -1,4 +1,4 @@
-"""Convert weights of PVTv2, or of a LaViT whose layers are all vanilla, to those of a LaViT."""
+"""Convert weights of PVTv2 or MiT, or of a LaViT whose layers are all vanilla, to those of a LaViT."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
 
     The names may be timm's, the official repository's, mmdet's or transformers', of a backbone, a classifier or (with
     the prefix ``backbone.``) of a whole detector or segmentor; or those of a LaViT whose layers are all vanilla, the
-    vanilla twin of any architecture. With ``num_va_layers=depths`` and
-    ``attention_residual=False`` the LaViT then computes what PVTv2 computes.
+    vanilla twin of any architecture. MiT of mmseg (SegFormer's) has the layers and names of mmdet's PVTv2. With
+    ``num_va_layers=depths`` and ``attention_residual=False`` the LaViT then computes what PVTv2 computes.
 
     Args:
         state_dict (Mapping[str, Tensor]): PVTv2 weights.

@@ -4,6 +4,7 @@ from .arch import ARCH_ZOO, Arch
 from .diagonality import diagonality_loss, score_statistics, square_scores
 from .lavit import AttentionResidual, LaViT, LessAttention, VanillaAttention
 from .layout import Scores
+from .plain_vit import WithLessAttention
 from .resample import resample_matrix, resample_tokens
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     'LessAttention',
     'Scores',
     'VanillaAttention',
+    'WithLessAttention',
     'diagonality_loss',
     'resample_matrix',
     'resample_tokens',

@@ -2,7 +2,7 @@
 
 The sizes of tiny, small and base are ours, found by matching the parameters and multiply-adds that the paper
 publishes; nano is a small one for demos and tests, with references for its own size of 128 px instead of 224. The
-architectures pvt_v2_* have the trunk of PVTv2, so that its public weights fit.
+architectures pvt_v2_* and mit_* have the trunks of PVTv2 and of SegFormer's MiT, so that their public weights fit.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Arch:
 PVT_V2_EPS = (1e-5, 1e-5, 1e-6)
 """LayerNorm epsilons of PVTv2, as ``norm_eps`` of an architecture."""
 
+_MIT = dict(mlp_ratios=(4, 4, 4, 4), patch_kernels=(7, 3, 3, 3))
 _PVT_V2 = dict(mlp_ratios=(8, 8, 4, 4), patch_kernels=(7, 3, 3, 3), norm_eps=PVT_V2_EPS)
 
 ARCH_ZOO = {
@@ -84,6 +85,10 @@ ARCH_ZOO = {
     'pvt_v2_b1': Arch((64, 128, 320, 512), (1, 2, 5, 8), (2, 2, 2, 2), (1, 1, 1, 1), **_PVT_V2),
     'pvt_v2_b2': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 6, 3), (1, 1, 2, 1), **_PVT_V2),
     'pvt_v2_b3': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 18, 3), (1, 1, 2, 1), **_PVT_V2),
+    'mit_b0': Arch((32, 64, 160, 256), (1, 2, 5, 8), (2, 2, 2, 2), (1, 1, 1, 1), **_MIT),
+    'mit_b1': Arch((64, 128, 320, 512), (1, 2, 5, 8), (2, 2, 2, 2), (1, 1, 1, 1), **_MIT),
+    'mit_b2': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 6, 3), (1, 1, 2, 1), **_MIT),
+    'mit_b3': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 18, 3), (1, 1, 2, 1), **_MIT),
 }  # fmt: skip
 
 
@@ -92,7 +97,7 @@ def resolve_arch(arch: str | Mapping) -> Arch:
 
     Args:
         arch (str or Mapping): 'nano', 'tiny', 'small', 'base' (or the first letter), 'pvt_v2_b1', 'pvt_v2_b2',
-            'pvt_v2_b3', or a mapping with the keys of :class:`Arch`.
+            'pvt_v2_b3', 'mit_b0' to 'mit_b3', or a mapping with the keys of :class:`Arch`.
 
     Returns:
         Arch: The architecture.

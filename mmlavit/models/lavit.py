@@ -371,7 +371,8 @@ class LaViT(BaseModule):
 
     Args:
         arch (str or dict): 'nano', 'tiny', 'small', 'base' (or the first letter); 'pvt_v2_b1', 'pvt_v2_b2',
-            'pvt_v2_b3' for weights of PVTv2; or a dict as described in :class:`~mmlavit.models.arch.Arch`.
+            'pvt_v2_b3' for weights of PVTv2; 'mit_b0' to 'mit_b3' for those of MiT (SegFormer); or a
+            dict as described in :class:`~mmlavit.models.arch.Arch`.
         in_channels (int): Channels of the input image.
         num_va_layers (int or Sequence[int], optional): Vanilla layers per stage, an int for all stages or four; None
             takes the architecture's. With ``depths`` and ``attention_residual=False`` the model is the plain pyramid

@@ -114,6 +114,24 @@ def test_outputs_equal_timm(pvt, names, size):
             torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_outputs_equal_mit():
+    """SegFormer's backbone in mmseg has PVTv2's layers."""
+    from mmseg.models import MixVisionTransformer
+
+    torch.manual_seed(0)
+    mit = MixVisionTransformer(
+        embed_dims=32, num_heads=[1, 2, 5, 8], num_layers=[2, 2, 2, 2], norm_cfg=dict(type='LN', eps=1e-6)
+    ).eval()
+    for parameter in mit.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    model = LaViT('mit_b0', num_va_layers=2, attention_residual=False).eval()
+    model.load_state_dict(convert_pvt_v2(mit.state_dict()).backbone, strict=True)
+    x = torch.randn(1, 3, 96, 160)
+    with torch.no_grad():
+        for out, expected in zip(model(x), mit(x)):
+            torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_less_attention_layers_take_the_values(pvt):
     num_va_layers = (1, 1, 2, 1)
     model = LaViT('pvt_v2_b2', num_va_layers=num_va_layers)

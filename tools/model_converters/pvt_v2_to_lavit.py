@@ -16,7 +16,8 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=f'{__doc__} Its parameters may have the names of timm, of the official repository, of mmdet or of '
-        "transformers. The result fits arch='pvt_v2_b1', 'pvt_v2_b2' or 'pvt_v2_b3'. A backbone is loaded by "
+        "transformers; mmseg's MiT (SegFormer) is read, too. The result fits arch='pvt_v2_b1', 'pvt_v2_b2', "
+        "'pvt_v2_b3' or 'mit_b0' to 'mit_b3'. A backbone is loaded by "
         '--cfg-options model.backbone.init_cfg.checkpoint=OUT, a whole model by load_from=OUT.'
     )
     parser.add_argument('source', help='PVTv2 checkpoint (.pth or .safetensors)')

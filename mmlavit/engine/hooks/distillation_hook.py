@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -19,8 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from mmlavit.converters.less_attention import build_twin, copy_teacher, fit_transforms
 from mmlavit.errors import ConfigError, UserError
-from mmlavit.models.lavit import LaViT, LessAttention
-from mmlavit.models.resample import Grid
+from mmlavit.models.distillation import attention_distance, find_distances
+from mmlavit.models.lavit import LaViT
 from mmlavit.utils.checkpoint import load_checkpoint
 
 
@@ -183,10 +182,10 @@ class DistillationHook(Hook):
                 images = _renormalise(inputs, self._model.data_preprocessor, self._teacher.data_preprocessor)
                 teacher['logits'] = _run(self._teacher, images, data_samples)
             if self._layerwise:
-                distances = dict(attention=_attention_distance(self._model.backbone, teacher['blocks']))
+                distances = dict(attention=attention_distance(self._model.backbone, teacher['blocks']))
             else:
                 student['logits'] = _run(self._model, inputs, data_samples)
-                distances = _distances(student, teacher)
+                distances = find_distances(student, teacher)
         finally:
             student.clear()
             teacher.clear()
@@ -241,62 +240,6 @@ def _run(model: nn.Module, inputs: Tensor, data_samples: list | None) -> Tensor 
         model.extract_feat(inputs)
         return None
     return model.forward(inputs, data_samples, mode='tensor')
-
-
-def _distances(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Distances of everything that both have in the same shape."""
-    pairs = dict(
-        blocks=[(a[-1], b[-1]) for a, b in zip(student.get('blocks', ()), teacher.get('blocks', ()), strict=True)],
-        maps=_matching(student.get('backbone'), teacher.get('backbone')),
-        neck=_matching(student.get('neck'), teacher.get('neck')),
-    )
-    found = {
-        name: torch.stack([_relative_distance(a, b) for a, b in some]).mean() for name, some in pairs.items() if some
-    }
-    a, b = student.get('logits'), teacher.get('logits')
-    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape[1] == b.shape[1]:
-        found['logits'] = _divergence(a, b)
-    return found
-
-
-def _matching(student: Any, teacher: Any) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of maps of the same shape."""
-    student, teacher = (
-        maps if isinstance(maps, Sequence) else [] if maps is None else [maps] for maps in (student, teacher)
-    )
-    return [(a, b) for b in teacher for a in student if a.dim() == 4 and a.shape == b.shape]
-
-
-def _relative_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance over the teacher's variance, in float32 whatever autocast says."""
-    student, teacher = student.float(), teacher.float()
-    return (student - teacher).square().mean() / teacher.var().clamp_min(1e-12)
-
-
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of class scores (B, classes) or (B, classes, h, w), in nats."""
-    student, teacher = student.float(), teacher.float()
-    if student.shape != teacher.shape:
-        student = F.interpolate(student, teacher.shape[2:], mode='bilinear', align_corners=False)
-    divergence = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction='none', log_target=True)
-    return divergence.sum(1).mean()
-
-
-def _attention_distance(backbone: LaViT, blocks: list[tuple[Tensor, Grid, Tensor, Tensor]]) -> Tensor:
-    """Let each attention layer work on its teacher's input; distance of the outputs, mean over the layers."""
-    distances, scores, taught = [], None, iter(blocks)
-    for stage in backbone.stages:
-        residual = stage.residual(scores) if stage.residual is not None else None
-        scores = None
-        for block in stage.blocks:
-            x, grid, wanted, _ = next(taught)
-            if isinstance(block.attn, LessAttention):
-                given, scores = block.attn(block.norm1(x), scores)
-            else:
-                given, scores = block.attn(block.norm1(x), grid, residual)
-            residual = None
-            distances.append(_relative_distance(given, wanted))
-    return torch.stack(distances).mean()
 
 
 def _renormalise(inputs: Tensor, ours: nn.Module, theirs: nn.Module) -> Tensor:

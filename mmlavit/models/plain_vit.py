@@ -1,0 +1,259 @@
+"""Less attention in plain vision transformers of other packages: ViT and DeiT of mmpretrain, timm's ViT family.
+
+A plain transformer has one grid, tokens beside it (class, registers), and full attention in every layer. Chosen layers
+become less-attention layers as in ``lavit.py``; the others, and everything around them, stay the package's own code.
+
+Scores refer to a reference grid of keys, which K cells of the image are averaged to, besides the E extra tokens: a map
+(B, N, H * (E + K)) instead of N x N per head. At the grid's own size averaging is the identity, and a less-attention
+layer is the paper's ``Psi A Theta^T`` on all tokens (elsewhere ours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmlavit.errors import ConfigError
+
+from .lavit import attend
+from .layout import Scores
+from .resample import Grid, ceil_div, resample_tokens
+
+# What stands between the projection and the result, in this order, where a package has it.
+_AFTER_PROJECTION = ('proj_drop', 'gamma1', 'out_drop')
+# What changes the meaning of scores or values, and is not there in what we support.
+_OTHER = {'gate': None, 'norm': nn.Identity, 'rope': None, 'v_shortcut': False}
+
+
+class _Forward:
+    """What the layers of one forward pass on to each other.
+
+    Args:
+        extra (int): Tokens before those of the grid, E.
+        reference (tuple[int, int]): Reference grid.
+    """
+
+    def __init__(self, extra: int, reference: Grid) -> None:
+        self.extra = extra
+        self.reference = reference
+        self.grid: Grid = reference
+        self.scores: Tensor | None = None
+
+    def to_reference(self, x: Tensor) -> Tensor:
+        """Average tokens (B, E + h * w, C) to (B, E + K, C)."""
+        coarse = resample_tokens(x[:, self.extra :], self.grid, self.reference)
+        return torch.cat([x[:, : self.extra], coarse], dim=1)
+
+    def from_reference(self, x: Tensor) -> Tensor:
+        """Spread tokens (B, E + K, C) over (B, E + h * w, C)."""
+        fine = resample_tokens(x[:, self.extra :], self.reference, self.grid)
+        return torch.cat([x[:, : self.extra], fine], dim=1)
+
+
+class PlainLessAttention(nn.Module):
+    """Attention from the transformed scores of the layer before, in the place of a package's own attention.
+
+    It has the values and the projection of that attention, and loads them from checkpoints that have its ``qkv``.
+
+    Args:
+        attn (nn.Module): The attention that it replaces.
+        forward (_Forward): What the layers pass on.
+    """
+
+    def __init__(self, attn: nn.Module, forward: _Forward) -> None:
+        super().__init__()
+        dim = attn.proj.in_features
+        self.heads = attn.num_heads
+        self.v = nn.Linear(attn.qkv.in_features, dim, bias=attn.qkv.bias is not None)
+        with torch.no_grad():
+            self.v.weight.copy_(attn.qkv.weight[-dim:])
+            if self.v.bias is not None:
+                self.v.bias.copy_(attn.qkv.bias[-dim:])
+        self.proj = attn.proj
+        for name in _AFTER_PROJECTION:
+            if hasattr(attn, name):
+                setattr(self, name, getattr(attn, name))
+        tokens = forward.extra + forward.reference[0] * forward.reference[1]
+        self.delta_theta = nn.Parameter(torch.empty(tokens, tokens))
+        self.delta_psi = nn.Parameter(torch.empty(tokens, tokens))
+        for delta in (self.delta_theta, self.delta_psi):
+            nn.init.trunc_normal_(delta, std=0.02 / tokens**0.5)
+        self._shared = forward
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Load; queries, keys and values of a checkpoint become values."""
+        for name in ('weight', 'bias'):
+            value = state_dict.pop(f'{prefix}qkv.{name}', None)
+            if value is not None:
+                state_dict[f'{prefix}v.{name}'] = value.chunk(3)[2]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Attend.
+
+        Args:
+            x (Tensor): Normalised tokens of shape (B, N, C).
+            attn_mask (Tensor, optional): As timm passes it; only None is possible.
+            is_causal (bool): The same; only False is possible.
+
+        Returns:
+            Tensor: Tokens of shape (B, N, C).
+
+        Raises:
+            ConfigError: If tokens are masked.
+        """
+        if attn_mask is not None or is_causal:
+            raise ConfigError('less attention in a plain transformer knows no masks; leave them out')
+        shared = self._shared
+        shared.scores = a = self.transform(shared.scores)
+        values = self.v(shared.to_reference(x))  # (B, E + K, C)
+        x = attend(Scores(a, self.heads, shared.grid), values, self.proj)
+        for name in _AFTER_PROJECTION:
+            if hasattr(self, name):
+                x = getattr(self, name)(x)
+        return x
+
+    def transform(self, a: Tensor) -> Tensor:
+        """``Psi A Theta^T`` for scores A of shape (B, N, H * (E + K))."""
+        theta = torch.eye(self.delta_theta.shape[0], device=a.device, dtype=a.dtype) + self.delta_theta
+        a = torch.matmul(a.unflatten(-1, (self.heads, -1)), theta.mT).flatten(2)
+        return a + self._shared.from_reference(torch.matmul(self.delta_psi, self._shared.to_reference(a)))
+
+
+@MODELS.register_module()
+class WithLessAttention(BaseModule):
+    """A plain vision transformer, some of whose layers are less-attention layers.
+
+    Example:
+        >>> backbone = dict(
+        ...     type='WithLessAttention',
+        ...     backbone=dict(type='mmpretrain.VisionTransformer', arch='base', img_size=224, out_type='featmap'),
+        ...     layers=[7, 8, 9, 10, 11])
+
+    Args:
+        backbone (dict): Config of the transformer: ``mmpretrain.VisionTransformer`` and its like, or
+            ``mmpretrain.TIMMBackbone`` with a ViT of timm. Its checkpoints load; their queries and keys of the layers
+            in ``layers`` are left out.
+        layers (Sequence[int]): Numbers of the layers that become less-attention layers, from 0. The first layer
+            cannot: it has no layer before it.
+        reference_grid (int, optional): Side of the reference grid; None: the grid of the transformer's own size, where
+            nothing is averaged then.
+        init_cfg (dict or list[dict], optional): mmengine initialisation.
+
+    Raises:
+        ConfigError: If the transformer is of another kind, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        layers: Sequence[int],
+        reference_grid: int | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.backbone = MODELS.build(backbone)
+        transformer = getattr(self.backbone, 'timm_model', self.backbone)
+        blocks = find_blocks(transformer)
+        self.layers = tuple(layers)
+        if any(i not in range(1, len(blocks)) for i in self.layers) or sorted(set(self.layers)) != [*self.layers]:
+            raise ConfigError(f'layers must be increasing numbers from 1 to {len(blocks) - 1}, got {self.layers}')
+        own = _own_grid(transformer)
+        reference = own if reference_grid is None else (reference_grid, reference_grid)
+        if min(reference) < 1:
+            raise ConfigError(f'reference_grid must be a positive integer, got {reference_grid!r}')
+        self._shared = _Forward(_count_extra_tokens(transformer), reference)
+        transformer.patch_embed.register_forward_hook(self._find_grid)
+        for i in self.layers:
+            if i - 1 not in self.layers:
+                blocks[i - 1].attn.qkv.register_forward_hook(_recorder(blocks[i - 1].attn, self._shared))
+            blocks[i].attn = PlainLessAttention(blocks[i].attn, self._shared)
+
+    def forward(self, x: Tensor) -> Any:
+        """Run the transformer: images (B, 3, H, W) to what it returns."""
+        try:
+            return self.backbone(x)
+        finally:
+            self._shared.scores = None
+
+    def _find_grid(self, patch_embed: nn.Module, args: tuple, output: Any) -> None:
+        """Read from the patch embedding into how many cells the image is divided."""
+        self._shared.grid = _grid_of(patch_embed, args[0].shape[-2:], output)
+
+
+def find_blocks(transformer: nn.Module) -> Sequence[nn.Module]:
+    """Find the layers of a plain transformer.
+
+    Args:
+        transformer (nn.Module): Of mmpretrain or timm.
+
+    Returns:
+        Sequence[nn.Module]: Layers with ``attn``, of which ``attn.qkv`` and ``attn.proj`` are linears.
+
+    Raises:
+        ConfigError: If it is of another kind; the message says why that cannot have less-attention layers.
+    """
+    blocks = getattr(transformer, 'layers', None) or getattr(transformer, 'blocks', None)
+    name = type(transformer).__name__
+    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or not hasattr(transformer, 'patch_embed'):
+        raise ConfigError(
+            f'{name} is no plain vision transformer, with patch_embed and a list of layers. A PVTv2 or MiT becomes a '
+            "LaViT of arch='pvt_v2_b2' or 'mit_b2'; windows that shift from layer to layer (Swin) cannot reuse scores"
+        )
+    if getattr(transformer, 'rope', None) is not None:
+        raise ConfigError(f'{name} has rotary embeddings, which belong to queries and keys; choose one without')
+    for block in blocks:
+        attn = getattr(block, 'attn', None)
+        if not isinstance(getattr(attn, 'qkv', None), nn.Linear) or not isinstance(attn.proj, nn.Linear):
+            raise ConfigError(
+                f'{name} has layers whose attention has no linears qkv and proj, from which less attention takes its '
+                'values'
+            )
+        odd = [key for key, plain in _OTHER.items() if hasattr(attn, key) and not _is_plain(getattr(attn, key), plain)]
+        if odd or getattr(attn, 'attn_dim', attn.proj.in_features) != attn.proj.in_features:
+            raise ConfigError(f'attention of {name} has {", ".join(odd)}, which less attention cannot take over')
+    return blocks
+
+
+def _is_plain(value: Any, plain: Any) -> bool:
+    return isinstance(value, plain) if isinstance(plain, type) else value is plain
+
+
+def _recorder(attn: nn.Module, shared: _Forward) -> Any:
+    """Make a hook for ``attn.qkv`` that leaves the layer's scores on the reference keys to the next layer."""
+
+    def record(module: nn.Module, args: tuple, qkv: Tensor) -> None:
+        query, key, _ = qkv.unflatten(-1, (3, attn.num_heads, -1)).unbind(2)  # (B, N, H, d)
+        query, key = (getattr(attn, f'{name}_norm', nn.Identity())(t) for name, t in (('q', query), ('k', key)))
+        key = shared.to_reference(key.flatten(2)).unflatten(-1, (attn.num_heads, -1))  # (B, E + K, H, d)
+        scale = query.shape[-1] ** -0.5
+        scores = torch.matmul(query.transpose(1, 2) * scale, key.permute(0, 2, 3, 1))  # (B, H, N, E + K)
+        shared.scores = scores.transpose(1, 2).flatten(2)
+
+    return record
+
+
+def _count_extra_tokens(transformer: nn.Module) -> int:
+    extra = getattr(transformer, 'num_extra_tokens', None)
+    return int(transformer.num_prefix_tokens if extra is None else extra)
+
+
+def _own_grid(transformer: nn.Module) -> Grid:
+    """Cells at the size that the position embedding is for."""
+    grid = getattr(transformer, 'patch_resolution', None) or transformer.patch_embed.grid_size
+    return int(grid[0]), int(grid[1])
+
+
+def _grid_of(patch_embed: nn.Module, size: Sequence[int], output: Any) -> Grid:
+    """Cells of an image; mmpretrain's patch embedding tells, timm's does not."""
+    if isinstance(output, tuple):
+        return output[1]
+    patch = patch_embed.patch_size
+    if getattr(patch_embed, 'dynamic_img_pad', False):
+        return ceil_div(size[0], patch[0]), ceil_div(size[1], patch[1])
+    return size[0] // patch[0], size[1] // patch[1]

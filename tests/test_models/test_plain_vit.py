@@ -1,0 +1,158 @@
+"""Less attention in plain transformers of mmpretrain and timm."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from mmlavit.errors import ConfigError
+from mmlavit.models.plain_vit import PlainLessAttention, WithLessAttention
+from mmlavit.utils.toolbox import load_toolbox
+
+DEPTH, HEADS, DIM = 4, 2, 32
+VIT = dict(
+    type='mmpretrain.VisionTransformer',
+    arch=dict(embed_dims=DIM, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=64),
+    img_size=64,
+    patch_size=16,
+    out_type='featmap',
+)
+TIMM = dict(
+    type='mmpretrain.TIMMBackbone',
+    model_name='vit_tiny_patch16_224',
+    img_size=64,
+    embed_dim=DIM,
+    depth=DEPTH,
+    num_heads=HEADS,
+    dynamic_img_size=True,
+    num_classes=0,
+)
+REGISTERS = dict(TIMM, reg_tokens=4)
+KINDS = dict(mmpretrain=VIT, timm=TIMM, registers=REGISTERS)
+SIZES = [(64, 64), (96, 160), (80, 48)]
+
+
+@pytest.fixture(autouse=True)
+def toolbox():
+    load_toolbox('mmpretrain')
+
+
+def build(cfg, layers=(), seed=0, **kwargs):
+    torch.manual_seed(seed)
+    model = WithLessAttention(cfg, layers, **kwargs).eval()
+    for name, parameter in model.named_parameters():
+        if 'delta' not in name:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    return model.requires_grad_(False)
+
+
+def blocks_of(model):
+    inner = getattr(model.backbone, 'timm_model', model.backbone)
+    return inner.layers if hasattr(inner, 'layers') else inner.blocks
+
+
+def images(size):
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize('kind', KINDS)
+def test_no_layer_converted_changes_nothing(kind, size):
+    model = build(KINDS[kind])
+    plain = MODELS.build(KINDS[kind])
+    plain.eval()
+    plain.load_state_dict(model.backbone.state_dict())
+    with torch.no_grad():
+        for out, expected in zip(model(images(size)), plain(images(size)), strict=True):
+            torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+
+
+def attention_by_loops(attn, x, scores):
+    """Literally: scores (B, H, N, N) of the layer before to this layer's scores and output."""
+    tokens = x.shape[1]
+    eye = torch.eye(tokens, dtype=x.dtype)
+    psi, theta = eye + attn.delta_psi, eye + attn.delta_theta
+    new, out = torch.empty_like(scores), torch.zeros_like(x)
+    values = x @ attn.v.weight.T + attn.v.bias
+    width = x.shape[2] // HEADS
+    for b in range(x.shape[0]):
+        for h in range(HEADS):
+            transformed = (theta @ scores[b, h].T).T  # Theta A^T
+            new[b, h] = psi @ transformed
+            columns = slice(h * width, (h + 1) * width)
+            out[b, :, columns] = torch.softmax(new[b, h], dim=-1) @ values[b, :, columns]
+    return out @ attn.proj.weight.T + attn.proj.bias, new
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_own_size_is_the_literal_formula(kind):
+    model = build(KINDS[kind], layers=(2, 3)).double()
+    for layer in (2, 3):
+        attn = blocks_of(model)[layer].attn
+        for delta in (attn.delta_theta, attn.delta_psi):
+            delta.normal_(std=0.1)
+    seen = {}
+    for i, block in enumerate(blocks_of(model)):
+        block.attn.register_forward_hook(lambda module, args, output, i=i: seen.update({i: (args[0], output)}))
+    model(images((64, 64)).double())
+    # The scores of layer 1 from its own queries and keys.
+    x, _ = seen[1]
+    vanilla = blocks_of(model)[1].attn
+    qkv = (x @ vanilla.qkv.weight.T + vanilla.qkv.bias).unflatten(-1, (3, HEADS, DIM // HEADS))
+    query, key, _ = qkv.permute(2, 0, 3, 1, 4)
+    scores = query @ key.transpose(2, 3) / (DIM // HEADS) ** 0.5
+    for layer in (2, 3):
+        x, out = seen[layer]
+        expected, scores = attention_by_loops(blocks_of(model)[layer].attn, x, scores)
+        torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize('kind', KINDS)
+def test_any_size(kind, size):
+    model = build(KINDS[kind], layers=(1, 3), reference_grid=2)
+    for out, plain in zip(model(images(size)), build(KINDS[kind])(images(size)), strict=True):
+        assert out.shape == plain.shape and out.isfinite().all()
+    assert model._shared.scores is None  # nothing is kept
+
+
+def test_checkpoints_of_the_transformer_load():
+    plain = MODELS.build(VIT)
+    model = WithLessAttention(VIT, layers=(2, 3))
+    missing, unexpected = model.backbone.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert all('delta' in name for name in missing) and len(missing) == 4
+    wanted = plain.layers[2].attn.qkv.weight[-DIM:]
+    assert torch.equal(model.backbone.layers[2].attn.v.weight, wanted)
+    # And its own.
+    other = WithLessAttention(VIT, layers=(2, 3))
+    other.load_state_dict(model.state_dict(), strict=True)
+
+
+def test_gradients_reach_the_transforms():
+    model = WithLessAttention(VIT, layers=(2, 3)).train()
+    model(images((96, 64)))[-1].square().mean().backward()
+    attn = model.backbone.layers[2].attn
+    assert isinstance(attn, PlainLessAttention)
+    for parameter in (attn.delta_theta, attn.delta_psi, attn.v.weight, model.backbone.layers[1].attn.qkv.weight):
+        assert parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(layers=(0, 1)), 'increasing numbers from 1 to 3'),
+        (dict(layers=(2, 1)), 'increasing numbers from 1 to 3'),
+        (dict(layers=(4,)), 'increasing numbers from 1 to 3'),
+        (dict(reference_grid=0), 'reference_grid must be a positive'),
+        (dict(backbone=dict(type='mmpretrain.SwinTransformer', arch='tiny')), 'windows that shift'),
+        (dict(backbone=dict(type='mmpretrain.ResNet', depth=18)), 'no plain vision transformer'),
+        (
+            dict(backbone=dict(type='mmpretrain.TIMMBackbone', model_name='eva02_tiny_patch14_224', num_classes=0)),
+            'rotary embeddings',
+        ),
+    ],
+)
+def test_wrong_arguments(change, message):
+    arguments = {**dict(backbone=VIT, layers=(2, 3)), **change}
+    with pytest.raises(ConfigError, match=message):
+        WithLessAttention(**arguments)
