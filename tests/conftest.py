@@ -34,3 +34,10 @@ def pytest_collection_modifyitems(items):
     """Run what starts other runtimes last: a data loader that forks beside OpenVINO's threads can end the process."""
     runtimes = ('test_export', 'test_quantize', 'test_runtimes')
     items.sort(key=lambda item: any(name in item.nodeid for name in runtimes))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Say how a worker of xdist ended that ended early: minus the signal, or its exit code."""
+    if error:
+        print(f'\n{node.gateway.id} ended with {node.gateway._io.popen.wait(10)}')
