@@ -13,7 +13,14 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 MIRROR = DOCS / 'repository'
-MIRRORED = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'configs/README.md', 'configs/zoo/*.md')
+MIRRORED = (
+    'README.md',
+    'CONTRIBUTING.md',
+    'CHANGELOG.md',
+    'configs/README.md',
+    'configs/experiments/README.md',
+    'configs/zoo/*.md',
+)
 
 project = 'mmlavit'
 copyright = 'the authors of mmlavit, Apache-2.0'

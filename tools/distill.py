@@ -13,7 +13,7 @@ from pathlib import Path
 from mmlavit.apis.distill import distillation_config
 from mmlavit.engine import local_rank, run
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_common_arguments, load_config, merge_train_args
+from mmlavit.utils.arguments import add_train_arguments, load_config, merge_train_args
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,15 +39,7 @@ def parse_args() -> argparse.Namespace:
         help='images that the transforms are fitted to (default: 32; 0: they start near the identity)',
     )
     parser.add_argument('--lr', type=float, help="highest learning rate (default: the student config's)")
-    parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='continue from this checkpoint, or without one from the latest in the work dir',
-    )
-    add_common_arguments(parser)
+    add_train_arguments(parser)
     return parser.parse_args()
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from mmlavit.engine import local_rank, run
 from mmlavit.errors import one_line_errors
-from mmlavit.utils.arguments import add_common_arguments, load_config, merge_train_args
+from mmlavit.utils.arguments import add_train_arguments, load_config, merge_train_args
 
 
 def parse_args() -> argparse.Namespace:
@@ -12,21 +12,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--amp', action='store_true', help='train in automatic mixed precision (bfloat16 without a GPU)'
-    )
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='continue from this checkpoint, or without one from the latest in the work dir',
-    )
-    parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
         help='scale the learning rate from auto_scale_lr.base_batch_size to the batch size in use',
     )
-    add_common_arguments(parser)
+    add_train_arguments(parser)
     return parser.parse_args()
 
 

@@ -44,7 +44,7 @@ def distillation_config(
         lr (float, optional): Highest learning rate; None: the student's.
 
     Returns:
-        Config: For :func:`mmlavit.engine.run`.
+        Config: For ``mmlavit.engine.run``.
 
     Raises:
         UserError: If the student has no LaViT, or a number is out of its range.

@@ -81,6 +81,25 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that all kinds of training share, and those of :func:`add_common_arguments`.
+
+    Args:
+        parser (argparse.ArgumentParser): Parser to extend. The positional arguments are its own.
+    """
+    parser.add_argument(
+        '--amp', action='store_true', help='train in automatic mixed precision (bfloat16 without a GPU)'
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from this checkpoint, or without one from the latest in the work dir',
+    )
+    add_common_arguments(parser)
+
+
 def add_options_argument(parser: argparse.ArgumentParser, help: str) -> None:
     """Add ``--cfg-options``.
 

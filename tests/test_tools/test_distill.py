@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import payload
 import pytest
 import torch
 from mmengine.config import Config
@@ -82,7 +83,7 @@ def test_checkpoints_are_the_students(folder, monkeypatch, capfd, scope):
     log = [line for line in said.out.splitlines() if 'Iter(train)' in line]
     assert ['loss_attention' in line for line in log] == [True, True, False, False]
     assert all(f'{name}:' in log[-1] for name in losses)
-    assert 'loss_cls' not in said.out and 'loss_diag' not in said.out
+    assert not any(name in line for line in log for name in ('loss_cls', 'loss_diag'))
     assert 'Scores of stages.2.blocks.2: relative error' in said.out
 
     with DefaultScope.overwrite_default_scope(scope):
@@ -147,6 +148,19 @@ def test_mistakes(folder, monkeypatch, capfd, change, message):
     lines = [line for line in said.err.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1 and message in lines[0]
     assert 'Traceback' not in said.err
+
+
+def test_a_teacher_that_runs_code_is_refused(folder, monkeypatch, capfd, tmp_path):
+    teacher, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
+    harmful, trace = tmp_path / 'harmful.pth', tmp_path / 'trace'
+    payload.write(harmful, load_checkpoint(str(checkpoint)), trace)
+    student = HANDWRITTEN / 'classify_lavit_nano.py'
+    command = [student, teacher, harmful, '--images', folder / 'images', '--iters', 1, '--work-dir', tmp_path]
+    code, said = distill(monkeypatch, capfd, *command, '--cfg-options', *SMALL)
+    assert code == 2 and 'was not loaded: it asks for posix.system' in said.err and not trace.exists()
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '')  # so that what the option sets is undone
+    code, said = distill(monkeypatch, capfd, *command, '--trust-checkpoint', '--cfg-options', *SMALL)
+    assert code == 0 and trace.exists()
 
 
 def test_only_a_lavit_can_be_the_student():

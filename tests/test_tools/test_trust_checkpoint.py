@@ -209,11 +209,11 @@ def test_every_tool_that_reads_checkpoints_has_the_option():
         path.name
         for path in (ROOT / 'tools').rglob('*.py')
         if re.search(
-            r'\bload_checkpoint\b|\bPredictor\b|export_onnx|add_common_arguments|torch\.load', path.read_text()
+            r'\bload_checkpoint\b|\bPredictor\b|export_onnx|add_(common|train)_arguments|torch\.load', path.read_text()
         )
     }
     converters = {'export.py', 'publish_model.py', 'pvt_v2_to_lavit.py'}
-    assert readers == {'demo.py', 'image_demo.py', 'test.py', 'train.py', *converters}
+    assert readers == {'compare_speed.py', 'demo.py', 'distill.py', 'image_demo.py', 'test.py', 'train.py', *converters}
     for path in (ROOT / 'tools').rglob('*.py'):
         if path.name in readers - {'demo.py'}:  # that reads what its own training has just written
-            assert re.search(r'add_(trust_argument|common_arguments)\(parser\)', path.read_text()), path
+            assert re.search(r'add_(trust|common|train)_arguments?\(parser\)', path.read_text()), path
