@@ -3,8 +3,7 @@
 Tokens (B, N, C) and channels-last maps (B, C, h, w) are the same bytes, so a linear is a 1x1 convolution. On the CPU
 torch sends float32 convolutions to oneDNN and linears to the BLAS it was built with, after a copy of the bias over
 the whole result; oneDNN is up to twice as fast where that BLAS does not use the processor's widest vectors, and
-no slower elsewhere. A linear stays a linear on CUDA, in traces, with one thread, where torch has another convolution,
-and for few tokens.
+no slower elsewhere. On CUDA, in traces, and with one thread, where torch has another convolution, a linear is a linear.
 """
 
 from __future__ import annotations
@@ -21,9 +20,6 @@ from .resample import Grid
 
 SMALL = 20480
 """Elements up to which torch keeps the convolution of one image from oneDNN."""
-
-FEW_TOKENS = 400
-"""Tokens of a batch below which oneDNN's packing of the weight, at every call, takes longer than it saves."""
 
 STRIP_BYTES = 4 << 20
 """Bytes of a wide map that :func:`map_strips` lets exist at a time."""
@@ -79,7 +75,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # Sizes are looked at last: in a trace they are symbols, on which nothing may depend.
     if x.device.type != 'cpu' or not is_plain_eager() or torch.get_num_threads() == 1:
         return F.linear(x, weight, bias)
-    if x.dim() != 3 or x.shape[0] * x.shape[1] < FEW_TOKENS or (x.shape[0] == 1 and x.numel() <= SMALL):
+    if x.dim() != 3 or (x.shape[0] == 1 and x.numel() <= SMALL):
         return F.linear(x, weight, bias)
     return to_tokens(F.conv2d(to_map(x, (x.shape[1], 1)), weight[:, :, None, None], bias))
 
