@@ -31,9 +31,16 @@ def leave_scope():
 
 
 def pytest_collection_modifyitems(items):
-    """Run what starts other runtimes last: a data loader that forks beside OpenVINO's threads can end the process."""
-    runtimes = ('test_export', 'test_quantize', 'test_runtimes')
-    items.sort(key=lambda item: any(name in item.nodeid for name in runtimes))
+    """Mark what starts other runtimes, and run it last; `make test` runs it in processes of its own.
+
+    In a process where hundreds of other tests have run, such a test can end in a segmentation fault, and a data loader
+    that forks beside OpenVINO's threads can end the process.
+    """
+    runtimes = ('test_export', 'test_quantize', 'test_runtimes', 'test_compare_speed')
+    for item in items:
+        if any(name in item.nodeid for name in runtimes):
+            item.add_marker('runtimes')
+    items.sort(key=lambda item: item.get_closest_marker('runtimes') is not None)
 
 
 @pytest.hookimpl(optionalhook=True)
