@@ -12,7 +12,8 @@ from mmlavit.datasets.unlabelled import remove_labels
 from mmlavit.errors import UserError
 from mmlavit.utils.checkpoint import require_checkpoint
 
-# What a run without labels cannot use, or has in another form.
+# The diagonality loss is added to a model's own losses, of which there are none. The average of weights: the
+# learning rate falls to zero, and what is saved must be the student itself.
 _REPLACED_HOOKS = ('DiagonalityLossHook', 'EMAHook')
 
 
@@ -66,15 +67,14 @@ def distillation_config(
         pipeline=remove_labels(_find_pipeline(loader.dataset)),
     )
     loader.sampler = ConfigDict(type='InfiniteSampler', shuffle=True)
-    loader.pop('batch_sampler', None)  # by the shapes that annotation files tell
-    loader.batch_sampler = None
+    loader.batch_sampler = None  # those of the toolboxes ask annotation files for shapes
     if lr is not None:
         cfg.optim_wrapper.optimizer.lr = lr
     warmup = iters // 20
     cfg.param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=warmup, end=iters)]
     if warmup:
         cfg.param_scheduler.insert(0, dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup))
-    hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] not in _REPLACED_HOOKS]
+    kept = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] not in _REPLACED_HOOKS]
     distillation = ConfigDict(
         type='DistillationHook',
         teacher=_without_initialisation(teacher.model),
@@ -83,7 +83,7 @@ def distillation_config(
         layerwise_iters=layerwise_iters,
         fit_images=fit_images,
     )
-    cfg.custom_hooks = [*hooks, distillation]
+    cfg.custom_hooks = [*kept, distillation]
     hooks = cfg.default_hooks
     hooks.checkpoint = ConfigDict(type='CheckpointHook', by_epoch=False, interval=max(1, iters // 10), max_keep_ckpts=1)
     hooks.logger = ConfigDict(type='LoggerHook', interval=min(50, max(1, iters // 10)), log_metric_by_epoch=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
 from mmlavit.models import LaViT
-from mmlavit.models.lavit import LessAttention, Stage, VanillaAttention
+from mmlavit.models.lavit import LessAttention, Stage, VanillaAttention, transform_keys
 from mmlavit.models.layout import Scores
 from mmlavit.models.resample import resample_tokens
 
@@ -207,7 +207,7 @@ def _solve(layer: LessAttention, given: list[Scores], wanted: list[Scores], roun
         # S - Psi A = (Psi A) delta_theta^T
         outer, inner = 0.0, 0.0
         for a, s in zip(given, wanted, strict=True):
-            b = _by_heads(a._replace(map=a.map + _psi_part(layer, a.map, a))).flatten(0, 2)  # (B * N * H, K)
+            b = _by_heads(layer.transform_queries(a)).flatten(0, 2)  # (B * N * H, K)
             rest = _by_heads(s).flatten(0, 2) - b
             outer, inner = outer + rest.mT @ b, inner + b.mT @ b
         # It may not turn a constant, which A has outside of this function, into anything else.
@@ -215,18 +215,12 @@ def _solve(layer: LessAttention, given: list[Scores], wanted: list[Scores], roun
         # S - A Theta^T = U delta_psi D (A Theta^T), on the reference grid of queries
         outer, inner = 0.0, 0.0
         for a, s in zip(given, wanted, strict=True):
-            b = (_by_heads(a) + _by_heads(a) @ layer.delta_theta.mT).flatten(2)  # (B, N, H * K)
+            b = transform_keys(a.map, layer.delta_theta)  # (B, N, H * K)
             coarse = resample_tokens(b, a.grid, layer.query_grid)  # (B, n, H * K)
             rest = resample_tokens(s.map - b, a.grid, layer.query_grid)
             outer = outer + torch.einsum('bnk,bmk->nm', rest, coarse)
             inner = inner + torch.einsum('bnk,bmk->nm', coarse, coarse)
         layer.delta_psi.copy_(_divide(outer, inner, ridge))
-
-
-def _psi_part(layer: LessAttention, a: Tensor, scores: Scores) -> Tensor:
-    """``U delta_psi D a``, of the shape of a."""
-    coarse = torch.matmul(layer.delta_psi, resample_tokens(a, scores.grid, layer.query_grid))
-    return resample_tokens(coarse, layer.query_grid, scores.grid)
 
 
 def _divide(outer: Tensor, inner: Tensor, ridge: float) -> Tensor:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os.path as osp
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine.dataset import BaseDataset
-from mmengine.fileio import list_dir_or_file
 from mmengine.registry import DATASETS
 
 from mmlavit.errors import UserError
-
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+from mmlavit_serve.predictor import find_images
 
 
 @DATASETS.register_module()
@@ -32,10 +30,7 @@ class UnlabelledImages(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """List the images in the order of their names."""
-        files = sorted(list_dir_or_file(self.data_root, list_dir=False, recursive=True))
-        images = [osp.join(self.data_root, name) for name in files if name.lower().endswith(SUFFIXES)]
-        if not images:
-            raise UserError(f'{self.data_root} has no images; expected files that end in {", ".join(SUFFIXES)}')
+        images = map(str, find_images(Path(self.data_root)))
         # Lists of fields that carry labels: none, but the transforms ask.
         return [dict(img_path=path, img_id=i, seg_fields=[], bbox_fields=[]) for i, path in enumerate(images)]
 

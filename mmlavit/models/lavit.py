@@ -67,6 +67,12 @@ def attend(scores: Scores, values: Tensor, proj: nn.Module) -> Tensor:
     return linear_each(probs.flatten(2), projected, proj.bias.expand(probs.shape[0], -1))
 
 
+def transform_keys(a: Tensor, delta_theta: Tensor) -> Tensor:
+    """Give ``A Theta^T`` for scores A of shape (B, N, H * K), ``Theta = I + delta_theta`` of shape (K, K)."""
+    theta = torch.eye(delta_theta.shape[0], device=delta_theta.device, dtype=delta_theta.dtype) + delta_theta
+    return linear(a.reshape(a.shape[0], -1, theta.shape[0]), theta, None).view_as(a)
+
+
 class VanillaAttention(nn.Module):
     """Multi-head attention whose scores may be kept for the less-attention layers (paper, VA layer).
 
@@ -224,13 +230,13 @@ class LessAttention(nn.Module):
 
     def transform(self, scores: Scores) -> Scores:
         """``Psi A Theta^T`` for scores A."""
+        return self.transform_queries(scores._replace(map=transform_keys(scores.map, self.delta_theta)))
+
+    def transform_queries(self, scores: Scores) -> Scores:
+        """``Psi A`` for scores A."""
         a, grid = scores.map, scores.grid  # (B, N, H * K)
-        delta = self.delta_theta
-        theta = torch.eye(delta.shape[0], device=delta.device, dtype=delta.dtype) + delta
-        a = linear(a.reshape(a.shape[0], -1, theta.shape[0]), theta, None).view_as(a)
         coarse = resample_tokens(a, grid, self.query_grid)  # (B, n, H * K)
-        a = a + resample_tokens(torch.matmul(self.delta_psi, coarse), self.query_grid, grid)
-        return scores._replace(map=a)
+        return scores._replace(map=a + resample_tokens(torch.matmul(self.delta_psi, coarse), self.query_grid, grid))
 
 
 class AttentionResidual(nn.Module):

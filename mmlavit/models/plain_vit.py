@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
 
-from .lavit import attend
+from .lavit import attend, transform_keys
 from .layout import Scores
 from .resample import Grid, ceil_div, resample_tokens
 
@@ -30,7 +30,7 @@ _AFTER_PROJECTION = ('proj_drop', 'gamma1', 'out_drop')
 _OTHER = {'gate': None, 'norm': nn.Identity, 'rope': None, 'v_shortcut': False}
 
 
-class _Forward:
+class _Shared:
     """What the layers of one forward pass on to each other.
 
     Args:
@@ -62,10 +62,10 @@ class PlainLessAttention(nn.Module):
 
     Args:
         attn (nn.Module): The attention that it replaces.
-        forward (_Forward): What the layers pass on.
+        shared (_Shared): What the layers of a forward pass hand on.
     """
 
-    def __init__(self, attn: nn.Module, forward: _Forward) -> None:
+    def __init__(self, attn: nn.Module, shared: _Shared) -> None:
         super().__init__()
         dim = attn.proj.in_features
         self.heads = attn.num_heads
@@ -78,12 +78,12 @@ class PlainLessAttention(nn.Module):
         for name in _AFTER_PROJECTION:
             if hasattr(attn, name):
                 setattr(self, name, getattr(attn, name))
-        tokens = forward.extra + forward.reference[0] * forward.reference[1]
+        tokens = shared.extra + shared.reference[0] * shared.reference[1]
         self.delta_theta = nn.Parameter(torch.empty(tokens, tokens))
         self.delta_psi = nn.Parameter(torch.empty(tokens, tokens))
         for delta in (self.delta_theta, self.delta_psi):
             nn.init.trunc_normal_(delta, std=0.02 / tokens**0.5)
-        self._shared = forward
+        self._shared = shared
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Load; queries, keys and values of a checkpoint become values."""
@@ -120,8 +120,7 @@ class PlainLessAttention(nn.Module):
 
     def transform(self, a: Tensor) -> Tensor:
         """``Psi A Theta^T`` for scores A of shape (B, N, H * (E + K))."""
-        theta = torch.eye(self.delta_theta.shape[0], device=a.device, dtype=a.dtype) + self.delta_theta
-        a = torch.matmul(a.unflatten(-1, (self.heads, -1)), theta.mT).flatten(2)
+        a = transform_keys(a, self.delta_theta)
         return a + self._shared.from_reference(torch.matmul(self.delta_psi, self._shared.to_reference(a)))
 
 
@@ -167,7 +166,7 @@ class WithLessAttention(BaseModule):
         reference = own if reference_grid is None else (reference_grid, reference_grid)
         if min(reference) < 1:
             raise ConfigError(f'reference_grid must be a positive integer, got {reference_grid!r}')
-        self._shared = _Forward(_count_extra_tokens(transformer), reference)
+        self._shared = _Shared(_count_extra_tokens(transformer), reference)
         transformer.patch_embed.register_forward_hook(self._find_grid)
         for i in self.layers:
             if i - 1 not in self.layers:
@@ -215,7 +214,9 @@ def find_blocks(transformer: nn.Module) -> Sequence[nn.Module]:
                 'values'
             )
         odd = [key for key, plain in _OTHER.items() if hasattr(attn, key) and not _is_plain(getattr(attn, key), plain)]
-        if odd or getattr(attn, 'attn_dim', attn.proj.in_features) != attn.proj.in_features:
+        if getattr(attn, 'attn_dim', attn.proj.in_features) != attn.proj.in_features:
+            odd.append('attn_dim')
+        if odd:
             raise ConfigError(f'attention of {name} has {", ".join(odd)}, which less attention cannot take over')
     return blocks
 
@@ -224,7 +225,7 @@ def _is_plain(value: Any, plain: Any) -> bool:
     return isinstance(value, plain) if isinstance(plain, type) else value is plain
 
 
-def _recorder(attn: nn.Module, shared: _Forward) -> Any:
+def _recorder(attn: nn.Module, shared: _Shared) -> Any:
     """Make a hook for ``attn.qkv`` that leaves the layer's scores on the reference keys to the next layer."""
 
     def record(module: nn.Module, args: tuple, qkv: Tensor) -> None:

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
+from mmlavit_serve.runtimes import RUNTIMES
 
-RUNTIMES = ('onnxruntime', 'openvino')
 PAUSE_SECONDS = 0.05  # after a turn, until the threads that have worked are asleep
 
 
@@ -29,7 +29,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='its weights')
     parser.add_argument('model', help='the same, exported (.onnx)')
     parser.add_argument('--shape', type=int, nargs=2, default=(800, 1344), metavar=('H', 'W'), help='size of the image')
-    parser.add_argument('--runtime', nargs='+', choices=RUNTIMES, default=list(RUNTIMES), help='default: %(default)s')
+    parser.add_argument(
+        '--runtime', nargs='+', choices=list(RUNTIMES), default=list(RUNTIMES), help='default: %(default)s'
+    )
     parser.add_argument('--threads', type=int, default=2, metavar='N', help='CPU threads (default: %(default)s)')
     parser.add_argument(
         '--rounds', type=int, default=10, metavar='N', help='default: %(default)s, after 2 untimed ones'

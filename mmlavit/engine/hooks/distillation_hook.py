@@ -130,6 +130,7 @@ class DistillationHook(Hook):
                 'DistillationHook: layerwise_iters needs a teacher whose backbone is a PVTv2 or a LaViT with the '
                 'depths and widths of the student; set it to 0'
             )
+        self._same_images = _normalise_alike(model.data_preprocessor, teacher.data_preprocessor)
         self._records: tuple[dict, dict] = ({}, {})
         self._handles = []
         for record, network in zip(self._records, (model, teacher), strict=True):
@@ -179,7 +180,9 @@ class DistillationHook(Hook):
         student, teacher = self._records
         try:
             with torch.no_grad():
-                images = _renormalise(inputs, self._model.data_preprocessor, self._teacher.data_preprocessor)
+                images = inputs
+                if not self._same_images:
+                    images = _renormalise(inputs, self._model.data_preprocessor, self._teacher.data_preprocessor)
                 teacher['logits'] = _run(self._teacher, images, data_samples)
             if self._layerwise:
                 distances = dict(attention=attention_distance(self._model.backbone, teacher['blocks']))
@@ -244,12 +247,17 @@ def _run(model: nn.Module, inputs: Tensor, data_samples: list | None) -> Tensor 
 
 def _renormalise(inputs: Tensor, ours: nn.Module, theirs: nn.Module) -> Tensor:
     """Images as the student gets them, (B, 3, H, W), to images as the teacher wants them."""
-    flip = _swaps_channels(ours) != _swaps_channels(theirs)
     (mean, std), (other_mean, other_std) = _statistics(ours, inputs), _statistics(theirs, inputs)
-    if not flip and torch.equal(mean, other_mean) and torch.equal(std, other_std):
-        return inputs
     images = inputs * std + mean
-    return ((images.flip(1) if flip else images) - other_mean) / other_std
+    if _swaps_channels(ours) != _swaps_channels(theirs):
+        images = images.flip(1)
+    return (images - other_mean) / other_std
+
+
+def _normalise_alike(ours: nn.Module, theirs: nn.Module) -> bool:
+    """Whether two preprocessors give the same images."""
+    pairs = zip(_statistics(ours, torch.zeros(())), _statistics(theirs, torch.zeros(())), strict=True)
+    return _swaps_channels(ours) == _swaps_channels(theirs) and all(torch.equal(*pair) for pair in pairs)
 
 
 def _statistics(preprocessor: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
