@@ -21,7 +21,7 @@ def read_requirements(name):
 
 
 class BuildWithZoo(build_py):
-    """Put configs, tools and the model index beside the modules, in the folder .mim, where ``mim`` looks for them.
+    """Put configs, tools, weights and the model index in the folder .mim of the package, where ``mim`` looks for them.
 
     The ops for mmcv go there too: the check of the environment names the folder to install them from.
     """
@@ -34,7 +34,7 @@ class BuildWithZoo(build_py):
         target = Path(self.build_lib, 'mmlavit', '.mim')
         shutil.rmtree(target, ignore_errors=True)  # what an earlier build left
         ignore = shutil.ignore_patterns('__pycache__', 'dev', 'build', '*.egg-info')
-        for folder in ('configs', 'tools', 'ops'):
+        for folder in ('configs', 'tools', 'ops', 'weights'):
             shutil.copytree(ROOT / folder, target / folder, ignore=ignore)
         shutil.copy(ROOT / 'model-index.yml', target)
 

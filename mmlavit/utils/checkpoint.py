@@ -22,6 +22,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -65,6 +66,7 @@ def register_loaders() -> None:
         load_from_ceph: (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'),
         load_from_zoo: ('mmcls://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'torchvision://'),
         load_from_pavi: 'pavi://',
+        load_from_mmlavit: 'mmlavit://',
     }
     for loader, prefixes in loaders.items():
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
@@ -146,8 +148,33 @@ def load_from_pavi(address: str, map_location: Any = None) -> Any:
     raise UserError(f'{address} cannot be read; download the file and name it')
 
 
+def load_from_mmlavit(address: str, map_location: Any = None) -> Any:
+    """Read weights that come with this package, such as ``mmlavit://lavit_nano_in275``."""
+    return load_from_local(str(find_weights(address.removeprefix('mmlavit://'))), map_location)
+
+
+def find_weights(name: str) -> Path:
+    """Find weights that come with this package, in ``weights/`` of the repository.
+
+    Args:
+        name (str): Such as ``lavit_nano_in275``, without the hash and the suffix of the file.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        UserError: If there are none of this name.
+    """
+    package = Path(__file__).resolve().parents[1]
+    files = [*(package.parent / 'weights').glob('*.safetensors'), *(package / '.mim/weights').glob('*.safetensors')]
+    known = {file.stem.rpartition('-')[0]: file for file in files}
+    if name not in known:
+        raise UserError(f'mmlavit://{name} is unknown; there is {", ".join(sorted(known)) or "none"}')
+    return known[name]
+
+
 def require_checkpoint(path: str, what: str = 'checkpoint') -> None:
-    """Make sure that a checkpoint file exists. Addresses such as ``https://...`` are left alone.
+    """Make sure that a checkpoint file exists. Addresses of the internet are left alone.
 
     Args:
         path (str): File or address.
@@ -156,6 +183,8 @@ def require_checkpoint(path: str, what: str = 'checkpoint') -> None:
     Raises:
         UserError: If it is a file and does not exist.
     """
+    if path.startswith('mmlavit://'):
+        find_weights(path.removeprefix('mmlavit://'))
     # Two letters at least, so that no drive letter counts as the scheme of an address.
     if not re.match(r'\w{2,}:', path) and not osp.isfile(osp.expanduser(path)):
         raise UserError(f'{what} {path} does not exist; expected a .pth or .safetensors file')

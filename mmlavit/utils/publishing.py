@@ -23,7 +23,9 @@ _PUBLISHED_META = ('dataset_meta', 'epoch', 'iter', 'mmengine_version')
 _PRIVATE_KEYS = {'launcher', 'load_from', 'resume', 'work_dir'}
 
 
-def strip_checkpoint(checkpoint: Mapping[str, Any], weights: Literal['ema', 'raw'] | None = None) -> dict[str, Any]:
+def strip_checkpoint(
+    checkpoint: Mapping[str, Any], weights: Literal['ema', 'raw'] | None = None, half: bool = False
+) -> dict[str, Any]:
     """Keep of a training checkpoint what its users need: the weights, the classes and the config.
 
     Optimizer, schedules, states of hooks and the log go, and with them what names the machine.
@@ -32,12 +34,13 @@ def strip_checkpoint(checkpoint: Mapping[str, Any], weights: Literal['ema', 'raw
         checkpoint (Mapping): As :func:`~mmlavit.utils.checkpoint.load_checkpoint` gives it.
         weights (str, optional): 'ema' for the averaged weights of an ``EMAHook``, 'raw' for those that were
             trained; default: the averaged ones if there are any, which are those that a test uses.
+        half (bool): Round single precision to half.
 
     Returns:
         dict[str, Any]: A checkpoint with 'meta' and 'state_dict', of tensors and plain Python values.
 
     Raises:
-        UserError: If averaged weights are asked for and there are none.
+        UserError: If averaged weights are asked for and there are none, or one is too large for half precision.
     """
     state_dict = dict(checkpoint['state_dict'])
     other = checkpoint.get('ema_state_dict')
@@ -47,6 +50,8 @@ def strip_checkpoint(checkpoint: Mapping[str, Any], weights: Literal['ema', 'raw
         # EMAHook exchanges the two when it saves: the averaged weights are the checkpoint's state_dict.
         raw = {key.removeprefix('module.'): value for key, value in other.items() if key.startswith('module.')}
         state_dict.update((key, value) for key, value in raw.items() if key in state_dict)
+    if half:
+        state_dict = {key: _round(key, value) for key, value in state_dict.items()}
     meta = checkpoint.get('meta') or {}
     published = {key: _plain(meta[key]) for key in _PUBLISHED_META if key in meta}
     if isinstance(meta.get('cfg'), str):
@@ -89,6 +94,14 @@ def _as_safetensors(checkpoint: Mapping[str, Any]) -> bytes:
     }
     # One entry: several come in a random order, on which the hash would depend.
     return save(weights, metadata=dict(meta=json.dumps(checkpoint['meta'])))
+
+
+def _round(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Round to half precision; integers stay."""
+    rounded = value.half() if value.dtype == torch.float32 else value
+    if rounded.is_floating_point() and not rounded.isfinite().all():
+        raise UserError(f'{name} has values that half precision cannot hold (above 65504); publish without --half')
+    return rounded
 
 
 def _plain(value: Any) -> Any:

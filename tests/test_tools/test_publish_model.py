@@ -124,6 +124,24 @@ def test_weights(options, raw, kind, trained, publish, tmp_path, capsys):
     assert_same(published['state_dict'], expected)
 
 
+def test_half_precision(trained, publish, tmp_path, capsys):
+    runner, checkpoint = trained
+    publish(checkpoint, tmp_path / 'toy.safetensors', '--half')
+    (file,) = tmp_path.iterdir()
+    published = safetensors.torch.load_file(file)
+    expected = averaged(runner)
+    assert_same(published, {k: v.half() if v.is_floating_point() else v for k, v in expected.items()})
+    assert any(not v.is_floating_point() for v in published.values())  # BatchNorm's count
+    runner.model.load_state_dict(published)  # into single precision
+    key = 'backbone.stages.0.norm.weight'
+    torch.testing.assert_close(runner.model.state_dict()[key], expected[key], atol=0, rtol=1e-3)
+
+    torch.save(dict(state_dict={'a.weight': torch.tensor([70000.0])}), tmp_path / 'large.pth')
+    with pytest.raises(SystemExit):
+        publish(tmp_path / 'large.pth', tmp_path / 'large.safetensors', '--half')
+    assert 'a.weight has values that half precision cannot hold' in capsys.readouterr().err
+
+
 def test_meta(trained, publish, tmp_path):
     runner, checkpoint = trained
     publish(checkpoint, tmp_path / 'toy.pth')

@@ -424,6 +424,21 @@ def test_short_names(scheme, table, server, trace, monkeypatch):
     assert not trace.exists()
 
 
+@pytest.mark.parametrize('place', ['weights', 'mmlavit/.mim/weights'])
+def test_weights_of_the_package(place, tmp_path, monkeypatch):
+    """In a clone and in an installation; the name is without the hash."""
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    save_file(WEIGHTS, folder / 'lavit_tiny-0123abcd.safetensors')
+    monkeypatch.setattr(module, '__file__', str(tmp_path / 'mmlavit/utils/checkpoint.py'))
+    assert load('mmlavit://lavit_tiny')['state_dict'].keys() == WEIGHTS.keys()
+    require_checkpoint('mmlavit://lavit_tiny')
+    with pytest.raises(UserError, match='mmlavit://lavit is unknown; there is lavit_tiny'):
+        require_checkpoint('mmlavit://lavit')
+    with pytest.raises(UserError, match='mmlavit://lavit is unknown'):
+        load('mmlavit://lavit')
+
+
 def test_short_name_of_a_file(tmp_path, trace, monkeypatch):
     """In the list that a user of mmengine may have."""
     monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))

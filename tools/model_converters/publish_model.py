@@ -28,6 +28,9 @@ def parse_args() -> argparse.Namespace:
         help='of a training with EMAHook: the averaged weights or those before averaging '
         '(default: the averaged ones if there are any; they are what test.py measures)',
     )
+    parser.add_argument(
+        '--half', action='store_true', help='round to half precision: half the size; models load it in their own'
+    )
     add_trust_argument(parser)
     return parser.parse_args()
 
@@ -41,7 +44,7 @@ def main() -> None:
         if not args.out.parent.is_dir():
             raise UserError(f'the folder {args.out.parent} does not exist; make it first')
         checkpoint = load_checkpoint(args.checkpoint)
-        published = strip_checkpoint(checkpoint, args.weights)
+        published = strip_checkpoint(checkpoint, args.weights, args.half)
         file = save_published(published, args.out)
     averaged = 'ema_state_dict' in checkpoint
     kind = 'weights' if not averaged else 'raw weights' if args.weights == 'raw' else 'averaged (EMA) weights'

@@ -11,16 +11,16 @@ from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from mmlavit.converters.less_attention import build_twin, copy_teacher, fit_transforms
-from mmlavit.errors import ConfigError, UserError
+from mmlavit.engine.teacher import build_teacher
+from mmlavit.errors import ConfigError
 from mmlavit.models.distillation import attention_distance, find_distances
 from mmlavit.models.lavit import LaViT
-from mmlavit.utils.checkpoint import load_checkpoint
 
 
 @HOOKS.register_module()
@@ -89,8 +89,7 @@ class DistillationHook(Hook):
         """Build the teacher, start the student unless it goes on with an earlier run, and attach."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         device = next(model.parameters()).device
-        state = load_checkpoint(self.checkpoint)['state_dict']
-        teacher = self._build_teacher(state)
+        teacher, state = build_teacher(self.teacher_cfg, self.scope, self.checkpoint)
         backbone = runner.cfg.model.backbone
         reduction = self.teacher_cfg.get('backbone', {}).get('key_reduction', 'conv')
         twin = build_twin(model.backbone, {**backbone, 'key_reduction': reduction}, state)
@@ -144,20 +143,6 @@ class DistillationHook(Hook):
             handle.remove()
         self._handles = []
         del self._model.loss
-
-    def _build_teacher(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """Build the teacher with its weights."""
-        with DefaultScope.overwrite_default_scope(self.scope):
-            teacher = MODELS.build(self.teacher_cfg)
-        names = teacher.state_dict().keys()
-        missing = [name for name in names if name not in state and not name.startswith('data_preprocessor.')]
-        if missing:
-            raise UserError(
-                f'{self.checkpoint} does not fit the config of the teacher: it has no {missing[0]} '
-                f'({len(missing)} of {len(names)} are missing)'
-            )
-        teacher.load_state_dict(state, strict=False)
-        return teacher
 
     def _start(self, runner, model: nn.Module, state: Mapping[str, Tensor], twin: LaViT | None) -> None:
         """Give the student what it can have of the teacher, and save it."""
