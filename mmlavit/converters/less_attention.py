@@ -18,6 +18,7 @@ from mmlavit.errors import ConfigError
 from mmlavit.models import LaViT
 from mmlavit.models.lavit import LessAttention, Stage, VanillaAttention, transform_keys
 from mmlavit.models.layout import Scores
+from mmlavit.models.observation import Observed, observe_attention
 from mmlavit.models.resample import resample_tokens
 
 from .pvt_v2 import convert_pvt_v2
@@ -119,11 +120,11 @@ def fit_transforms(
     """
     scores = _collect_scores(twin, batches)
     fits = []
-    for s, (stage, teacher) in enumerate(zip(student.stages, twin.stages, strict=True)):
+    for s, stage in enumerate(student.stages):
         first = _count_vanilla(stage)
-        current = scores[teacher.blocks[first - 1].attn]
+        current = scores[f'stages.{s}.blocks.{first - 1}']
         for j in range(first, len(stage.blocks)):
-            layer, wanted = stage.blocks[j].attn, scores[teacher.blocks[j].attn]
+            layer, wanted = stage.blocks[j].attn, scores[f'stages.{s}.blocks.{j}']
             before = _relative_error(current, wanted)
             order = _match_heads(current, wanted)
             _permute_heads(layer, order)
@@ -138,26 +139,17 @@ def _count_vanilla(stage: Stage) -> int:
     return sum(isinstance(block.attn, VanillaAttention) for block in stage.blocks)
 
 
-def _collect_scores(twin: LaViT, batches: Iterable[Tensor]) -> dict[nn.Module, list[Scores]]:
+def _collect_scores(twin: LaViT, batches: Iterable[Tensor]) -> dict[str, list[Scores]]:
     """Scores of all layers on the reference keys, for each batch, centred over the keys."""
-    found: dict[nn.Module, list[Scores]] = {}
-    layers = [m for m in twin.modules() if isinstance(m, VanillaAttention)]
-    kept = [layer.keep_scores for layer in layers]
+    found: dict[str, list[Scores]] = {}
 
-    def observe(attn: nn.Module, scores: Scores) -> None:
-        a = _by_heads(scores)  # (B, N, H, K)
-        found.setdefault(attn, []).append(scores._replace(map=(a - a.mean(-1, keepdim=True)).flatten(2).float()))
+    def observe(layer: Observed) -> None:
+        a = (layer.scores - layer.scores.mean(-1, keepdim=True)).transpose(1, 2)  # (B, N, H, K)
+        found.setdefault(layer.name, []).append(Scores(a.flatten(2).float(), a.shape[2], layer.grid))
 
-    twin.score_observer = observe
-    for layer in layers:
-        layer.keep_scores = True
-    try:
+    with observe_attention(twin, observe):
         for images in batches:
             twin(images)
-    finally:
-        twin.score_observer = None
-        for layer, keep in zip(layers, kept, strict=True):
-            layer.keep_scores = keep
     return found
 
 

@@ -10,7 +10,7 @@ layer is the paper's ``Psi A Theta^T`` on all tokens (elsewhere ours).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -118,6 +118,20 @@ class PlainLessAttention(nn.Module):
                 x = getattr(self, name)(x)
         return x
 
+    @property
+    def reference_grid(self) -> Grid:
+        """Reference grid of the keys."""
+        return self._shared.reference
+
+    def last_scores(self) -> Tensor:
+        """Give the scores of the forward pass that is under way, (B, H, E + N, E + K), until the next such layer."""
+        return self._shared.scores.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def cell_scores(self) -> Scores:
+        """Give of :meth:`last_scores` what is between cells, without the extra tokens."""
+        cells = self.last_scores()[:, :, self._shared.extra :, self._shared.extra :]  # (B, H, N, K)
+        return Scores(cells.transpose(1, 2).flatten(2), self.heads, self._shared.grid)
+
     def transform(self, a: Tensor) -> Tensor:
         """``Psi A Theta^T`` for scores A of shape (B, N, H * (E + K))."""
         a = transform_keys(a, self.delta_theta)
@@ -157,7 +171,7 @@ class WithLessAttention(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.backbone = MODELS.build(backbone)
-        transformer = getattr(self.backbone, 'timm_model', self.backbone)
+        transformer = find_transformer(self.backbone)
         blocks = find_blocks(transformer)
         self.layers = tuple(layers)
         if any(i not in range(1, len(blocks)) for i in self.layers) or sorted(set(self.layers)) != [*self.layers]:
@@ -166,7 +180,7 @@ class WithLessAttention(BaseModule):
         reference = own if reference_grid is None else (reference_grid, reference_grid)
         if min(reference) < 1:
             raise ConfigError(f'reference_grid must be a positive integer, got {reference_grid!r}')
-        self._shared = _Shared(_count_extra_tokens(transformer), reference)
+        self._shared = _Shared(count_extra_tokens(transformer), reference)
         transformer.patch_embed.register_forward_hook(self._find_grid)
         for i in self.layers:
             if i - 1 not in self.layers:
@@ -182,7 +196,13 @@ class WithLessAttention(BaseModule):
 
     def _find_grid(self, patch_embed: nn.Module, args: tuple, output: Any) -> None:
         """Read from the patch embedding into how many cells the image is divided."""
-        self._shared.grid = _grid_of(patch_embed, args[0].shape[-2:], output)
+        self._shared.grid = grid_of(patch_embed, args[0].shape[-2:], output)
+
+
+def find_transformer(backbone: nn.Module) -> nn.Module:
+    """Find the plain transformer in a backbone that may be a wrapper."""
+    backbone = backbone.backbone if isinstance(backbone, WithLessAttention) else backbone
+    return getattr(backbone, 'timm_model', backbone)
 
 
 def find_blocks(transformer: nn.Module) -> Sequence[nn.Module]:
@@ -192,7 +212,8 @@ def find_blocks(transformer: nn.Module) -> Sequence[nn.Module]:
         transformer (nn.Module): Of mmpretrain or timm.
 
     Returns:
-        Sequence[nn.Module]: Layers with ``attn``, of which ``attn.qkv`` and ``attn.proj`` are linears.
+        Sequence[nn.Module]: Layers with ``attn``: a :class:`PlainLessAttention`, or with the linears ``attn.qkv`` and
+        ``attn.proj``.
 
     Raises:
         ConfigError: If it is of another kind; the message says why that cannot have less-attention layers.
@@ -208,6 +229,8 @@ def find_blocks(transformer: nn.Module) -> Sequence[nn.Module]:
         raise ConfigError(f'{name} has rotary embeddings, which belong to queries and keys; choose one without')
     for block in blocks:
         attn = getattr(block, 'attn', None)
+        if isinstance(attn, PlainLessAttention):
+            continue
         if not isinstance(getattr(attn, 'qkv', None), nn.Linear) or not isinstance(attn.proj, nn.Linear):
             raise ConfigError(
                 f'{name} has layers whose attention has no linears qkv and proj, from which less attention takes its '
@@ -229,17 +252,31 @@ def _recorder(attn: nn.Module, shared: _Shared) -> Any:
     """Make a hook for ``attn.qkv`` that leaves the layer's scores on the reference keys to the next layer."""
 
     def record(module: nn.Module, args: tuple, qkv: Tensor) -> None:
-        query, key, _ = qkv.unflatten(-1, (3, attn.num_heads, -1)).unbind(2)  # (B, N, H, d)
-        query, key = (getattr(attn, f'{name}_norm', nn.Identity())(t) for name, t in (('q', query), ('k', key)))
-        key = shared.to_reference(key.flatten(2)).unflatten(-1, (attn.num_heads, -1))  # (B, E + K, H, d)
-        scale = query.shape[-1] ** -0.5
-        scores = torch.matmul(query.transpose(1, 2) * scale, key.permute(0, 2, 3, 1))  # (B, H, N, E + K)
+        scores = compute_scores(attn, qkv, shared.to_reference)  # (B, H, N, E + K)
         shared.scores = scores.transpose(1, 2).flatten(2)
 
     return record
 
 
-def _count_extra_tokens(transformer: nn.Module) -> int:
+def compute_scores(attn: nn.Module, qkv: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Compute the scores of a package's own attention.
+
+    Args:
+        attn (nn.Module): The attention.
+        qkv (Tensor): What its ``qkv`` gave, (B, N, 3 * C).
+        reduce (Callable): From keys (B, N, C) to those that are wanted, (B, M, C).
+
+    Returns:
+        Tensor: Scores before softmax, (B, H, N, M).
+    """
+    query, key, _ = qkv.unflatten(-1, (3, attn.num_heads, -1)).unbind(2)  # (B, N, H, d)
+    query, key = (getattr(attn, f'{name}_norm', nn.Identity())(t) for name, t in (('q', query), ('k', key)))
+    key = reduce(key.flatten(2)).unflatten(-1, (attn.num_heads, -1))  # (B, M, H, d)
+    return torch.matmul(query.transpose(1, 2) * query.shape[-1] ** -0.5, key.permute(0, 2, 3, 1))
+
+
+def count_extra_tokens(transformer: nn.Module) -> int:
+    """Count the tokens before those of the grid: class token, registers."""
     extra = getattr(transformer, 'num_extra_tokens', None)
     return int(transformer.num_prefix_tokens if extra is None else extra)
 
@@ -250,8 +287,8 @@ def _own_grid(transformer: nn.Module) -> Grid:
     return int(grid[0]), int(grid[1])
 
 
-def _grid_of(patch_embed: nn.Module, size: Sequence[int], output: Any) -> Grid:
-    """Cells of an image; mmpretrain's patch embedding tells, timm's does not."""
+def grid_of(patch_embed: nn.Module, size: Sequence[int], output: Any) -> Grid:
+    """Give the cells of an image of that size; mmpretrain's patch embedding tells, timm's does not."""
     if isinstance(output, tuple):
         return output[1]
     patch = patch_embed.patch_size

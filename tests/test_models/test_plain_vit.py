@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 
+from mmlavit import DiagonalityLossHook
 from mmlavit.errors import ConfigError
+from mmlavit.models import diagonality_loss
+from mmlavit.models.observation import observe_attention
 from mmlavit.models.plain_vit import PlainLessAttention, WithLessAttention
 from mmlavit.utils.toolbox import load_toolbox
 
@@ -156,3 +160,36 @@ def test_wrong_arguments(change, message):
     arguments = {**dict(backbone=VIT, layers=(2, 3)), **change}
     with pytest.raises(ConfigError, match=message):
         WithLessAttention(**arguments)
+
+
+class Regressor(BaseModel):
+    """The smallest model of the mmengine kind around a backbone."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        out = self.backbone(inputs)[-1]
+        return dict(loss_fit=out.square().mean()) if mode == 'loss' else out
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_diagonality_loss(kind):
+    """At the own size the scores of cells are square, and the loss is the mean over the layers."""
+    model = Regressor(build(KINDS[kind], layers=(1, 3)).requires_grad_(True).double())
+    x, seen = images((64, 64)).double(), []
+    with observe_attention(model.backbone, seen.append):
+        model(x)
+    hook = DiagonalityLossHook(weight=0.5)
+    hook.attach(model)
+    losses = model(x, None, mode='loss')
+    cells = [layer.scores[:, :, layer.extra :, layer.extra :] for layer in seen if layer.less]
+    assert [layer.extra for layer in seen] == [dict(registers=5).get(kind, 1)] * DEPTH and len(cells) == 2
+    expected = 0.5 * torch.stack([diagonality_loss(scores) for scores in cells]).mean()
+    torch.testing.assert_close(losses['loss_diag'], expected)
+    losses['loss_diag'].backward()
+    assert blocks_of(model.backbone)[3].attn.delta_theta.grad.abs().max() > 0
+    assert torch.equal(model(x), model(x)) and hook._terms == []  # only in training
+    hook.detach()
+    assert model(x, None, mode='loss').keys() == {'loss_fit'}

@@ -13,11 +13,13 @@ from mmlavit.errors import ConfigError
 from mmlavit.models.diagonality import diagonality_loss, score_statistics, square_scores
 from mmlavit.models.lavit import LaViT, LessAttention, VanillaAttention
 from mmlavit.models.layout import Scores
+from mmlavit.models.plain_vit import PlainLessAttention
+from mmlavit.models.resample import Grid
 
 
 @HOOKS.register_module()
 class DiagonalityLossHook(Hook):
-    """Train any classifier, detector or segmentor with the diagonality-preserving loss.
+    """Train any classifier, detector or segmentor that has less attention with the diagonality-preserving loss.
 
     The loss joins the dictionary that the model returns in ``mode='loss'``, inside its forward. So it is parsed,
     scaled (AMP), accumulated, reduced and logged as every other loss, and DDP sees it as an output. It is the
@@ -42,6 +44,7 @@ class DiagonalityLossHook(Hook):
         self.weight = weight
         self._handles: list[RemovableHandle] = []
         self._backbones: list[LaViT] = []
+        self._observing = False
         self._terms: list[Tensor] = []
         self._magnitudes: list[Tensor] = []
         self._entropies: list[Tensor] = []
@@ -62,15 +65,17 @@ class DiagonalityLossHook(Hook):
             model (nn.Module): Model whose forward takes ``mode`` as mmengine's BaseModel does; not wrapped.
 
         Raises:
-            ConfigError: If no LaViT with a less-attention layer is inside.
+            ConfigError: If no less-attention layer is inside, of a LaViT or a ``WithLessAttention``.
         """
-        self._backbones = [m for m in model.modules() if isinstance(m, LaViT)]
-        if not any(isinstance(m, LessAttention) for backbone in self._backbones for m in backbone.modules()):
+        if not any(isinstance(m, (LessAttention, PlainLessAttention)) for m in model.modules()):
             raise ConfigError(
-                'DiagonalityLossHook: the model has no less-attention layer (a LaViT with num_va_layers below depths); '
-                'remove the hook from custom_hooks'
+                'DiagonalityLossHook: the model has no less-attention layer (a LaViT with num_va_layers below depths, '
+                'or a WithLessAttention); remove the hook from custom_hooks'
             )
+        self._backbones = [m for m in model.modules() if isinstance(m, LaViT)]
+        plain = [m for m in model.modules() if isinstance(m, PlainLessAttention)]
         self._handles = [
+            *(layer.register_forward_hook(self._observe_plain) for layer in plain),
             model.register_forward_pre_hook(self._start, with_kwargs=True),
             model.register_forward_hook(self._finish, with_kwargs=True, always_call=True),
         ]
@@ -84,15 +89,23 @@ class DiagonalityLossHook(Hook):
 
     def _start(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         if _mode(args, kwargs) == 'loss':
+            self._observing = True
             for backbone in self._backbones:
                 backbone.score_observer = self._observe
 
     def _observe(self, attn: VanillaAttention | LessAttention, scores: Scores) -> None:
+        if isinstance(attn, LessAttention):
+            self._collect(scores, attn.reduction.reduced_grid(scores.grid), attn.reference_grid)
+
+    def _observe_plain(self, attn: PlainLessAttention, args: tuple, output: Tensor) -> None:
+        if self._observing:
+            scores = attn.cell_scores()
+            self._collect(scores, scores.grid, attn.reference_grid)
+
+    def _collect(self, scores: Scores, key_grid: Grid, reference_grid: Grid) -> None:
         """Collect the terms of a less-attention layer, in float32 whatever autocast says."""
-        if not isinstance(attn, LessAttention):
-            return
         with torch.autocast(scores.map.device.type, enabled=False):
-            square = square_scores(scores, attn.reduction.reduced_grid(scores.grid), attn.reference_grid)
+            square = square_scores(scores, key_grid, reference_grid)
             self._terms.append(diagonality_loss(square))
             magnitude, entropy = score_statistics(square)
         self._magnitudes.append(magnitude)
@@ -112,6 +125,7 @@ class DiagonalityLossHook(Hook):
         return losses
 
     def _clear(self) -> None:
+        self._observing = False
         for backbone in self._backbones:
             backbone.score_observer = None
         self._terms, self._magnitudes, self._entropies = [], [], []

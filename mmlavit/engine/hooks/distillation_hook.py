@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from mmlavit.converters.less_attention import build_twin, copy_teacher, fit_transforms
-from mmlavit.engine.teacher import build_teacher
 from mmlavit.errors import ConfigError
 from mmlavit.models.distillation import attention_distance, find_distances
 from mmlavit.models.lavit import LaViT
+
+from ..teacher import build_teacher
 
 
 @HOOKS.register_module()

@@ -1,0 +1,52 @@
+"""The plot of attention statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .attention import LayerAttention
+
+PANELS = {
+    'similarity': 'cosine with the layer before',
+    'alignment': 'centred kernel alignment\nwith the layer before',
+    'distance': 'mean attention distance\n(sides of the image)',
+    'entropy': 'entropy\n(1: uniform)',
+    'rank': 'effective rank\n(share of the keys)',
+}
+
+
+def plot_attention(models: Sequence[tuple[str, Sequence[LayerAttention]]], path: Path) -> None:
+    """Draw statistics over layers, a panel each; less-attention layers are hollow.
+
+    Args:
+        models (Sequence[tuple[str, Sequence[LayerAttention]]]): Name and layers of each model.
+        path (Path): Picture to write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(3.2 * len(PANELS), 3.6), layout='constrained')
+    for axes, (field, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for i, (_, layers) in enumerate(models):
+            values = [getattr(layer, field) for layer in layers]
+            color = f'C{i}'
+            axes.plot(range(len(layers)), [float('nan') if v is None else v for v in values], color=color, lw=1)
+            for j, (layer, value) in enumerate(zip(layers, values, strict=True)):
+                if value is not None:
+                    axes.plot(j, value, 'o', color=color, markerfacecolor='white' if layer.less else color)
+        axes.set_title(label, fontsize=9)
+        axes.set_xlabel('layer')
+        axes.set_ylim(0, 1.03)
+        axes.set_xlim(-0.5, max(len(layers) for _, layers in models) - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[['top', 'right']].set_visible(False)
+    marks = [Line2D([], [], color=f'C{i}', label=name) for i, (name, _) in enumerate(models)]
+    marks += [
+        Line2D([], [], color='grey', marker='o', ls='', label='vanilla layer'),
+        Line2D([], [], color='grey', marker='o', ls='', markerfacecolor='white', label='less-attention layer'),
+    ]
+    figure.legend(handles=marks, loc='outside lower center', ncols=len(marks), frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)

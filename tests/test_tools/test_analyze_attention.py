@@ -1,0 +1,88 @@
+"""tools/analysis_tools/analyze_attention.py, as a user starts it."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from mmlavit.utils.arguments import load_config
+from mmlavit.utils.toolbox import load_toolbox
+
+ROOT = Path(__file__).parents[2]
+TWIN = ROOT / 'configs/experiments/upernet_vanilla_nano_handwritten.py'
+STUDENT = ROOT / 'configs/handwritten/upernet_lavit_nano.py'
+VIT = """
+_base_ = '{base}'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='VisionTransformer',
+        arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
+        img_size=64,
+        patch_size=16,
+    ),
+    head=dict(in_channels=32),
+)
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Two images, and random weights of a segmentor, its twin and a classifier with a ViT."""
+    root = tmp_path_factory.mktemp('attention')
+    (root / 'images').mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        cv2.imwrite(str(root / f'images/{i}.png'), rng.integers(0, 256, (96, 128, 3), np.uint8))
+    vit = root / 'vit.py'
+    vit.write_text(VIT.format(base=ROOT / 'configs/handwritten/classify_lavit_nano.py'))
+    for path in (TWIN, STUDENT, vit):
+        cfg = load_config(str(path))
+        load_toolbox(cfg.default_scope)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            torch.save(MODELS.build(cfg.model).state_dict(), root / f'{path.stem}.pth')
+    return root
+
+
+def analyze(monkeypatch, capsys, folder, *args):
+    monkeypatch.setattr(sys, 'argv', ['analyze_attention.py', *map(str, args), '--images', str(folder / 'images')])
+    code = 0
+    try:
+        runpy.run_path(str(ROOT / 'tools/analysis_tools/analyze_attention.py'), run_name='__main__')
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr()
+
+
+def test_twin_and_student(folder, monkeypatch, capsys, tmp_path):
+    out = tmp_path / 'attention.png'
+    against = ['--against', STUDENT, folder / f'{STUDENT.stem}.pth', '--out', out]
+    code, said = analyze(monkeypatch, capsys, folder, TWIN, folder / f'{TWIN.stem}.pth', '--convert', 5, *against)
+    assert code == 0, said.err
+    assert said.out.count('stages.') == 18 and said.out.count(' less ') == 5
+    assert said.out.count('To convert 5 of 5 layers: num_va_layers=[1, 1, 1, 1]') == 1  # the student has them already
+    assert cv2.imread(str(out)).shape[2] == 3
+
+
+def test_plain_transformer(folder, monkeypatch, capsys):
+    code, said = analyze(monkeypatch, capsys, folder, folder / 'vit.py', folder / 'vit.pth', '--num-images', 1)
+    assert code == 0, said.err
+    assert said.out.count('layers.') == 4 and 'To convert 1 of 3 layers: layers=[' in said.out
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--convert', 6], '--convert must be from 0 to 5'),
+        (['--num-images', 0], '--num-images must be positive'),
+        (['--against', STUDENT, 'nowhere.pth'], 'nowhere.pth does not exist'),
+    ],
+)
+def test_errors(folder, monkeypatch, capsys, options, message):
+    code, said = analyze(monkeypatch, capsys, folder, TWIN, folder / f'{TWIN.stem}.pth', *options)
+    assert code == 2 and message in said.err
