@@ -38,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--batch-size', type=int, default=64, metavar='N', help='default: %(default)s')
     parser.add_argument('--workers', type=int, default=0, metavar='N', help='processes that load images (default: 0)')
+    parser.add_argument('--amp', action='store_true', help='compute in bfloat16 where autocast allows it')
     parser.add_argument('--device', default='cpu', help='default: %(default)s')
     add_trust_argument(parser)
     return parser.parse_args()
@@ -71,8 +72,9 @@ def predict(args: argparse.Namespace, columns: Sequence[int] | None) -> TeacherS
     for batch in track(loader, description='Scores'):
         inputs = model.data_preprocessor(dict(inputs=[sample['inputs'] for sample in batch]))['inputs']
         inputs = inputs.to(memory_format=torch.channels_last)
-        logits = model(inputs) + model(inputs.flip(-1))
-        found.append((logits if columns is None else logits[:, columns]).div(2).float().cpu().numpy())
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=args.amp):
+            logits = model(inputs).float() + model(inputs.flip(-1)).float()
+        found.append((logits if columns is None else logits[:, columns]).div(2).cpu().numpy())
     names = [osp.relpath(dataset.get_data_info(i)['img_path'], args.images) for i in range(len(dataset))]
     return TeacherScores(names, np.concatenate(found))
 
