@@ -10,7 +10,8 @@ import argparse
 import os.path as osp
 from pathlib import Path
 
-from mmlavit.apis.distill import distillation_config
+from mmlavit.analysis.complexity import find_config
+from mmlavit.apis.distill import distillation_config, keep_options
 from mmlavit.engine import local_rank, run
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_train_arguments, load_config, merge_train_args
@@ -20,7 +21,10 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', metavar='student', help='config file of the student, with a LaViT as backbone')
-    parser.add_argument('teacher', help='config file of the teacher, a model of mmdet, mmseg or mmpretrain')
+    parser.add_argument(
+        'teacher',
+        help='config of the teacher: a file, or mmdet::FILE of an installed toolbox',
+    )
     parser.add_argument('checkpoint', help='weights of the teacher')
     parser.add_argument('--images', required=True, help='folder of images; the folders in it are searched, too')
     parser.add_argument('--iters', type=int, required=True, help='iterations')
@@ -53,7 +57,7 @@ def main() -> None:
             raise UserError(f'--images {args.images} does not exist; expected a folder of images')
         cfg = distillation_config(
             load_config(args.config, args.cfg_options),
-            load_config(args.teacher),
+            load_config(find_config(args.teacher)),
             args.checkpoint,
             args.images,
             iters=args.iters,
@@ -61,6 +65,7 @@ def main() -> None:
             fit_images=args.fit_images,
             lr=args.lr,
         )
+        cfg = keep_options(cfg, args.cfg_options or {})
         run(merge_train_args(cfg, args), 'train', args.cfg_options, args.local_rank)
 
 

@@ -10,11 +10,15 @@ from mmengine.config import Config, ConfigDict
 
 from mmlavit.datasets.unlabelled import remove_labels
 from mmlavit.errors import UserError
+from mmlavit.utils.arguments import merge_options
 from mmlavit.utils.checkpoint import require_checkpoint
 
 # The diagonality loss is added to a model's own losses, of which there are none. The average of weights: the
 # learning rate falls to zero, and what is saved must be the student itself.
 _REPLACED_HOOKS = ('DiagonalityLossHook', 'EMAHook')
+
+# What of a config is set here, so that options for it have to be merged again.
+_SET_HERE = ('default_hooks', 'log_processor', 'param_scheduler', 'train_cfg')
 
 
 def distillation_config(
@@ -91,6 +95,27 @@ def distillation_config(
     # Heads may be left out of what is compared.
     cfg.find_unused_parameters = True
     return cfg
+
+
+def keep_options(cfg: Config, options: Mapping[str, Any]) -> Config:
+    """Merge the user's options again where :func:`distillation_config` has set something of its own.
+
+    Args:
+        cfg (Config): What it gave for a student's config that has the options already.
+        options (Mapping[str, Any]): Dotted keys and their values.
+
+    Returns:
+        Config: A copy with them.
+
+    Raises:
+        UserError: If an option is for validation or test, which there are none of, or leads nowhere.
+    """
+    for key in options:
+        if key.startswith(('val_', 'test_', 'tta_')):
+            raise UserError(
+                f'--cfg-options {key}: distillation has no validation or test; run tools/test.py afterwards'
+            )
+    return merge_options(cfg, {key: value for key, value in options.items() if key.split('.')[0] in _SET_HERE})
 
 
 def _find_pipeline(dataset: Mapping[str, Any]) -> list:

@@ -60,6 +60,13 @@ class Classifier(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        from mmpretrain.models.heads import ClsHead
+
+        if not isinstance(model.head, ClsHead):
+            raise ConfigError(
+                f'{type(model.head).__name__} cannot be exported: probabilities are by softmax over classes, as of '
+                'LinearClsHead; heads for several labels need another model file'
+            )
         self.normalise = Normalisation(model.data_preprocessor)
         self.backbone, self.neck, self.head = model.backbone, model.neck, model.head
 

@@ -187,6 +187,13 @@ class WithLessAttention(BaseModule):
                 blocks[i - 1].attn.qkv.register_forward_hook(_recorder(blocks[i - 1].attn, self._shared))
             blocks[i].attn = PlainLessAttention(blocks[i].attn, self._shared)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Load; a checkpoint of the transformer alone has its names without this wrapper's ``backbone.``."""
+        inner = f'{prefix}backbone.'
+        for name in [name for name in state_dict if name.startswith(prefix) and not name.startswith(inner)]:
+            state_dict[inner + name.removeprefix(prefix)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, x: Tensor) -> Any:
         """Run the transformer: images (B, 3, H, W) to what it returns."""
         try:

@@ -74,6 +74,7 @@ def test_segmentation_at_another_size():
         ('retinanet', {'test_cfg.nms_pre': -1}, 'RetinaHead with nms_pre=-1'),
         ('upernet', {'test_cfg.mode': 'slide'}, "mode='whole'"),
         ('mask_rcnn', {'roi_head.bbox_roi_extractor.roi_layer.pool_mode': 'max'}, 'RoIAlign'),
+        ('classifier', {'head.type': 'MultiLabelLinearClsHead'}, 'MultiLabelLinearClsHead cannot be exported'),
     ],
 )
 def test_refused(kind, change, message):
@@ -81,6 +82,8 @@ def test_refused(kind, change, message):
     cfg.merge_from_dict({f'model.{key}': value for key, value in change.items()})
     if kind == 'upernet':
         cfg.model.test_cfg.update(crop_size=(64, 64), stride=(32, 32))
+    if kind == 'classifier':
+        del cfg.model.head['loss']  # of one label
     model = build(cfg)
     with pytest.raises(ConfigError, match=message):
         build_graph(model, cfg.default_scope)

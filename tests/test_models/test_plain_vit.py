@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
+from mmengine.runner import load_checkpoint
 
 from mmlavit import DiagonalityLossHook
 from mmlavit.errors import ConfigError
@@ -119,6 +120,37 @@ def test_any_size(kind, size):
     assert model._shared.scores is None  # nothing is kept
 
 
+class Regressor(BaseModel):
+    """The smallest model of the mmengine kind around a backbone."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        out = self.backbone(inputs)[-1]
+        return dict(loss_fit=out.square().mean()) if mode == 'loss' else out
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_checkpoints_of_whole_models_load(kind, tmp_path, capsys):
+    """What ``load_from`` does with a model whose backbone is the transformer itself."""
+    plain = Regressor(MODELS.build(KINDS[kind]))
+    for parameter in plain.parameters():
+        parameter.data.normal_()
+    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'plain.pth')
+    model = Regressor(WithLessAttention(KINDS[kind], layers=(2,)))
+    load_checkpoint(model, str(tmp_path / 'plain.pth'), map_location='cpu', strict=False)
+    own = model.backbone.backbone.state_dict()
+    for name, value in plain.backbone.state_dict().items():
+        if '.2.attn.qkv.' in name:
+            name, value = name.replace('qkv', 'v'), value.chunk(3)[2]
+        assert torch.equal(own[name], value)
+    again = Regressor(WithLessAttention(KINDS[kind], layers=(2,)))
+    again.load_state_dict(model.state_dict())  # and its own, strictly
+    assert torch.equal(again.backbone.backbone.state_dict()[name], value)
+
+
 def test_checkpoints_of_the_transformer_load():
     plain = MODELS.build(VIT)
     model = WithLessAttention(VIT, layers=(2, 3))
@@ -160,18 +192,6 @@ def test_wrong_arguments(change, message):
     arguments = {**dict(backbone=VIT, layers=(2, 3)), **change}
     with pytest.raises(ConfigError, match=message):
         WithLessAttention(**arguments)
-
-
-class Regressor(BaseModel):
-    """The smallest model of the mmengine kind around a backbone."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, inputs, data_samples=None, mode='tensor'):
-        out = self.backbone(inputs)[-1]
-        return dict(loss_fit=out.square().mean()) if mode == 'loss' else out
 
 
 @pytest.mark.parametrize('kind', KINDS)

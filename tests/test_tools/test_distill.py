@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmlavit.apis.distill import distillation_config
+from mmlavit.apis.distill import distillation_config, keep_options
 from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
 from mmlavit.errors import UserError
 from mmlavit.utils.arguments import load_config
@@ -194,3 +194,18 @@ def test_pipelines_work_without_labels(folder, config):
 def test_mixing_images_needs_labels():
     with pytest.raises(UserError, match='Mosaic in the training pipeline'):
         remove_labels([dict(type='LoadImageFromFile'), dict(type='mmdet.Mosaic')])
+
+
+def test_options_reach_what_the_tool_sets(folder):
+    _, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
+    student = load_config(str(HANDWRITTEN / 'classify_lavit_nano.py'))
+    cfg = distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=100)
+    options = {'default_hooks.checkpoint.interval': 7, 'param_scheduler.1.eta_min': 1e-6, 'model.backbone.arch': 'tiny'}
+    kept = keep_options(cfg, options)
+    assert (cfg.default_hooks.checkpoint.interval, kept.default_hooks.checkpoint.interval) == (10, 7)
+    assert kept.param_scheduler[1].eta_min == 1e-6
+    assert kept.model == cfg.model  # merged before, into the student
+    with pytest.raises(UserError, match='val_dataloader.batch_size: distillation has no validation'):
+        keep_options(cfg, {'val_dataloader.batch_size': 2})
+    with pytest.raises(UserError, match='checkpoint has no|default_hooks.checkpoints'):
+        keep_options(cfg, {'default_hooks.checkpoints.interval': 2})

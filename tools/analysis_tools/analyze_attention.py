@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmlavit.analysis.attention import LayerAttention, choose_depths, choose_layers, measure_attention
+from mmlavit.analysis.complexity import find_config
 from mmlavit.analysis.saturation import plot_attention
 from mmlavit.engine.teacher import build_teacher, read_images
 from mmlavit.errors import UserError, one_line_errors
@@ -25,7 +26,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='Of the model, its backbone is looked at: a LaViT, or a plain vision transformer of mmpretrain or timm. '
-        'What the columns are: docs/extending.md.',
+        'What the columns are: docs/extending.md. A CONFIG is a file, or one that an installed toolbox brings '
+        'along, as mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k.py.',
     )
     parser.add_argument('config', help='config of a classifier, detector or segmentor')
     parser.add_argument('checkpoint', help='its weights')
@@ -43,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 def measure(config: str, checkpoint: str, args: argparse.Namespace) -> list[LayerAttention]:
     """Load a model and measure its backbone."""
-    cfg = load_config(config)
+    cfg = load_config(find_config(config))
     scope = cfg.get('default_scope')
     if scope not in SCOPES:
         raise UserError(f'{config} has default_scope={scope!r}; expected one of {", ".join(SCOPES)}')

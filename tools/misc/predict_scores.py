@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 from rich.progress import track
 from torch.utils.data import DataLoader
 
+from mmlavit.analysis.complexity import find_config
 from mmlavit.datasets.teacher_scores import TeacherScores
 from mmlavit.datasets.unlabelled import UnlabelledImages
 from mmlavit.engine.teacher import build_teacher
@@ -27,7 +28,7 @@ from mmlavit.utils.toolbox import load_toolbox
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file of a classifier, of mmpretrain')
+    parser.add_argument('config', help='config of a classifier: a file, or mmpretrain::FILE')
     parser.add_argument('checkpoint', help='its weights')
     parser.add_argument('--images', required=True, help='folder of images; the folders in it are searched, too')
     parser.add_argument('--out', required=True, help='such as scores.npz')
@@ -59,7 +60,7 @@ def find_columns(path: str) -> list[int]:
 @torch.inference_mode()
 def predict(args: argparse.Namespace, columns: Sequence[int] | None) -> TeacherScores:
     """Run the teacher on all images."""
-    cfg = load_config(args.config)
+    cfg = load_config(find_config(args.config))
     if cfg.get('default_scope') != 'mmpretrain':
         raise UserError(f'{args.config} has default_scope={cfg.get("default_scope")!r}; expected a classifier')
     load_toolbox('mmpretrain')
