@@ -54,8 +54,9 @@ def distillation_config(
     Raises:
         UserError: If the student has no LaViT, or a number is out of its range.
     """
-    if str(student.model.get('backbone', {}).get('type')).rpartition('.')[2] != 'LaViT':
-        raise UserError("the student's config has no LaViT as model.backbone; only a LaViT can be the student")
+    kind = str(student.model.get('backbone', {}).get('type')).rpartition('.')[2]
+    if kind not in ('LaViT', 'WithLessAttention'):
+        raise UserError(f"model.backbone of the student's config is {kind}; expected LaViT or WithLessAttention")
     if iters < 1 or not 0 <= layerwise_iters <= iters:
         raise UserError(f'expected 0 <= layerwise_iters <= iters and iters > 0, got {layerwise_iters} and {iters}')
     require_checkpoint(checkpoint)

@@ -7,7 +7,7 @@ queries and keys are the transforms Psi and Theta, and for these there is a clos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,13 @@ from mmlavit.models import LaViT
 from mmlavit.models.lavit import LessAttention, Stage, VanillaAttention, transform_keys
 from mmlavit.models.layout import Scores
 from mmlavit.models.observation import Observed, observe_attention
-from mmlavit.models.resample import resample_tokens
+from mmlavit.models.plain_vit import (
+    PlainLessAttention,
+    WithLessAttention,
+    find_blocks,
+    find_transformer,
+)
+from mmlavit.models.resample import Grid, resample_tokens
 
 from .pvt_v2 import convert_pvt_v2
 
@@ -68,7 +74,25 @@ def build_twin(backbone: LaViT, cfg: Mapping, teacher_state: Mapping[str, Tensor
     return twin.eval().requires_grad_(False)
 
 
-def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: LaViT | None) -> list[str]:
+def find_twin(backbone: WithLessAttention, teacher: nn.Module) -> nn.Module | None:
+    """Find the vanilla twin of a plain transformer with less attention: the teacher's backbone, if it is the same.
+
+    Args:
+        backbone (WithLessAttention): The student's backbone.
+        teacher (nn.Module): The teacher's.
+
+    Returns:
+        nn.Module, optional: The teacher's; None if it has other sizes or less attention itself, or is another network.
+    """
+    ours, theirs = (find_transformer(some).state_dict() for some in (backbone, teacher))
+    same = all(
+        ours[name].shape == value.shape if name in ours else '.attn.qkv.' in name for name, value in theirs.items()
+    )
+    converted = any(isinstance(module, PlainLessAttention) for module in teacher.modules())
+    return teacher if same and not converted else None
+
+
+def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: nn.Module | None) -> list[str]:
     """Copy of a teacher what a student has room for, in place.
 
     Neck and heads are copied where name and shape agree, the backbone from the twin. The student's attention residuals
@@ -77,13 +101,17 @@ def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: 
     Args:
         student (nn.Module): Classifier, detector or segmentor with a LaViT as ``backbone``.
         teacher_state (Mapping[str, Tensor]): Weights of the whole teacher.
-        twin (LaViT, optional): What :func:`build_twin` gave.
+        twin (nn.Module, optional): What :func:`build_twin` or :func:`find_twin` gave.
 
     Returns:
         list[str]: Names of the student's tensors that have the teacher's values now.
     """
     source = {name: value for name, value in teacher_state.items() if not name.startswith('backbone.')}
-    if twin is not None:
+    plain = []
+    if twin is not None and isinstance(student.backbone, WithLessAttention):
+        missing = student.backbone.load_state_dict(twin.state_dict(), strict=False).missing_keys
+        plain = [f'backbone.{name}' for name in student.backbone.state_dict() if name not in missing]
+    elif twin is not None:
         stages = student.backbone.stages
         less = convert_pvt_v2(twin.state_dict(), [_count_vanilla(stage) for stage in stages]).backbone
         source.update((f'backbone.{name}', value) for name, value in less.items())
@@ -93,12 +121,16 @@ def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: 
     state = student.state_dict()
     fitting = {name: value for name, value in source.items() if name in state and state[name].shape == value.shape}
     student.load_state_dict(fitting, strict=False)
-    return sorted(fitting)
+    return sorted([*fitting, *plain])
 
 
 @torch.no_grad()
 def fit_transforms(
-    student: LaViT, twin: LaViT, batches: Iterable[Tensor], rounds: int = 3, ridge: float = 1e-2
+    student: LaViT | WithLessAttention,
+    twin: nn.Module,
+    batches: Iterable[Tensor],
+    rounds: int = 3,
+    ridge: float = 1e-2,
 ) -> list[Fit]:
     """Start the transforms of less-attention layers where they give the teacher's scores best, in place.
 
@@ -109,8 +141,8 @@ def fit_transforms(
     on the reference grid.
 
     Args:
-        student (LaViT): Its weights are those of ``twin`` where it has them.
-        twin (LaViT): The teacher, all layers vanilla.
+        student (LaViT or WithLessAttention): Its weights are those of ``twin`` where it has them.
+        twin (nn.Module): The teacher, all layers vanilla.
         batches (Iterable[Tensor]): A few batches of images (B, 3, H, W), as the teacher gets them.
         rounds (int): How often Theta and Psi are solved for.
         ridge (float): What pulls the transforms to the identity, as a share of the mean squared score.
@@ -118,39 +150,66 @@ def fit_transforms(
     Returns:
         list[Fit]: One for each less-attention layer.
     """
-    scores = _collect_scores(twin, batches)
+    chains = list(_find_chains(student))
+    reference = student.reference_grid if isinstance(student, WithLessAttention) else None
+    scores = _collect_scores(twin, batches, reference)
     fits = []
-    for s, stage in enumerate(student.stages):
-        first = _count_vanilla(stage)
-        current = scores[f'stages.{s}.blocks.{first - 1}']
-        for j in range(first, len(stage.blocks)):
-            layer, wanted = stage.blocks[j].attn, scores[f'stages.{s}.blocks.{j}']
-            before = _relative_error(current, wanted)
-            order = _match_heads(current, wanted)
+    for first, layers in chains:
+        current = scores[first]
+        for i, (name, layer) in enumerate(layers, first + 1):
+            before = _relative_error(current, scores[i])
+            order = _match_heads(current, scores[i])
             _permute_heads(layer, order)
-            wanted = [_reorder_heads(some, order) for some in wanted]
+            wanted = [_reorder_heads(some, order) for some in scores[i]]
             _solve(layer, current, wanted, rounds, ridge)
             current = [layer.transform(some) for some in current]
-            fits.append(Fit(f'stages.{s}.blocks.{j}', before, _relative_error(current, wanted)))
+            fits.append(Fit(name, before, _relative_error(current, wanted)))
     return fits
+
+
+def _find_chains(student: LaViT | WithLessAttention) -> Iterator[tuple[int, list[tuple[str, nn.Module]]]]:
+    """Yield runs of less-attention layers with their names, and the number of the layer before each run."""
+    names = {module: name for name, module in student.named_modules()}
+    stages = (
+        [stage.blocks for stage in student.stages]
+        if isinstance(student, LaViT)
+        else [find_blocks(find_transformer(student))]
+    )
+    number = 0
+    for blocks in stages:
+        run = []
+        for block in blocks:
+            if isinstance(block.attn, (LessAttention, PlainLessAttention)):
+                run.append((names[block], block.attn))
+            elif run:
+                yield number - len(run) - 1, run
+                run = []
+            number += 1
+        if run:
+            yield number - len(run) - 1, run
 
 
 def _count_vanilla(stage: Stage) -> int:
     return sum(isinstance(block.attn, VanillaAttention) for block in stage.blocks)
 
 
-def _collect_scores(twin: LaViT, batches: Iterable[Tensor]) -> dict[str, list[Scores]]:
+def _collect_scores(twin: nn.Module, batches: Iterable[Tensor], reference: Grid | None) -> list[list[Scores]]:
     """Scores of all layers on the reference keys, for each batch, centred over the keys."""
     found: dict[str, list[Scores]] = {}
 
     def observe(layer: Observed) -> None:
-        a = (layer.scores - layer.scores.mean(-1, keepdim=True)).transpose(1, 2)  # (B, N, H, K)
-        found.setdefault(layer.name, []).append(Scores(a.flatten(2).float(), a.shape[2], layer.grid))
+        a = layer.scores.transpose(1, 2)  # (B, E + N, H, E + K)
+        if reference is not None and layer.key_grid != reference:  # keys are averaged, and scores are linear in them
+            tokens = a[..., layer.extra :].permute(0, 3, 1, 2).flatten(2)  # (B, h * w, (E + N) * H)
+            tokens = resample_tokens(tokens, layer.key_grid, reference).unflatten(2, a.shape[1:3]).permute(0, 2, 3, 1)
+            a = torch.cat([a[..., : layer.extra], tokens], dim=-1)
+        a = (a - a.mean(-1, keepdim=True)).float()
+        found.setdefault(layer.name, []).append(Scores(a.flatten(2), a.shape[2], layer.grid))
 
     with observe_attention(twin, observe):
         for images in batches:
             twin(images)
-    return found
+    return list(found.values())
 
 
 def _by_heads(scores: Scores) -> Tensor:
@@ -177,11 +236,12 @@ def _match_heads(given: list[Scores], wanted: list[Scores]) -> Tensor:
     return torch.as_tensor(linear_sum_assignment(products.cpu().numpy(), maximize=True)[1])
 
 
-def _permute_heads(layer: LessAttention, order: Tensor) -> None:
+def _permute_heads(layer: nn.Module, order: Tensor) -> None:
     """Let head h of a layer be the one that was head ``order[h]``."""
     channels = torch.arange(layer.v.out_features).unflatten(0, (layer.heads, -1))[order].flatten()
     layer.v.weight.copy_(layer.v.weight[channels])
-    layer.v.bias.copy_(layer.v.bias[channels])
+    if layer.v.bias is not None:
+        layer.v.bias.copy_(layer.v.bias[channels])
     layer.proj.weight.copy_(layer.proj.weight[:, channels])
 
 
@@ -189,7 +249,7 @@ def _reorder_heads(scores: Scores, order: Tensor) -> Scores:
     return scores._replace(map=_by_heads(scores)[:, :, order].flatten(2))
 
 
-def _solve(layer: LessAttention, given: list[Scores], wanted: list[Scores], rounds: int, ridge: float) -> None:
+def _solve(layer: nn.Module, given: list[Scores], wanted: list[Scores], rounds: int, ridge: float) -> None:
     """Solve for delta_theta and delta_psi in turn."""
     layer.delta_theta.zero_()
     layer.delta_psi.zero_()
@@ -208,8 +268,8 @@ def _solve(layer: LessAttention, given: list[Scores], wanted: list[Scores], roun
         outer, inner = 0.0, 0.0
         for a, s in zip(given, wanted, strict=True):
             b = transform_keys(a.map, layer.delta_theta)  # (B, N, H * K)
-            coarse = resample_tokens(b, a.grid, layer.query_grid)  # (B, n, H * K)
-            rest = resample_tokens(s.map - b, a.grid, layer.query_grid)
+            coarse = layer.reduce_queries(b, a.grid)  # (B, n, H * K)
+            rest = layer.reduce_queries(s.map - b, a.grid)
             outer = outer + torch.einsum('bnk,bmk->nm', rest, coarse)
             inner = inner + torch.einsum('bnk,bmk->nm', coarse, coarse)
         layer.delta_psi.copy_(_divide(outer, inner, ridge))

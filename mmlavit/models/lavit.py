@@ -235,8 +235,12 @@ class LessAttention(nn.Module):
     def transform_queries(self, scores: Scores) -> Scores:
         """``Psi A`` for scores A."""
         a, grid = scores.map, scores.grid  # (B, N, H * K)
-        coarse = resample_tokens(a, grid, self.query_grid)  # (B, n, H * K)
+        coarse = self.reduce_queries(a, grid)  # (B, n, H * K)
         return scores._replace(map=a + resample_tokens(torch.matmul(self.delta_psi, coarse), self.query_grid, grid))
+
+    def reduce_queries(self, a: Tensor, grid: Grid) -> Tensor:
+        """Average scores (B, N, H * K) of queries on a grid to the reference grid of queries."""
+        return resample_tokens(a, grid, self.query_grid)
 
 
 class AttentionResidual(nn.Module):

@@ -11,6 +11,7 @@ layer is the paper's ``Psi A Theta^T`` on all tokens (elsewhere ours).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,16 +43,16 @@ class _Shared:
         self.extra = extra
         self.reference = reference
         self.grid: Grid = reference
-        self.scores: Tensor | None = None
+        self.scores: Scores | None = None  # map (B, E + h * w, H * (E + K))
 
-    def to_reference(self, x: Tensor) -> Tensor:
-        """Average tokens (B, E + h * w, C) to (B, E + K, C)."""
-        coarse = resample_tokens(x[:, self.extra :], self.grid, self.reference)
+    def to_reference(self, x: Tensor, grid: Grid) -> Tensor:
+        """Average tokens (B, E + h * w, C) of a grid to (B, E + K, C)."""
+        coarse = resample_tokens(x[:, self.extra :], grid, self.reference)
         return torch.cat([x[:, : self.extra], coarse], dim=1)
 
-    def from_reference(self, x: Tensor) -> Tensor:
+    def from_reference(self, x: Tensor, grid: Grid) -> Tensor:
         """Spread tokens (B, E + K, C) over (B, E + h * w, C)."""
-        fine = resample_tokens(x[:, self.extra :], self.reference, self.grid)
+        fine = resample_tokens(x[:, self.extra :], self.reference, grid)
         return torch.cat([x[:, : self.extra], fine], dim=1)
 
 
@@ -110,9 +111,9 @@ class PlainLessAttention(nn.Module):
         if attn_mask is not None or is_causal:
             raise ConfigError('less attention in a plain transformer knows no masks; leave them out')
         shared = self._shared
-        shared.scores = a = self.transform(shared.scores)
-        values = self.v(shared.to_reference(x))  # (B, E + K, C)
-        x = attend(Scores(a, self.heads, shared.grid), values, self.proj)
+        shared.scores = self.transform(shared.scores)
+        values = self.v(shared.to_reference(x, shared.grid))  # (B, E + K, C)
+        x = attend(shared.scores, values, self.proj)
         for name in _AFTER_PROJECTION:
             if hasattr(self, name):
                 x = getattr(self, name)(x)
@@ -125,17 +126,25 @@ class PlainLessAttention(nn.Module):
 
     def last_scores(self) -> Tensor:
         """Give the scores of the forward pass that is under way, (B, H, E + N, E + K), until the next such layer."""
-        return self._shared.scores.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self._shared.scores.map.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def cell_scores(self) -> Scores:
         """Give of :meth:`last_scores` what is between cells, without the extra tokens."""
         cells = self.last_scores()[:, :, self._shared.extra :, self._shared.extra :]  # (B, H, N, K)
         return Scores(cells.transpose(1, 2).flatten(2), self.heads, self._shared.grid)
 
-    def transform(self, a: Tensor) -> Tensor:
-        """``Psi A Theta^T`` for scores A of shape (B, N, H * (E + K))."""
-        a = transform_keys(a, self.delta_theta)
-        return a + self._shared.from_reference(torch.matmul(self.delta_psi, self._shared.to_reference(a)))
+    def transform(self, scores: Scores) -> Scores:
+        """``Psi A Theta^T`` for scores A, their map of shape (B, E + N, H * (E + K))."""
+        return self.transform_queries(scores._replace(map=transform_keys(scores.map, self.delta_theta)))
+
+    def transform_queries(self, scores: Scores) -> Scores:
+        """``Psi A`` for scores A."""
+        coarse = torch.matmul(self.delta_psi, self.reduce_queries(scores.map, scores.grid))
+        return scores._replace(map=scores.map + self._shared.from_reference(coarse, scores.grid))
+
+    def reduce_queries(self, a: Tensor, grid: Grid) -> Tensor:
+        """Average scores (B, E + N, H * (E + K)) of queries on a grid to the reference grid."""
+        return self._shared.to_reference(a, grid)
 
 
 @MODELS.register_module()
@@ -186,6 +195,11 @@ class WithLessAttention(BaseModule):
             if i - 1 not in self.layers:
                 blocks[i - 1].attn.qkv.register_forward_hook(_recorder(blocks[i - 1].attn, self._shared))
             blocks[i].attn = PlainLessAttention(blocks[i].attn, self._shared)
+
+    @property
+    def reference_grid(self) -> Grid:
+        """Reference grid of the keys."""
+        return self._shared.reference
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Load; a checkpoint of the transformer alone has its names without this wrapper's ``backbone.``."""
@@ -259,8 +273,8 @@ def _recorder(attn: nn.Module, shared: _Shared) -> Any:
     """Make a hook for ``attn.qkv`` that leaves the layer's scores on the reference keys to the next layer."""
 
     def record(module: nn.Module, args: tuple, qkv: Tensor) -> None:
-        scores = compute_scores(attn, qkv, shared.to_reference)  # (B, H, N, E + K)
-        shared.scores = scores.transpose(1, 2).flatten(2)
+        scores = compute_scores(attn, qkv, partial(shared.to_reference, grid=shared.grid))  # (B, H, E + N, E + K)
+        shared.scores = Scores(scores.transpose(1, 2).flatten(2), attn.num_heads, shared.grid)
 
     return record
 

@@ -4,11 +4,14 @@ from itertools import permutations
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 from torch import nn
 
 from mmlavit import LaViT
-from mmlavit.converters.less_attention import build_twin, copy_teacher, fit_transforms
+from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms
 from mmlavit.converters.pvt_v2 import convert_pvt_v2
+from mmlavit.models.plain_vit import WithLessAttention
+from mmlavit.utils.toolbox import load_toolbox
 
 TOY = dict(
     embed_dims=(8, 16, 16, 24), num_heads=(1, 2, 4, 3), depths=(1, 1, 3, 2), num_va_layers=(1, 1, 1, 1),
@@ -195,3 +198,93 @@ def test_names_of_the_vanilla_twin_are_known():
     assert found.layout == 'mmlavit'
     missing, unexpected = LaViT(TOY).load_state_dict(found.backbone, strict=False)
     assert not unexpected and all('.delta_' in name or '.residual.' in name for name in missing)
+
+
+VIT = dict(
+    type='mmpretrain.VisionTransformer',
+    arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
+    img_size=64,
+    patch_size=16,
+    out_type='featmap',
+)
+
+
+class Classifier(nn.Module):
+    """As far as copying goes."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(32, 2)
+
+
+def build_plain(layers=(2, 3), seed=0, **kwargs):
+    """A ViT and its copy with less attention, from the ViT's weights."""
+    load_toolbox('mmpretrain')
+    torch.manual_seed(seed)
+    teacher = Classifier(MODELS.build(VIT))
+    for parameter in teacher.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    teacher.eval()
+    student = Classifier(WithLessAttention(VIT, layers, **kwargs))
+    student.eval()
+    return teacher.requires_grad_(False), student.requires_grad_(False)
+
+
+def test_what_a_plain_transformer_copies():
+    teacher, student = build_plain()
+    twin = find_twin(student.backbone, teacher.backbone)
+    assert twin is teacher.backbone
+    copied = copy_teacher(student, teacher.state_dict(), twin)
+    state = student.state_dict()
+    assert [name for name in state if name not in copied] == [
+        f'backbone.backbone.layers.{i}.attn.delta_{which}' for i in (2, 3) for which in ('theta', 'psi')
+    ]
+    source = teacher.state_dict()
+    assert torch.equal(state['head.weight'], source['head.weight'])
+    assert torch.equal(
+        state['backbone.backbone.layers.2.attn.v.weight'], source['backbone.layers.2.attn.qkv.weight'][64:]
+    )
+    assert torch.equal(state['backbone.backbone.layers.1.attn.qkv.weight'], source['backbone.layers.1.attn.qkv.weight'])
+
+
+def test_plain_transformers_that_are_no_twin():
+    teacher, student = build_plain()
+    load_toolbox('mmpretrain')
+    for other in (
+        MODELS.build({**VIT, 'patch_size': 8}),
+        MODELS.build({**VIT, 'arch': {**VIT['arch'], 'num_layers': 5}}),
+        LaViT(TOY),
+        student.backbone,
+    ):
+        assert find_twin(student.backbone, other) is None
+
+
+@pytest.mark.parametrize('size', [64, 96], ids=['own size', 'another size'])
+def test_a_plain_layer_like_the_one_before(size):
+    """Layer 2 gets the queries and keys of layer 1, with its heads exchanged, and the same tokens."""
+    teacher, student = build_plain(layers=(2,))
+    before, layer = teacher.backbone.layers[1], teacher.backbone.layers[2]
+    for linear in (before.attn.proj, before.ffn.layers[0][0], before.ffn.layers[1]):
+        linear.weight.zero_()
+        linear.bias.zero_()
+    layer.ln1.load_state_dict(before.ln1.state_dict())
+    swapped = torch.arange(32).roll(16)
+    for name in ('weight', 'bias'):
+        ours, theirs = getattr(layer.attn.qkv, name), getattr(before.attn.qkv, name)
+        ours[:32], ours[32:64] = 2 * theirs[:32][swapped], theirs[32:64][swapped]
+    copy_teacher(student, teacher.state_dict(), teacher.backbone)
+    x = images(size)
+    (fit,) = fit_transforms(student.backbone, teacher.backbone, [x], ridge=1e-9)
+    assert fit.name == 'backbone.layers.2' and fit.before > 0.2 and fit.after < 1e-6
+    if size == 64:
+        torch.testing.assert_close(student.backbone(x), teacher.backbone(x), rtol=1e-3, atol=1e-3)
+
+
+def test_chains_of_plain_layers():
+    """Each run of converted layers starts from the scores of the vanilla layer before it."""
+    teacher, student = build_plain(layers=(1, 3))
+    copy_teacher(student, teacher.state_dict(), teacher.backbone)
+    fits = fit_transforms(student.backbone, teacher.backbone, [images(64)])
+    assert [fit.name for fit in fits] == ['backbone.layers.1', 'backbone.layers.3']
+    assert all(fit.after < fit.before for fit in fits)

@@ -209,5 +209,5 @@ def test_nothing_to_compare():
     attach(model, OtherTeacher(classes=7))
     with pytest.raises(ConfigError, match='nothing in common'):
         model(images(), None, mode='loss')
-    with pytest.raises(ConfigError, match='layerwise_iters needs a teacher'):
+    with pytest.raises(ConfigError, match='layerwise_iters needs a LaViT as student, and a teacher'):
         attach(model, OtherTeacher(), layerwise_iters=3)

@@ -1,8 +1,8 @@
-"""Train any classifier, detector or segmentor with a LaViT backbone to do what a teacher does, without labels."""
+"""Train any classifier, detector or segmentor with less attention to do what a teacher does, without labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
-from mmlavit.converters.less_attention import build_twin, copy_teacher, fit_transforms
+from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms
 from mmlavit.errors import ConfigError
 from mmlavit.models.distillation import attention_distance, find_distances
 from mmlavit.models.lavit import LaViT
+from mmlavit.models.plain_vit import WithLessAttention, find_blocks, find_transformer
 
 from ..teacher import build_teacher
 
@@ -32,7 +33,8 @@ class DistillationHook(Hook):
     compared, each where both models have it in the same shape, and logged under these names:
 
     * ``loss_blocks``: tokens after each block, if the teacher's backbone is a PVTv2 or a LaViT of vanilla layers with
-      the student's sizes. It then runs as the student's vanilla twin.
+      the student's sizes; it then runs as the student's vanilla twin. Or if it is the plain transformer that the
+      student's ``WithLessAttention`` has.
     * ``loss_maps``: the maps of the backbone, which neck or head read.
     * ``loss_neck``: the maps of the neck, which the heads of a detector read.
     * ``loss_logits``: the class scores of classifiers and segmentors, by Kullback-Leibler divergence.
@@ -93,7 +95,10 @@ class DistillationHook(Hook):
         teacher, state = build_teacher(self.teacher_cfg, self.scope, self.checkpoint)
         backbone = runner.cfg.model.backbone
         reduction = self.teacher_cfg.get('backbone', {}).get('key_reduction', 'conv')
-        twin = build_twin(model.backbone, {**backbone, 'key_reduction': reduction}, state)
+        if isinstance(model.backbone, WithLessAttention):
+            twin = find_twin(model.backbone, teacher.backbone)
+        else:
+            twin = build_twin(model.backbone, {**backbone, 'key_reduction': reduction}, state)
         if twin is not None:
             teacher.backbone = twin
         teacher.to(device)
@@ -116,19 +121,18 @@ class DistillationHook(Hook):
         """Attach to a model outside a Runner.
 
         Args:
-            model (nn.Module): The student, with ``backbone`` a LaViT; not wrapped.
-            teacher (nn.Module): The teacher. Blocks are compared if its backbone is a LaViT of the student's depths and
-                widths.
+            model (nn.Module): The student, with ``backbone`` a LaViT or a ``WithLessAttention``; not wrapped.
+            teacher (nn.Module): The teacher. Blocks are compared if its backbone has the same kind, depths and widths.
 
         Raises:
             ConfigError: If layers are to learn alone but the teacher has other layers.
         """
         self._model, self._teacher = model, teacher.eval().requires_grad_(False)
         comparable = _widths(model.backbone) == _widths(getattr(teacher, 'backbone', None))
-        if not comparable and self.layerwise_iters:
+        if self.layerwise_iters and not (comparable and isinstance(model.backbone, LaViT)):
             raise ConfigError(
-                'DistillationHook: layerwise_iters needs a teacher whose backbone is a PVTv2 or a LaViT with the '
-                'depths and widths of the student; set it to 0'
+                'DistillationHook: layerwise_iters needs a LaViT as student, and a teacher whose backbone is a PVTv2 '
+                'or a LaViT with the depths and widths of the student; set it to 0'
             )
         self._same_images = _normalise_alike(model.data_preprocessor, teacher.data_preprocessor)
         self._records: tuple[dict, dict] = ({}, {})
@@ -194,11 +198,22 @@ class DistillationHook(Hook):
         self._said = True
 
 
-def _widths(backbone: nn.Module | None) -> list[list[int]] | None:
-    """Channels of each block, by stages; None for a backbone without such blocks."""
-    if not isinstance(backbone, LaViT):
+def _find_stages(backbone: nn.Module | None) -> list[Sequence[nn.Module]] | None:
+    """Blocks with ``attn``, by stages; None for a backbone without such blocks."""
+    if isinstance(backbone, LaViT):
+        return [stage.blocks for stage in backbone.stages]
+    try:
+        return [find_blocks(find_transformer(backbone))]
+    except ConfigError:
         return None
-    return [[block.mlp.fc1.in_features for block in stage.blocks] for stage in backbone.stages]
+
+
+def _widths(backbone: nn.Module | None) -> tuple[bool, list[list[int]]] | None:
+    """Kind of a backbone and channels of each block, by stages; None for a backbone without such blocks."""
+    stages = _find_stages(backbone)
+    if stages is None:
+        return None
+    return isinstance(backbone, LaViT), [[block.attn.proj.in_features for block in blocks] for blocks in stages]
 
 
 def _watch(network: nn.Module, record: dict[str, Any], blocks: bool) -> Iterable[RemovableHandle]:
@@ -207,18 +222,20 @@ def _watch(network: nn.Module, record: dict[str, Any], blocks: bool) -> Iterable
     def keep(name: str, module: nn.Module, args: tuple, output: Any) -> None:
         record[name] = output
 
-    def keep_block(module: nn.Module, args: tuple, output: tuple) -> None:
-        record.setdefault('blocks', []).append((args[0], args[1], record.pop('attention'), output[0]))
+    # Blocks and attention of a LaViT give tokens and scores, those of plain transformers tokens.
+    def keep_block(module: nn.Module, args: tuple, output: Any) -> None:
+        tokens = output[0] if isinstance(output, tuple) else output
+        record.setdefault('blocks', []).append((args[0], *args[1:2], record.pop('attention'), tokens))
 
-    def keep_attention(module: nn.Module, args: tuple, output: tuple) -> None:
-        record['attention'] = output[0]
+    def keep_attention(module: nn.Module, args: tuple, output: Any) -> None:
+        record['attention'] = output[0] if isinstance(output, tuple) else output
 
     for name in ('backbone', 'neck'):
         if getattr(network, name, None) is not None:
             yield getattr(network, name).register_forward_hook(partial(keep, name))
     if blocks:
-        for stage in network.backbone.stages:
-            for block in stage.blocks:
+        for stage in _find_stages(network.backbone):
+            for block in stage:
                 yield block.attn.register_forward_hook(keep_attention)
                 yield block.register_forward_hook(keep_block)
 
