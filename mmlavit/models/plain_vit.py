@@ -193,7 +193,9 @@ class WithLessAttention(BaseModule):
         transformer.patch_embed.register_forward_hook(self._find_grid)
         for i in self.layers:
             if i - 1 not in self.layers:
-                blocks[i - 1].attn.qkv.register_forward_hook(_recorder(blocks[i - 1].attn, self._shared))
+                # No closure: in a copy of the model, as EMA and export make it, hooks must be about the copy.
+                attn = blocks[i - 1].attn
+                attn.qkv.register_forward_hook(partial(_record, attn, self._shared))
             blocks[i].attn = PlainLessAttention(blocks[i].attn, self._shared)
 
     @property
@@ -269,14 +271,10 @@ def _is_plain(value: Any, plain: Any) -> bool:
     return isinstance(value, plain) if isinstance(plain, type) else value is plain
 
 
-def _recorder(attn: nn.Module, shared: _Shared) -> Any:
-    """Make a hook for ``attn.qkv`` that leaves the layer's scores on the reference keys to the next layer."""
-
-    def record(module: nn.Module, args: tuple, qkv: Tensor) -> None:
-        scores = compute_scores(attn, qkv, partial(shared.to_reference, grid=shared.grid))  # (B, H, E + N, E + K)
-        shared.scores = Scores(scores.transpose(1, 2).flatten(2), attn.num_heads, shared.grid)
-
-    return record
+def _record(attn: nn.Module, shared: _Shared, module: nn.Module, args: tuple, qkv: Tensor) -> None:
+    """As a hook of ``attn.qkv``, leave the layer's scores on the reference keys to the next layer."""
+    scores = compute_scores(attn, qkv, partial(shared.to_reference, grid=shared.grid))  # (B, H, E + N, E + K)
+    shared.scores = Scores(scores.transpose(1, 2).flatten(2), attn.num_heads, shared.grid)
 
 
 def compute_scores(attn: nn.Module, qkv: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:

@@ -9,8 +9,9 @@ import textwrap
 import cv2
 import numpy as np
 import pytest
+import torch
 from documents import code_blocks
-from exportable import KINDS, ROOT, make_image
+from exportable import KINDS, ROOT, build, make_config, make_image
 
 from mmlavit.apis.export import export_onnx
 from mmlavit.errors import UserError
@@ -112,6 +113,34 @@ def test_fixed_size(tmp_path, exported):
     )
     with pytest.raises(UserError, match='takes images of 180x240 only, but this one is 180x180'):
         Predictor(file).predict(make_image((64, 64)))
+
+
+def test_plain_transformer(tmp_path):
+    """A classifier whose ViT has less attention, at its own size and at others."""
+    cfg = make_config('classifier')
+    vit = dict(
+        type='VisionTransformer',
+        arch=dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64),
+        img_size=64,
+        patch_size=16,
+        out_type='featmap',
+    )
+    cfg.model.backbone = dict(type='WithLessAttention', backbone=vit, layers=[1, 2])
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    cfg.test_dataloader.dataset.pipeline = [step for step in pipeline if 'Resize' not in step['type']]
+    model = build(cfg)
+    for name, parameter in model.named_parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'vit.pth')
+    export_onnx(cfg, str(tmp_path / 'vit.pth'), tmp_path / 'vit.onnx')
+    reference = Predictor(cfg, str(tmp_path / 'vit.pth'))
+    for runtime in RUNTIMES:
+        pytest.importorskip(runtime)
+        predictor = Predictor(str(tmp_path / 'vit.onnx'), runtime=runtime)
+        for size in [(64, 64), (64, 96), (70, 101)]:
+            image = make_image(size)
+            found, expected = predictor.predict(image).scores, reference.predict(image).scores
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_without_torch(tmp_path, exported):

@@ -1,5 +1,7 @@
 """Less attention in plain transformers of mmpretrain and timm."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.model import BaseModel
@@ -109,6 +111,18 @@ def test_own_size_is_the_literal_formula(kind):
         x, out = seen[layer]
         expected, scores = attention_by_loops(blocks_of(model)[layer].attn, x, scores)
         torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_copies_are_on_their_own(kind):
+    """As for averaged weights (EMA): a copy computes with its own layers."""
+    model = build(KINDS[kind], layers=(2, 3))
+    twin = copy.deepcopy(model)
+    expected = model(images((64, 64)))
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    for out, wanted in zip(twin(images((64, 64))), expected, strict=True):
+        assert torch.equal(out, wanted)
 
 
 @pytest.mark.parametrize('size', SIZES, ids=str)
