@@ -2,8 +2,8 @@
 
 Importing the package registers ``LaViT`` and the hooks ``DiagonalityLossHook`` and ``SyncStatisticsHook`` in mmengine's
 root registries, from where mmpretrain, mmdet and mmseg configs resolve them:
-``custom_imports = dict(imports=['mmlavit'])``. From then on mmengine loads no checkpoint that could run code. It needs
-torch and mmengine only.
+``custom_imports = dict(imports=['mmlavit'])``. From then on mmengine loads no checkpoint that could run code, and never
+leaves half a file under the name of a whole one. It needs torch and mmengine only.
 """
 
 from .environment import check_environment
@@ -13,8 +13,10 @@ check_environment()  # before the imports below, whose errors would not say what
 from .engine.hooks import DiagonalityLossHook, SyncStatisticsHook  # noqa: E402
 from .models import LaViT  # noqa: E402
 from .utils.checkpoint import register_loaders  # noqa: E402
+from .utils.local_files import register_local_files  # noqa: E402
 from .version import __version__  # noqa: E402
 
 register_loaders()
+register_local_files()
 
 __all__ = ['DiagonalityLossHook', 'LaViT', 'SyncStatisticsHook', '__version__']

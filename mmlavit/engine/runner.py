@@ -24,6 +24,7 @@ from mmlavit.utils.toolbox import load_toolbox
 
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
 from .hooks.total_batch_hook import TotalBatchHook
+from .resume import find_whole_checkpoint
 
 
 def run(
@@ -47,6 +48,8 @@ def run(
     scope = cfg.get('default_scope')
     if scope in SCOPES:
         load_toolbox(scope)
+    if mode == 'train' and cfg.get('resume') and not cfg.get('load_from'):
+        cfg.load_from = find_whole_checkpoint(cfg.work_dir)
     splits = ['train', 'val'] if mode == 'train' else ['test']
     require_checkpoints(cfg)
     require_data(cfg, splits)

@@ -4,5 +4,6 @@ from .diagonality_loss_hook import DiagonalityLossHook
 from .distillation_hook import DistillationHook
 from .sync_statistics_hook import SyncStatisticsHook
 from .total_batch_hook import TotalBatchHook
+from .whole_checkpoint_hook import WholeCheckpointHook
 
-__all__ = ['DiagonalityLossHook', 'DistillationHook', 'SyncStatisticsHook', 'TotalBatchHook']
+__all__ = ['DiagonalityLossHook', 'DistillationHook', 'SyncStatisticsHook', 'TotalBatchHook', 'WholeCheckpointHook']

@@ -1,0 +1,60 @@
+"""Which checkpoint to resume from."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from pathlib import Path
+
+from mmengine.logging import print_log
+
+from mmlavit.errors import UserError
+
+
+def find_whole_checkpoint(work_dir: str) -> str | None:
+    """Find the newest checkpoint of a training that is whole.
+
+    mmengine takes the one that ``last_checkpoint`` names, without looking. Here that one comes first, too, and if it is
+    damaged or missing, the newest other.
+
+    Args:
+        work_dir (str): Where the training writes.
+
+    Returns:
+        str, optional: The file; None if there is none, or if checkpoints are folders, as DeepSpeed's, which are left to
+        mmengine.
+
+    Raises:
+        UserError: If there are checkpoints, and all are damaged.
+    """
+    folder = Path(work_dir)
+    files = [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]
+    if any(file.is_dir() for file in files):
+        return None
+    files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    note = folder / 'last_checkpoint'
+    text = note.read_text().strip() if note.is_file() else ''
+    if text:
+        named = Path(text)
+        if named.is_dir():
+            return None
+        files = [named, *(file for file in files if file.name != named.name)]
+    for file in files:
+        if is_whole(file):
+            return str(file)
+        reason = 'damaged' if file.is_file() else 'missing'
+        print_log(f'{file} is {reason}; resuming from an earlier checkpoint', 'current', logging.WARNING)
+    if files:
+        raise UserError(
+            f'no checkpoint in {work_dir} is whole ({", ".join(file.name for file in files)}); train without --resume'
+        )
+    return None
+
+
+def is_whole(file: Path) -> bool:
+    """Tell whether a checkpoint of ``torch.save`` can be read to its end, by the checksums in it."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False

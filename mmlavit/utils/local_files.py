@@ -1,0 +1,87 @@
+"""Local files that are there whole or not at all.
+
+mmengine writes checkpoints in place: a process that ends meanwhile leaves half a file under the name of a whole one. So
+``import mmlavit`` registers a backend of its own for local files with mmengine.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+
+from mmlavit.errors import UserError
+
+
+class WholeFileBackend(LocalBackend):
+    """mmengine's backend of local files, except that no file is ever seen half written."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes to a file; see :func:`write_file`."""
+        write_file(filepath, obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        """Write text to a file; see :func:`write_file`."""
+        write_file(filepath, obj.encode(encoding))
+
+
+def register_local_files() -> None:
+    """Have mmengine write all local files through this module. Harmless if called twice."""
+    register_backend('local', WholeFileBackend, force=True, prefixes='')
+
+
+def write_file(path: str | Path, content: bytes) -> None:
+    """Write a file beside its place, then move it there.
+
+    The content is on the disk before the name is: after a crash of the machine, too, there is the old file or the new
+    one.
+
+    Args:
+        path (str or Path): The file. Its folder is made if there is none.
+        content (bytes): What it is to have.
+
+    Raises:
+        UserError: If the disk is full or the folder cannot be written to. A file that was there before is as it was.
+    """
+    path = Path(path).expanduser()
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, hence on the same disk, where moving is one step.
+        handle, partial = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.partial', dir=path.parent)
+        with os.fdopen(handle, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        reason = error.strerror or error
+        raise UserError(f'{path} was not written: {reason}; a file that was there before is as it was') from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name on the disk; not every file system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

@@ -1,0 +1,140 @@
+"""Training goes on from a whole checkpoint, whatever is in the folder."""
+
+import os
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.model import BaseModel
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from mmlavit.engine.hooks import WholeCheckpointHook
+from mmlavit.engine.resume import find_whole_checkpoint, is_whole
+from mmlavit.errors import UserError
+
+
+class Toy(BaseModel):
+    """One weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x, mode):
+        """The loss of training."""
+        return dict(loss=(self.weight * x).square().mean())
+
+
+class Data(torch.utils.data.Dataset):
+    """Two numbers."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return dict(x=torch.tensor([float(index + 1)]))
+
+
+def train(work_dir, epochs, resume=False, **checkpoint):
+    runner = Runner(
+        Toy(),
+        work_dir=str(work_dir),
+        experiment_name=f'{work_dir}-{epochs}-{resume}-{os.urandom(4).hex()}',
+        train_dataloader=dict(
+            dataset=Data(), batch_size=1, sampler=dict(type='DefaultSampler'), collate_fn=dict(type='default_collate')
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, **checkpoint)),
+        resume=bool(resume),
+        load_from=resume or None,
+        cfg=Config(),
+    )
+    runner.train()
+    return runner
+
+
+def checkpoints(folder):
+    return sorted(file.name for file in folder.glob('*.pth'))
+
+
+def test_the_hook_stands_for_mmengines():
+    assert HOOKS.get('CheckpointHook') is WholeCheckpointHook
+
+
+@pytest.mark.parametrize('limit', [-1, 1, 2])
+def test_what_is_kept_is_what_mmengine_keeps(tmp_path, limit, monkeypatch):
+    train(tmp_path / 'ours', 4, max_keep_ckpts=limit)
+    monkeypatch.setitem(HOOKS._module_dict, 'CheckpointHook', CheckpointHook)
+    train(tmp_path / 'theirs', 4, max_keep_ckpts=limit)
+    kept = checkpoints(tmp_path / 'ours')
+    assert kept == checkpoints(tmp_path / 'theirs') and len(kept) == (4 if limit < 0 else limit)
+
+
+def test_the_old_one_is_there_until_the_new_one_is(tmp_path, monkeypatch):
+    seen = []
+    save = Runner.save_checkpoint
+
+    def watch(runner, *args, **kwargs):
+        seen.append(checkpoints(tmp_path))
+        save(runner, *args, **kwargs)
+
+    monkeypatch.setattr(Runner, 'save_checkpoint', watch)
+    train(tmp_path, 3, max_keep_ckpts=1)
+    assert seen == [[], ['epoch_1.pth'], ['epoch_2.pth']] and checkpoints(tmp_path) == ['epoch_3.pth']
+
+
+def test_what_was_not_deleted_is_deleted_when_resumed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(WholeCheckpointHook, '_delete', lambda self, path: None)  # as if it had ended before
+        train(tmp_path, 2, max_keep_ckpts=1)
+    assert checkpoints(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
+    train(tmp_path, 3, resume=find_whole_checkpoint(str(tmp_path)), max_keep_ckpts=1)
+    assert checkpoints(tmp_path) == ['epoch_3.pth']
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_the_newest_whole_one(tmp_path):
+    train(tmp_path, 3)
+    for i in (1, 2, 3):
+        os.utime(tmp_path / f'epoch_{i}.pth', (i, i))
+    found = lambda: find_whole_checkpoint(str(tmp_path))  # noqa: E731
+    assert found() == str(tmp_path / 'epoch_3.pth')
+    damage(tmp_path / 'epoch_3.pth')
+    assert found() == str(tmp_path / 'epoch_2.pth')
+    content = bytearray((tmp_path / 'epoch_2.pth').read_bytes())
+    content[len(content) // 2] ^= 1  # one bit
+    (tmp_path / 'epoch_2.pth').write_bytes(content)
+    assert found() == str(tmp_path / 'epoch_1.pth')
+    (tmp_path / 'epoch_3.pth').unlink()
+    (tmp_path / 'last_checkpoint').write_text('')  # as a process leaves it that ends while it writes
+    assert found() == str(tmp_path / 'epoch_1.pth')
+    damage(tmp_path / 'epoch_1.pth')
+    with pytest.raises(UserError, match='no checkpoint in .* is whole .*; train without --resume'):
+        found()
+
+
+def test_nothing_to_resume_from(tmp_path):
+    assert find_whole_checkpoint(str(tmp_path)) is None
+    assert find_whole_checkpoint(str(tmp_path / 'nowhere')) is None
+    (tmp_path / 'iter_8.pth').mkdir()  # DeepSpeed's
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_8.pth'))
+    assert find_whole_checkpoint(str(tmp_path)) is None
+
+
+def test_where_training_goes_on(tmp_path):
+    whole = train(tmp_path / 'a', 4).model.weight.item()
+    train(tmp_path / 'b', 3)
+    damage(tmp_path / 'b/epoch_3.pth')
+    resumed = train(tmp_path / 'b', 4, resume=find_whole_checkpoint(str(tmp_path / 'b')))
+    assert resumed.model.weight.item() == pytest.approx(whole, rel=1e-6)
+
+
+def test_other_files_are_not_whole(tmp_path):
+    (tmp_path / 'a.pth').write_text('text')
+    assert not is_whole(tmp_path / 'a.pth') and not is_whole(tmp_path / 'b.pth')

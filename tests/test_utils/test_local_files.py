@@ -1,0 +1,80 @@
+"""Files that are there whole or not at all."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mmengine.fileio import dump, get_file_backend, put
+from mmengine.runner.checkpoint import save_checkpoint
+
+from mmlavit.errors import UserError
+from mmlavit.utils.local_files import WholeFileBackend, write_file
+
+SIZE = 4_000_000
+# Writes a file again and again, each time of another letter, and says when it has begun.
+WRITER = f"""
+import itertools, sys
+from mmlavit.utils.local_files import write_file
+for letter in itertools.cycle(b'abcdefgh'):
+    write_file(sys.argv[1], bytes([letter]) * {SIZE})
+    print(flush=True)
+"""
+
+
+def test_mmengine_writes_through_it(tmp_path):
+    import mmlavit  # noqa: F401
+
+    assert type(get_file_backend(str(tmp_path))) is WholeFileBackend
+    for path, write in {
+        'new/a.pth': lambda path: save_checkpoint(dict(meta={}, state_dict={}), path),
+        'b.bin': lambda path: put(b'1', path),
+        'c.json': lambda path: dump({}, path),
+    }.items():
+        write(str(tmp_path / path))
+        assert (tmp_path / path).stat().st_size > 0
+        assert [file.name for file in (tmp_path / path).parent.iterdir() if file.is_file()].count(path[-5:]) in (0, 1)
+    assert not list(tmp_path.rglob('*.partial'))
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    write_file(tmp_path / 'a', b'1')
+    (tmp_path / 'b').write_bytes(b'1')
+    assert (tmp_path / 'a').stat().st_mode == (tmp_path / 'b').stat().st_mode
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    path = tmp_path / 'epoch_1.pth'
+    write_file(path, b'old')
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(UserError, match='epoch_1.pth was not written: No space left on device; a file that was there'):
+        write_file(path, b'new')
+    assert path.read_bytes() == b'old' and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='was not written: (Not a directory|File exists)'):
+        write_file(tmp_path / 'file/epoch_1.pth', b'new')
+
+
+def test_killed_while_writing(tmp_path):
+    """The file is one of those that were written, whole, whenever the process ends."""
+    path = tmp_path / 'file'
+    seen = set()
+    for i in range(10):
+        with subprocess.Popen([sys.executable, '-c', WRITER, str(path)], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(0.003 * i)
+            process.kill()
+        content = Path(path).read_bytes()
+        assert len(content) == SIZE and len(set(content)) == 1
+        seen.add(content[:1])
+    assert len(seen) > 1  # it was killed at different moments
