@@ -20,6 +20,7 @@ from mmlavit.environment import SCOPES
 from mmlavit.utils.arguments import blame_options
 from mmlavit.utils.checkpoint import require_checkpoints
 from mmlavit.utils.data_paths import require_data
+from mmlavit.utils.local_files import remove_partial_files
 from mmlavit.utils.toolbox import load_toolbox
 
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
@@ -48,8 +49,10 @@ def run(
     scope = cfg.get('default_scope')
     if scope in SCOPES:
         load_toolbox(scope)
-    if mode == 'train' and cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = find_whole_checkpoint(cfg.work_dir)
+    if mode == 'train':
+        remove_partial_files(cfg.work_dir)
+        if cfg.get('resume') and not cfg.get('load_from'):
+            cfg.load_from = find_whole_checkpoint(cfg.work_dir)
     splits = ['train', 'val'] if mode == 'train' else ['test']
     require_checkpoints(cfg)
     require_data(cfg, splits)

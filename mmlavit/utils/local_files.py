@@ -67,6 +67,12 @@ def write_file(path: str | Path, content: bytes) -> None:
         raise UserError(f'{path} was not written: {reason}; a file that was there before is as it was') from error
 
 
+def remove_partial_files(folder: str | Path) -> None:
+    """Remove what processes that were killed have left of :func:`write_file`; only where nothing writes now."""
+    for path in Path(folder).glob('.*.partial'):
+        path.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
