@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 from scipy.optimize import linear_sum_assignment
+from small_vit import VIT
 
 from mmlavit import LaViT
 from mmlavit.analysis.attention import LayerAttention, choose_depths, choose_layers, measure_attention
@@ -14,14 +15,6 @@ from mmlavit.errors import ConfigError
 from mmlavit.models.observation import observe_attention
 from mmlavit.models.plain_vit import WithLessAttention
 from mmlavit.utils.toolbox import load_toolbox
-
-VIT = dict(
-    type='mmpretrain.VisionTransformer',
-    arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
-    img_size=64,
-    patch_size=16,
-    out_type='featmap',
-)
 
 
 def randomise(model):

@@ -5,6 +5,7 @@ from itertools import permutations
 import pytest
 import torch
 from mmengine.registry import MODELS
+from small_vit import VIT
 from torch import nn
 
 from mmlavit import LaViT
@@ -198,15 +199,6 @@ def test_names_of_the_vanilla_twin_are_known():
     assert found.layout == 'mmlavit'
     missing, unexpected = LaViT(TOY).load_state_dict(found.backbone, strict=False)
     assert not unexpected and all('.delta_' in name or '.residual.' in name for name in missing)
-
-
-VIT = dict(
-    type='mmpretrain.VisionTransformer',
-    arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
-    img_size=64,
-    patch_size=16,
-    out_type='featmap',
-)
 
 
 class Classifier(nn.Module):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from documents import code_blocks
 from exportable import KINDS, ROOT, build, make_config, make_image
+from small_vit import DIM, VIT
 
 from mmlavit.apis.export import export_onnx
 from mmlavit.errors import UserError
@@ -118,14 +119,8 @@ def test_fixed_size(tmp_path, exported):
 def test_plain_transformer(tmp_path):
     """A classifier whose ViT has less attention, at its own size and at others."""
     cfg = make_config('classifier')
-    vit = dict(
-        type='VisionTransformer',
-        arch=dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64),
-        img_size=64,
-        patch_size=16,
-        out_type='featmap',
-    )
-    cfg.model.backbone = dict(type='WithLessAttention', backbone=vit, layers=[1, 2])
+    cfg.model.backbone = dict(type='WithLessAttention', backbone=VIT, layers=[1, 3])
+    cfg.model.head.in_channels = DIM
     pipeline = cfg.test_dataloader.dataset.pipeline
     cfg.test_dataloader.dataset.pipeline = [step for step in pipeline if 'Resize' not in step['type']]
     model = build(cfg)

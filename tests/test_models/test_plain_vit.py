@@ -7,6 +7,7 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
+from small_vit import DEPTH, DIM, HEADS, VIT
 
 from mmlavit import DiagonalityLossHook
 from mmlavit.errors import ConfigError
@@ -15,14 +16,6 @@ from mmlavit.models.observation import observe_attention
 from mmlavit.models.plain_vit import PlainLessAttention, WithLessAttention
 from mmlavit.utils.toolbox import load_toolbox
 
-DEPTH, HEADS, DIM = 4, 2, 32
-VIT = dict(
-    type='mmpretrain.VisionTransformer',
-    arch=dict(embed_dims=DIM, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=64),
-    img_size=64,
-    patch_size=16,
-    out_type='featmap',
-)
 TIMM = dict(
     type='mmpretrain.TIMMBackbone',
     model_name='vit_tiny_patch16_224',

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from small_vit import VIT
 
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.toolbox import load_toolbox
@@ -16,18 +17,9 @@ from mmlavit.utils.toolbox import load_toolbox
 ROOT = Path(__file__).parents[2]
 TWIN = ROOT / 'configs/experiments/upernet_vanilla_nano_handwritten.py'
 STUDENT = ROOT / 'configs/handwritten/upernet_lavit_nano.py'
-VIT = """
+PLAIN = """
 _base_ = '{base}'
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='VisionTransformer',
-        arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
-        img_size=64,
-        patch_size=16,
-    ),
-    head=dict(in_channels=32),
-)
+model = dict(backbone=dict(_delete_=True, **{vit}), head=dict(in_channels=32))
 """
 
 
@@ -40,7 +32,7 @@ def folder(tmp_path_factory):
     for i in range(2):
         cv2.imwrite(str(root / f'images/{i}.png'), rng.integers(0, 256, (96, 128, 3), np.uint8))
     vit = root / 'vit.py'
-    vit.write_text(VIT.format(base=ROOT / 'configs/handwritten/classify_lavit_nano.py'))
+    vit.write_text(PLAIN.format(base=ROOT / 'configs/handwritten/classify_lavit_nano.py', vit=VIT))
     for path in (TWIN, STUDENT, vit):
         cfg = load_config(str(path))
         load_toolbox(cfg.default_scope)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from small_vit import VIT
 
 from mmlavit.apis.distill import distillation_config, keep_options
 from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
@@ -211,16 +212,9 @@ def test_options_reach_what_the_tool_sets(folder):
         keep_options(cfg, {'default_hooks.checkpoints.interval': 2})
 
 
-VIT = """
+PLAIN = """
 _base_ = '{base}'
-vit = dict(
-    type='VisionTransformer',
-    arch=dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64),
-    img_size=64,
-    patch_size=16,
-    out_type='featmap',
-)
-model = dict(backbone=dict(_delete_=True, {backbone}), head=dict(in_channels=32))
+model = dict(backbone=dict(_delete_=True, **{backbone}), head=dict(in_channels=32))
 custom_hooks = [dict(type='SyncStatisticsHook')]
 """
 
@@ -229,8 +223,9 @@ def test_a_plain_transformer(folder, monkeypatch, capfd):
     """Its own copy with less attention as student."""
     base = HANDWRITTEN / 'classify_lavit_nano.py'
     teacher, student = folder / 'vit.py', folder / 'less_vit.py'
-    teacher.write_text(VIT.format(base=base, backbone='**vit'))
-    student.write_text(VIT.format(base=base, backbone="type='WithLessAttention', backbone=vit, layers=[2, 3]"))
+    teacher.write_text(PLAIN.format(base=base, backbone=VIT))
+    less = dict(type='WithLessAttention', backbone=VIT, layers=[2, 3])
+    student.write_text(PLAIN.format(base=base, backbone=less))
     cfg = load_config(str(teacher))
     load_toolbox('mmpretrain')
     torch.manual_seed(0)
