@@ -20,6 +20,7 @@ MIRRORED = (
     'configs/README.md',
     'configs/experiments/README.md',
     'configs/zoo/*.md',
+    'weights/README.md',
 )
 
 project = 'mmlavit'
