@@ -33,7 +33,7 @@ def test_students_have_less_attention(name):
 
 @pytest.mark.parametrize('name', [name for name in CONFIGS if '_vanilla_' in name])
 def test_twins_differ_in_their_attention_alone(name):
-    other = ROOT / 'experiments' / name.replace('_vanilla_', '_lavit_')
+    other = ROOT / 'experiments' / name.replace('lavit_vanilla_', 'lavit_').replace('_vanilla_', '_lavit_')
     if not other.exists():
         other = ROOT / 'handwritten' / name.replace('_vanilla_nano_handwritten', '_lavit_nano')
     twin, student = build(ROOT / 'experiments' / name), build(other)

@@ -500,7 +500,7 @@ class LaViT(BaseModule):
         """Initialise as ``init_cfg`` says."""
         if self._from_scratch and not self.is_init:
             print_log(
-                'LaViT starts from scratch: there are no ImageNet-1k weights of it. To start from a backbone checkpoint: '
+                'LaViT starts from scratch: there are no ImageNet-1k weights of it. To start from a checkpoint: '
                 '--cfg-options model.backbone.init_cfg.checkpoint=FILE',
                 logger='current',
             )
