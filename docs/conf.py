@@ -46,7 +46,7 @@ myst_heading_anchors = 4
 nitpicky = True
 nitpick_ignore_regex = [
     (r'py:class', r'os\.PathLike'),
-    ('py:.*', r'(torch|nn|mmengine|numpy|np|collections|typing|pathlib|argparse|abc)\..*'),
+    ('py:.*', r'(torch|nn|mmengine|mmcv|numpy|np|collections|typing|pathlib|argparse|abc)\..*'),
     ('py:.*', r'(Tensor|Module|BaseModule|Hook|Path|Sequence|Mapping|Callable|NamedTuple|optional)'),
     ('py:.*', r'(Config|Grid|ScoreObserver|Scores)'),
 ]
