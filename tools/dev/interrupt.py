@@ -96,11 +96,16 @@ def kill_one(work_dir: Path, checkpoint: str | None, rng: random.Random) -> bool
     return writing
 
 
-def main() -> None:
-    """Kill, look, go on."""
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--kills', type=int, default=200, metavar='N', help='default: %(default)s')
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Kill, look, go on."""
+    args = parse_args()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     rng, outcomes, checkpoint, last = random.Random(0), Counter(), None, 0
