@@ -19,7 +19,9 @@ from .runtimes import EXPORTED, TITLES
 
 @dataclass(frozen=True)
 class Subject:
-    """A backbone that returns a map at each of the strides 4, 8, 16 and 32. No weights are downloaded.
+    """A backbone that returns a map at each of the strides 4, 8, 16 and 32, or a plain vision transformer with one map.
+
+    No weights are downloaded.
 
     Args:
         name (str): What it is called on the command line.
@@ -94,6 +96,20 @@ def _lavits() -> Iterator[Subject]:
             yield Subject(name, title, 'mmlavit.LaViT', dict(arch=arch, **kwargs))
 
 
+def _converted() -> Iterator[Subject]:
+    """Yield transformers of others, and the same with less attention."""
+    arch = 'pvt_v2_b2'
+    twin = dict(num_va_layers=ARCH_ZOO[arch].depths, attention_residual=False)
+    yield Subject('pvt_v2_b2_less', 'PVTv2-B2 with less attention', 'mmlavit.LaViT', dict(arch=arch))
+    yield Subject('pvt_v2_b2_twin', 'PVTv2-B2 as LaViT, all layers vanilla', 'mmlavit.LaViT', dict(arch=arch, **twin))
+    deit = dict(type='mmpretrain.VisionTransformer', arch='deit-small', img_size=224, out_type='featmap', **_DROP)
+    vit = dict(type='mmpretrain.TIMMBackbone', model_name='vit_small_patch16_224', dynamic_img_size=True, **_DROP)
+    for name, title, backbone in (('deit_s', 'DeiT-S (mmpretrain)', deit), ('vit_s', 'ViT-S (timm)', vit)):
+        for suffix, text, layers in (('', '', []), ('_less', ', less attention in every second layer', _EVERY_SECOND)):
+            kwargs = dict(backbone=backbone, layers=layers)
+            yield Subject(f'{name}{suffix}', f'{title}{text}', 'mmlavit.models.WithLessAttention', kwargs, 'mmpretrain')
+
+
 def _peer(name: str, title: str, toolbox: str, target: str, **kwargs: object) -> Subject:
     return Subject(name, f'{title} ({toolbox})', f'{toolbox}.{target}', kwargs, toolbox)
 
@@ -106,12 +122,14 @@ def _timm(name: str, title: str, model_name: str, one_size: bool = False, **kwar
 # Stochastic depth costs the same everywhere when all have it; LaViT's default is 0.1, some peers' is 0.
 _DROP = dict(drop_path_rate=0.1)
 _TINY = dict(arch='tiny', out_indices=(0, 1, 2, 3), **_DROP)
+_EVERY_SECOND = [1, 3, 5, 7, 9, 11]
 _B2 = dict(embed_dims=64, num_layers=[3, 4, 6, 3], **_DROP)
 
 SUBJECTS = {
     subject.name: subject
     for subject in [
         *_lavits(),
+        *_converted(),
         _timm('pvt_v2_b2', 'PVTv2-B2', 'pvt_v2_b2', **_DROP),
         _peer('pvt_v2_b2_mmdet', 'PVTv2-B2', 'mmdet', 'models.PyramidVisionTransformerV2', **_B2),
         # Maps smaller than a window, of inputs below 224 px, are otherwise refused.

@@ -1,0 +1,389 @@
+"""Experiments: several trainings with several seeds, run piece by piece, and what came out of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from mmengine.config import Config
+
+from mmlavit.errors import UserError
+from mmlavit.utils.local_files import write_file
+
+from .curves import Curve, Log, Panel, draw_panels
+
+RESUMABLE = ('tools/train.py', 'tools/distill.py')
+"""Tools that go on where they were interrupted when they are told to."""
+
+_LOGS = '*/vis_data/[0-9]*.json'  # of mmengine, of trainings and tests
+_KEYS = {'title', 'metric', 'scale', 'digits', 'seeds', 'reference', 'columns', 'arms'}
+_ARM_KEYS = {'title', 'seeds', 'needs', 'commands'}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of an experiment's table: commands that are run one after another for every seed.
+
+    Args:
+        name (str): Names its folder.
+        title (str): Names its row.
+        seeds (tuple[int, ...]): Random seeds.
+        needs (tuple[str, ...]): Earlier arms whose results the commands read.
+        commands (Mapping[str, str]): Commands by a name of each. ``{seed}`` stands for the seed, ``{work_dir}`` for
+            the command's own folder, ``{run}`` for that of the arm and the seed, which holds those of its commands,
+            and ``{root}`` for that of the experiment, which holds ``ARM/seed_N``; further names are the plan's.
+    """
+
+    name: str
+    title: str
+    seeds: tuple[int, ...]
+    needs: tuple[str, ...]
+    commands: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment runs and compares.
+
+    Args:
+        name (str): Name of its file.
+        title (str): What is compared, on what.
+        metric (str): Name under which a validation or test logs the result.
+        scale (float): Factor for the tables, such as 100 for a share.
+        digits (int): Decimals in the tables.
+        reference (str): The arm that differences are to.
+        columns (Mapping[str, str]): Commands whose result is shown, and what the table calls them.
+        names (Mapping[str, Any]): What else stands for ``{NAME}`` in commands and titles of arms.
+        arms (tuple[Arm, ...]): The rows.
+    """
+
+    name: str
+    title: str
+    metric: str
+    scale: float
+    digits: int
+    reference: str
+    columns: Mapping[str, str]
+    names: Mapping[str, Any]
+    arms: tuple[Arm, ...]
+
+    @classmethod
+    def read(cls, path: str) -> Plan:
+        """Read a plan.
+
+        Args:
+            path (str): A Python file as those in ``configs/experiments/plans``.
+
+        Returns:
+            Plan: The plan.
+
+        Raises:
+            UserError: If the file does not exist, or a key is missing or unknown.
+        """
+        if not Path(path).is_file():
+            raise UserError(f'plan {path} does not exist; expected a file such as those in configs/experiments/plans')
+        cfg = Config.fromfile(path)
+        missing = _KEYS - set(cfg)
+        names = cfg.get('names', {})
+        if missing:
+            raise UserError(f'{path} has no {", ".join(sorted(missing))}; a plan has {", ".join(sorted(_KEYS))}')
+        arms = []
+        for name, arm in cfg.arms.items():
+            unknown = arm.keys() - _ARM_KEYS
+            if unknown or not {'title', 'commands'} <= arm.keys():
+                raise UserError(f'{path}: arm {name} has {", ".join(arm)}; expected {", ".join(sorted(_ARM_KEYS))}')
+            needs = tuple(arm.get('needs', ()))
+            if not set(needs) <= {earlier.name for earlier in arms}:
+                raise UserError(f'{path}: arm {name} needs {", ".join(needs)}, which must be arms that stand before it')
+            title = arm.title.format(**names)
+            arms.append(Arm(name, title, tuple(arm.get('seeds', cfg.seeds)), needs, dict(arm.commands)))
+        if cfg.reference not in cfg.arms:
+            raise UserError(f'{path}: reference is {cfg.reference}; expected one of {", ".join(cfg.arms)}')
+        plain = (cfg[key] for key in ('title', 'metric', 'scale', 'digits', 'reference'))
+        return cls(Path(path).stem, *plain, dict(cfg.columns), dict(names), tuple(arms))
+
+    def command(self, arm: Arm, name: str, seed: int, root: Path) -> str:
+        """Give a command of an arm as it is run for a seed.
+
+        Args:
+            arm (Arm): The arm.
+            name (str): Name of the command.
+            seed (int): The seed.
+            root (Path): Folder of the experiment.
+
+        Returns:
+            str: The command, without placeholders.
+        """
+        run = root / arm.name / f'seed_{seed}'
+        command = arm.commands[name].format(**self.names, seed=seed, work_dir=run / name, run=run, root=root)
+        return ' '.join(command.split())
+
+    def choose(self, names: Sequence[str]) -> list[Arm]:
+        """Choose arms by their names, and what they need; none means all.
+
+        Raises:
+            UserError: If there is no such arm.
+        """
+        known = {arm.name: arm for arm in self.arms}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UserError(f'{self.name} has no arm {", ".join(unknown)}; expected some of {", ".join(known)}')
+        wanted = set(names or known)
+        for arm in reversed(self.arms):
+            if arm.name in wanted:
+                wanted |= set(arm.needs)
+        return [arm for arm in self.arms if arm.name in wanted]
+
+
+def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1) -> None:
+    """Run what has not been run yet.
+
+    A command that ended well is not run again. One that was interrupted goes on from its last checkpoint, if its tool
+    can (:data:`RESUMABLE`).
+
+    Args:
+        plan (Plan): The experiment.
+        arms (Sequence[Arm]): What of it.
+        root (Path): Folder of the experiment.
+        jobs (int): Commands that run at a time; they share the processors.
+
+    Raises:
+        UserError: If a command fails.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures: dict[str, list[Future]] = {}
+        for arm in arms:
+            # Earlier arms were submitted earlier, so whoever waits for them never keeps them from starting.
+            before = [future for need in arm.needs for future in futures[need]]
+            futures[arm.name] = [pool.submit(_run_arm, plan, arm, seed, root, threads, before) for seed in arm.seeds]
+        try:
+            for future in [future for some in futures.values() for future in some]:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run_arm(plan: Plan, arm: Arm, seed: int, root: Path, threads: int, before: Sequence[Future]) -> None:
+    """Run the commands of one arm with one seed, after others."""
+    for future in before:
+        future.result()
+    for name in arm.commands:
+        folder = root / arm.name / f'seed_{seed}' / name
+        if not _done(folder).is_file():
+            _run_command(plan.command(arm, name, seed, root), folder, threads)
+
+
+def _run_command(command: str, folder: Path, threads: int) -> None:
+    """Run a command, or go on with it, and leave a note when it has ended well."""
+    words = shlex.split(command)
+    if words[0] == 'python':
+        words[0] = sys.executable
+    if any(word in RESUMABLE for word in words) and any(folder.glob('*.pth')):
+        words.append('--resume')
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / 'output.txt'
+    print(f'{time.strftime("%H:%M:%S")} {command}', flush=True)
+    start = time.monotonic()
+    with log.open('ab') as output:
+        env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+        code = subprocess.run(words, stdout=output, stderr=output, env=env, check=False).returncode
+    if code:
+        last = log.read_text(errors='replace').strip().splitlines()[-1:]
+        raise UserError(f'exit code {code} from: {command}\n{"".join(last)}\n(all of its output: {log})')
+    record = dict(command=command, seconds=round(time.monotonic() - start))
+    write_file(_done(folder), json.dumps(record).encode())
+
+
+def _done(folder: Path) -> Path:
+    """Name the file that a command leaves which ended well."""
+    return folder / 'done.json'
+
+
+def read_results(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """Read what a command's validations or test gave.
+
+    Args:
+        folder (Path): Its work dir.
+        metric (str): Name of the metric.
+
+    Returns:
+        list[tuple[int, float]]: Step and value of each; the last is the result. Empty if it logged none.
+    """
+    rows = []
+    for log in sorted(folder.glob(_LOGS)):
+        rows += [json.loads(line) for line in log.read_text().splitlines() if line.endswith('}')]
+    results = {int(row.get('step', 0)): float(row[metric]) for row in rows if metric in row}
+    return sorted(results.items())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Results of one arm in one column.
+
+    Args:
+        values (Mapping[int, float]): Result for each seed.
+        difference (Mapping[int, float]): Result minus that of the reference with the same seed, or its only one.
+    """
+
+    values: Mapping[int, float]
+    difference: Mapping[int, float]
+
+
+def interval(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % confidence interval of a mean, by Student's t; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def summarise(plan: Plan, root: Path) -> dict[str, dict[str, Summary]]:
+    """Collect the results of what has been run.
+
+    Args:
+        plan (Plan): The experiment.
+        root (Path): Its folder.
+
+    Returns:
+        dict[str, dict[str, Summary]]: By arm and column; arms without results have no columns.
+    """
+    values = {
+        arm.name: {
+            column: {
+                seed: results[-1][1] * plan.scale
+                for seed in arm.seeds
+                if (results := _finished(root / arm.name / f'seed_{seed}' / column, plan.metric))
+            }
+            for column in plan.columns
+        }
+        for arm in plan.arms
+    }
+    summaries = {}
+    for arm, columns in values.items():
+        summaries[arm] = {}
+        for column, some in columns.items():
+            reference = values[plan.reference][column] if arm != plan.reference else {}
+            if len(reference) == 1:
+                reference = dict.fromkeys(some, *reference.values())
+            difference = {seed: value - reference[seed] for seed, value in some.items() if seed in reference}
+            if some:
+                summaries[arm][column] = Summary(some, difference)
+    return summaries
+
+
+def _finished(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """Read the results of a command that ended well."""
+    return read_results(folder, metric) if _done(folder).is_file() else []
+
+
+def write_report(plan: Plan, root: Path, out_dir: Path, command: str, conditions: str) -> None:
+    """Write report.md, report.json and, if trainings were validated on the way, curves.png.
+
+    Args:
+        plan (Plan): The experiment.
+        root (Path): Its folder.
+        out_dir (Path): Where the report goes; made if it does not exist.
+        command (str): What ran the experiment.
+        conditions (str): Device, threads and versions.
+    """
+    summaries = summarise(plan, root)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    panel = _curves(plan, root)
+    picture = ''
+    if any(len(curve.points) > 1 for curve in panel.curves):
+        draw_panels([panel], out_dir / 'curves.png')
+        picture = '\n![Curves](curves.png)\n'
+    (out_dir / 'report.md').write_text(
+        f'# {plan.title}\n\n{conditions}\n\n```bash\n{command}\n```\n\n{_table(plan, summaries)}\n{picture}\n'
+        f'## Commands\n\n{_commands(plan, summaries)}',
+        encoding='utf-8',
+    )
+    content = dict(
+        title=plan.title,
+        metric=plan.metric,
+        scale=plan.scale,
+        command=command,
+        conditions=conditions,
+        values={
+            arm: {column: {str(seed): value for seed, value in some.values.items()} for column, some in columns.items()}
+            for arm, columns in summaries.items()
+        },
+        curves={curve.name: curve.points for curve in panel.curves},
+    )
+    (out_dir / 'report.json').write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+
+
+def _table(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str:
+    """Lay out means, intervals and single values."""
+    reference = next(arm.title for arm in plan.arms if arm.name == plan.reference)
+    head = ['']
+    for title in plan.columns.values():
+        head += [title, f'minus *{reference}*']
+    rows = [head, ['---', *['---:'] * (len(head) - 1)]]
+    for arm in plan.arms:
+        if not summaries[arm.name]:
+            continue
+        row = [arm.title]
+        for column in plan.columns:
+            some = summaries[arm.name].get(column)
+            row += [_cell(plan, some.values, True), _cell(plan, some.difference, False)] if some else ['', '']
+        rows.append(row)
+    note = (
+        "Means over seeds, ± half of the 95 % confidence interval (Student's t), and in brackets the single values. "
+        'Differences are between runs of the same seed, or to the only run of what is compared with.'
+    )
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows) + f'\n\n{note}\n'
+
+
+def _cell(plan: Plan, values: Mapping[int, float], single: bool) -> str:
+    if not values:
+        return ''
+    numbers = [values[seed] for seed in sorted(values)]
+    width = interval(numbers)
+    text = f'{mean(numbers):.{plan.digits}f}' if single else f'{mean(numbers):+.{plan.digits}f}'
+    if width is None:
+        return text
+    text += f' ± {width:.{plan.digits}f}'
+    return f'{text} ({", ".join(f"{number:.{plan.digits}f}" for number in numbers)})' if single else text
+
+
+def _commands(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str:
+    """List what was run, for the first seed of each arm."""
+    root = Path('work_dirs/experiments') / plan.name
+    parts = []
+    for arm in plan.arms:
+        if summaries[arm.name]:
+            lines = '\n'.join(plan.command(arm, name, arm.seeds[0], root) for name in arm.commands)
+            seeds = ', '.join(map(str, arm.seeds))
+            parts.append(f'*{arm.title}*, for seeds {seeds}:\n\n```bash\n{lines}\n```\n')
+    return '\n'.join(parts)
+
+
+def _curves(plan: Plan, root: Path) -> Panel:
+    """Mean over seeds of what the validations of trainings gave."""
+    curves, unit = [], 'iteration'
+    for arm in plan.arms:
+        for column in plan.columns:
+            folders = [root / arm.name / f'seed_{seed}' / column for seed in arm.seeds]
+            runs = [results for folder in folders if len(results := _finished(folder, plan.metric)) > 1]
+            if not runs:
+                continue
+            steps = sorted(set.intersection(*({step for step, _ in run} for run in runs)))
+            points = [(step, plan.scale * mean(dict(run)[step] for run in runs)) for step in steps]
+            curves.append(Curve(arm.title, points, dict(marker='.')))
+            unit = Log.read(next(folder for folder in folders if folder.is_dir())).unit(plan.metric)
+    return Panel(plan.metric, unit, curves)

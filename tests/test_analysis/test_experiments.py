@@ -1,0 +1,174 @@
+"""Experiments: what is run, in which order, what is not run again, and what the report says."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from documents import ROOT
+from mmengine.config import Config
+from scipy import stats
+from shell_commands import check
+
+from mmlavit.analysis.experiments import Plan, interval, read_results, run_plan, summarise, write_report
+from mmlavit.errors import UserError
+
+PLANS = sorted((ROOT / 'configs/experiments/plans').glob('*.py'))
+# Writes a log as mmengine does, of validations whose values depend on the arm and the seed.
+STEP = """
+import json, sys
+from pathlib import Path
+folder, seed, base = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+log = folder / '20260101_000000/vis_data/20260101_000000.json'
+log.parent.mkdir(parents=True)
+rows = [dict(lr=0.1, loss=1.0, step=10), dict(mIoU=base, step=10), dict(mIoU=base + seed ** 2, step=20)]
+log.write_text(''.join(json.dumps(row) + chr(10) for row in rows))
+(log.parent / 'scalars.json').write_text(log.read_text())
+with open(folder.parents[2] / 'order.txt', 'a') as order:
+    order.write(f'{folder.parent.parent.name} {seed}' + chr(10))
+"""
+
+
+def write_plan(folder, arms, **changes):
+    (folder / 'step.py').write_text(STEP)
+    plan = dict(title='A and B', metric='mIoU', scale=10, digits=1, seeds=[0, 1, 2], reference='a')
+    plan.update(columns=dict(train='mIoU'), arms=arms, **changes)
+    path = folder / 'plan.py'
+    path.write_text('\n'.join(f'{key} = {value!r}' for key, value in plan.items() if value is not None))
+    return path
+
+
+def arm(folder, base, **kwargs):
+    command = f'python {folder / "step.py"} {{work_dir}} {{seed}} {base}'
+    return dict(title=f'arm {base}', commands=dict(train=command), **kwargs)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    arms = dict(a=arm(tmp_path, 1), b=arm(tmp_path, 2, needs=['a']), c=arm(tmp_path, 4, seeds=[5], needs=['b']))
+    return Plan.read(str(write_plan(tmp_path, arms)))
+
+
+@pytest.mark.parametrize('jobs', [1, 3])
+def test_run(plan, tmp_path, jobs):
+    root = tmp_path / 'runs'
+    run_plan(plan, plan.choose([]), root, jobs)
+    order = (root / 'order.txt').read_text().split('\n')[:-1]
+    assert sorted(order) == sorted(['a 0', 'a 1', 'a 2', 'b 0', 'b 1', 'b 2', 'c 5'])
+    assert [line[0] for line in order] == list('aaabbbc')  # each after what it needs
+    record = json.loads((root / 'b/seed_1/train/done.json').read_text())
+    assert record['command'] == f'python {tmp_path}/step.py {root}/b/seed_1/train 1 2'
+
+    run_plan(plan, plan.choose([]), root, jobs)  # what has ended well is not run again
+    assert (root / 'order.txt').read_text().split('\n')[:-1] == order
+
+
+def test_report(plan, tmp_path):
+    root = tmp_path / 'runs'
+    run_plan(plan, plan.choose(['b']), root)
+    values = {'a': [10, 20, 50], 'b': [20, 30, 60]}  # scale * (base + seed ** 2)
+    found = summarise(plan, root)
+    assert {name: list(found[name]['train'].values.values()) for name in values} == values
+    assert found['b']['train'].difference == {0: 10, 1: 10, 2: 10}
+    assert found['c'] == {}
+
+    write_report(plan, root, tmp_path / 'report', 'COMMAND', 'CONDITIONS')
+    text = (tmp_path / 'report/report.md').read_text()
+    width = 26.6667 - stats.t.interval(0.95, 2, loc=26.6667, scale=stats.sem(values['a']))[0]
+    assert f'| arm 1 | 26.7 ± {width:.1f} (10.0, 20.0, 50.0) |  |' in text
+    assert '| arm 2 | 36.7 ± ' in text and '| +10.0 ± 0.0 |' in text and 'arm 4' not in text
+    assert 'COMMAND' in text and 'CONDITIONS' in text
+    assert json.loads((tmp_path / 'report/report.json').read_text())['values']['a']['train'] == {
+        '0': 10, '1': 20, '2': 50
+    }  # fmt: skip
+    assert sum(json.loads((tmp_path / 'report/report.json').read_text())['curves']['arm 1'], []) == pytest.approx(
+        [10, 10, 20, 80 / 3]
+    )
+    assert (tmp_path / 'report/curves.png').stat().st_size > 1000
+
+
+def test_one_run_of_the_reference(tmp_path):
+    """Then all are compared with it."""
+    plan = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 1, seeds=[7]), b=arm(tmp_path, 2)))))
+    run_plan(plan, plan.choose([]), tmp_path / 'runs')
+    assert summarise(plan, tmp_path / 'runs')['b']['train'].difference == {0: 20 - 500, 1: 30 - 500, 2: 60 - 500}
+
+
+def test_interval():
+    assert interval([3.0]) is None
+    assert interval([1.0, 2.0, 4.0]) == pytest.approx(4.303 * stats.sem([1, 2, 4]), rel=1e-3)  # a table of t
+
+
+def test_failure(tmp_path):
+    """It names the command and shows its last line; what it had logged is no result; then it can go on."""
+    arms = dict(a=dict(title='A', commands=dict(train='python -c "raise SystemExit(\'out of milk\')"')))
+    plan = Plan.read(str(write_plan(tmp_path, arms)))
+    with pytest.raises(UserError, match='exit code 1 from: python -c .*\nout of milk\n.*output.txt'):
+        run_plan(plan, plan.arms, tmp_path / 'runs')
+    assert summarise(plan, tmp_path / 'runs') == {'a': {}}
+
+
+def test_interrupted_training_goes_on(tmp_path):
+    """A tool that can resume is told to, if there is a checkpoint."""
+    tool = tmp_path / 'tools/train.py'
+    tool.parent.mkdir()
+    tool.write_text('import sys; print(sys.argv[1:])')
+    arms = dict(a=dict(title='A', commands=dict(train='python tools/train.py {work_dir}'), seeds=[0, 1]))
+    plan = Plan.read(str(write_plan(tmp_path, arms)))
+    folder = tmp_path / 'runs/a/seed_1/train'
+    folder.mkdir(parents=True)
+    (folder / 'iter_1.pth').touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        run_plan(plan, plan.arms, Path('runs'))
+    assert '--resume' not in (tmp_path / 'runs/a/seed_0/train/output.txt').read_text()
+    assert "'--resume'" in (folder / 'output.txt').read_text()
+
+
+def test_results_of_a_resumed_run(tmp_path):
+    for start, rows in dict(
+        a='{"mIoU": 1, "step": 1}\n{"mIoU": 2, "step": 2}\n{"mIo', b='{"mIoU": 3, "step": 2}\n'
+    ).items():
+        log = tmp_path / start / 'vis_data/1.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(rows)
+    assert read_results(tmp_path, 'mIoU') == [(1, 1), (2, 3)]
+    assert read_results(tmp_path, 'aAcc') == []
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(metric=None), 'has no metric'),
+        (dict(reference='z'), 'reference is z; expected one of a'),
+        (dict(arms=dict(a=dict(title='A'))), 'arm a has title'),
+        (dict(arms=dict(a=dict(title='A', commands={}, needs=['b']))), 'arm a needs b'),
+    ],
+)
+def test_plans_that_are_wrong(tmp_path, changes, message):
+    arms = changes.pop('arms', dict(a=arm(tmp_path, 1)))
+    with pytest.raises(UserError, match=message):
+        Plan.read(str(write_plan(tmp_path, arms, **changes)))
+
+
+def test_unknown_names(plan):
+    with pytest.raises(UserError, match='has no arm z; expected some of a, b, c'):
+        plan.choose(['z'])
+    assert [arm.name for arm in plan.choose(['c'])] == ['a', 'b', 'c']
+    with pytest.raises(UserError, match='does not exist'):
+        Plan.read('none.py')
+
+
+@pytest.mark.parametrize('path', PLANS, ids=lambda path: path.stem)
+def test_plans(path, monkeypatch, capsys):
+    """Every command could be run, and its config takes its options."""
+    monkeypatch.chdir(ROOT)
+    plan = Plan.read(str(path))
+    assert set(plan.columns) <= {name for arm in plan.arms for name in arm.commands}
+    for arm in plan.arms:
+        for name in arm.commands:
+            words = shlex.split(plan.command(arm, name, 0, Path('root')))
+            assert check(words, monkeypatch, capsys) is None, words
+            configs = [word for word in words if word.startswith('configs/')]
+            assert configs and all(Config.fromfile(config) for config in configs)
+    assert path.stem in (ROOT / 'configs/experiments/README.md').read_text()

@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Run an experiment: the trainings and tests of a plan, with several seeds, and a report of what came out.
+
+It can be stopped at any time; the same command goes on from there. The report shows what has been run so far.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from mmlavit.analysis.benchmark.report import device_name, versions
+from mmlavit.analysis.experiments import Plan, run_plan, write_report
+from mmlavit.errors import one_line_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='Plans: configs/experiments/plans',
+    )
+    parser.add_argument('plan', help='a file such as configs/experiments/plans/weights_camvid.py')
+    parser.add_argument('--arms', nargs='+', default=[], metavar='ARM', help='only these, and what they need')
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='commands at a time (default: %(default)s)')
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/experiments/<name of the plan>')
+    parser.add_argument('--out-dir', type=Path, help='where the report goes; default: the work dir')
+    parser.add_argument('--report-only', action='store_true', help='run nothing')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run and report."""
+    args = parse_args()
+    with one_line_errors():
+        plan = Plan.read(args.plan)
+        arms = plan.choose(args.arms)
+        root = args.work_dir or Path('work_dirs/experiments') / plan.name
+        out_dir = args.out_dir or root
+        command = f'python {shlex.join(sys.argv)}'
+        software = ', '.join(f'{name} {version}' for name, version in versions().items())
+        try:
+            if not args.report_only:
+                run_plan(plan, arms, root, args.jobs)
+        finally:
+            write_report(plan, root, out_dir, command, f'{device_name("cpu")}; {software}.')
+        print(out_dir / 'report.md')
+
+
+if __name__ == '__main__':
+    main()
