@@ -40,6 +40,7 @@ from .arch import STRIDES, Arch, resolve_arch, resolve_num_va_layers
 from .initialization import resolve_init_cfg
 from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
 from .layout import PointwiseLinear, Scores, attend_in_pieces, folding_pays, linear, linear_each, to_map, to_tokens
+from .recompute import checkpoint_contexts, recompute
 from .resample import Grid, ceil_div, is_symbolic, resample_tokens
 
 
@@ -58,13 +59,18 @@ def attend(scores: Scores, values: Tensor, proj: nn.Module) -> Tensor:
         Tensor: Tokens of shape (B, N, C).
     """
     heads, keys = scores.heads, values.shape[1]
-    probs = scores.map.unflatten(-1, (heads, keys)).softmax(dim=-1)  # (B, N, H, K)
     values = values.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, K, d)
-    if not folding_pays(proj, probs.shape[1], keys, heads):
-        return proj(torch.matmul(probs.transpose(1, 2), values).transpose(1, 2).flatten(2))
+
+    def softmax(a: Tensor) -> Tensor:
+        return a.unflatten(-1, (heads, keys)).softmax(dim=-1)  # (B, N, H, K)
+
+    if not folding_pays(proj, scores.map.shape[1], keys, heads):
+        out = recompute(softmax, scores.map, lambda probs: torch.matmul(probs.transpose(1, 2), values))
+        return proj(out.transpose(1, 2).flatten(2))
     weight = proj.weight.unflatten(1, (heads, -1)).transpose(0, 1)  # (H, C, d)
     projected = torch.matmul(weight, values.transpose(2, 3)).transpose(1, 2).flatten(2)  # (B, C, H * K)
-    return linear_each(probs.flatten(2), projected, proj.bias.expand(probs.shape[0], -1))
+    bias = proj.bias.expand(scores.map.shape[0], -1)
+    return recompute(softmax, scores.map, lambda probs: linear_each(probs.flatten(2), projected, bias))
 
 
 def transform_keys(a: Tensor, delta_theta: Tensor) -> Tensor:
@@ -360,7 +366,9 @@ class Stage(nn.Module):
         scores = None
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
-                x, scores = checkpoint(block, x, grid, scores, residual, use_reentrant=False)
+                x, scores = checkpoint(
+                    block, x, grid, scores, residual, use_reentrant=False, context_fn=checkpoint_contexts
+                )
             else:
                 x, scores = block(x, grid, scores, residual)
             residual = None  # only the first layer takes it

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layout import PointwiseLinear, has_hooks, is_plain_eager, map_strips, to_map, to_tokens
+from .recompute import recompute
 from .resample import Grid
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -92,7 +93,7 @@ class FeedForward(nn.Module):
         if torch.compiler.is_exporting():
             return self._forward_map(to_map(x, grid))
         x = self.dwconv(to_map(self.fc1(x), grid))  # (B, hidden, h, w)
-        return self.fc2(F.gelu(to_tokens(x)))
+        return recompute(F.gelu, to_tokens(x), self.fc2)
 
     def _forward_map(self, x: Tensor) -> Tensor:
         """Do the same on a map (B, C, h, w) with 1x1 convolutions, so that other runtimes can keep one layout."""

@@ -1,0 +1,98 @@
+"""What is computed again in the backward pass: the same gradients to the last bit, and less memory."""
+
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmlavit import LaViT
+from mmlavit.models import recompute as recompute_module
+from mmlavit.models.recompute import recompute
+
+
+def train(model, x, dtype=torch.float32):
+    """Outputs and all gradients of one step."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    with torch.autocast(x.device.type, dtype, enabled=dtype is not torch.float32):
+        outs = model(x)
+        loss = sum((out * torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)).sum() for out in outs)
+    loss.backward()
+    return [*outs, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Switch it off."""
+
+    def switch():
+        monkeypatch.setattr(recompute_module._state, 'off', True, raising=False)
+
+    return switch
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('size', [(64, 96), (160, 224)], ids=str)
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_same_gradients(dtype, size, with_cp, without, device):
+    """At the smaller size values are folded in stages 1 and 2 and not in the others."""
+    torch.manual_seed(0)
+    model = LaViT('nano', with_cp=with_cp, drop_path_rate=0.2).to(device).train()
+    x = torch.rand(2, 3, *size, device=device)
+    found = train(model, x, dtype)
+    without()
+    expected = train(model, x, dtype)
+    assert len(found) == len(expected) > 100
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('function', [F.gelu, lambda x: x.softmax(-1)], ids=['gelu', 'softmax'])
+def test_the_result_is_not_kept(function):
+    """A tensor that autograd keeps is alive when nothing else refers to it."""
+    layer = nn.Linear(50, 50)
+    x = torch.rand(1000, 50, requires_grad=True)
+    seen = []
+
+    def use(y):
+        seen.append(weakref.ref(y))
+        return layer(y)
+
+    found, expected = recompute(function, x, use), use(function(x))
+    assert [ref() is None for ref in seen] == [True, False]
+    grads = [torch.autograd.grad(out.square().sum(), [x, layer.weight]) for out in (found, expected)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_wrapped_layers():
+    """What uses the result may be anything, here a sum of two linears, as LoRA has."""
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    x = torch.rand(5, 8, requires_grad=True)
+
+    def use(y):
+        return first(y) + second(y.flip(0)) + first(y[:, :8])
+
+    grads = []
+    for out in (recompute(F.gelu, x, use), use(F.gelu(x))):
+        grads.append(torch.autograd.grad(out.square().sum(), [x, first.weight, second.weight]))
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_twice_through_the_graph():
+    x = torch.rand(5, 8, requires_grad=True)
+    layer = nn.Linear(8, 8)
+    out = recompute(F.gelu, x, layer).square().sum()
+    grads = [torch.autograd.grad(out, layer.weight, retain_graph=True)[0] for _ in range(2)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_changed_in_place():
+    x = torch.rand(5, 8, requires_grad=True) * 1
+    layer = nn.Linear(8, 8)
+    out = recompute(F.gelu, x, layer).sum()
+    with torch.no_grad():
+        x.add_(1)
+    with pytest.raises(RuntimeError, match='in place'):
+        out.backward()
