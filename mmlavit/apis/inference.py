@@ -23,7 +23,7 @@ from mmlavit.deployment.pipeline import describe_pipeline, find_test_pipeline
 from mmlavit.errors import ConfigError, UserError
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import require_checkpoint
-from mmlavit.utils.memory import peak_tensor_bytes
+from mmlavit.utils.tensor_peak import peak_tensor_bytes
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit_serve import Classification, Detections, Result, Segmentation
 from mmlavit_serve.memory import LABEL_BYTES, MemoryNeed

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmlavit.utils.memory import peak_tensor_bytes
+from mmlavit.utils.tensor_peak import peak_tensor_bytes
 
 N = 1000
 BYTES = 4 * N
