@@ -4,6 +4,7 @@
 # make lint      only ruff; `make format` fixes what it can
 # make docs      the documentation as HTML, in docs/_build/html
 # make install   only the environment that all of them create first
+# make lock      pin everything that the default stack installs, with hashes, in requirements/lock.txt
 #
 # VENV=folder    the environment; default .venv (.venv-official for the official stack)
 # PYTHON=python  the Python 3.10-3.12 to create it with; default: the first found
@@ -27,7 +28,7 @@ ifeq ($(filter $(OPS),torchvision compiled),)
 $(error OPS=$(OPS) is unknown, expected torchvision or compiled)
 endif
 
-.PHONY: demo test lint format docs install
+.PHONY: demo test lint format docs lock install
 
 demo: install
 	@"$(BIN)/python" tools/demo.py --task $(TASK)
@@ -51,6 +52,10 @@ format: install
 docs: install
 	@"$(BIN)/python" -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+lock: install
+	@"$(BIN)/uv" pip compile -q --upgrade --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	    --no-emit-package mmlavit-mmcv-ops --custom-compile-command "make lock" -o requirements/lock.txt requirements/lock.in
 
 install:
 	@for python in $(PYTHONS); do \

@@ -44,6 +44,8 @@ class Requirement(NamedTuple):
 
 
 TORCH = Requirement('torch', '2.4', '3')
+# Before it, loading a checkpoint with `weights_only`, as we do, can corrupt memory: CVE-2026-24747.
+_SAFE_TORCH = '2.10'
 
 # By import name. The first stack is the default: what is missing altogether is asked for from it.
 STACKS = {
@@ -161,6 +163,13 @@ def _check_torch() -> None:
     if _find_folder('torch') is None or (version and not TORCH.allows(version)):
         found = f'torch {version} is installed' if version else 'torch is not installed'
         raise _problem(f'{found}. Needed: {TORCH}', f'{_pip()} install --upgrade "{TORCH}" torchvision')
+    if version and _as_numbers(version) < _as_numbers(_SAFE_TORCH):
+        warnings.warn(
+            f'torch {version} can be made to corrupt memory by a checkpoint, also when it loads weights only '
+            f'(CVE-2026-24747): load files of your own only, or {_pip()} install --upgrade '
+            f'"torch>={_SAFE_TORCH},<{TORCH.below}" torchvision',
+            stacklevel=2,
+        )
 
 
 def _check_version(module: str, part: Installed | None, stack: str, scope: str | None) -> None:

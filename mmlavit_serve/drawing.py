@@ -12,6 +12,7 @@ Colour = tuple[int, int, int]
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _MASK_SHARE = 0.45  # of a mask's colour; the rest is the image
 _GOLDEN = 0.618034  # turns of the colour wheel between neighbouring classes
+_STRIP = 256  # rows that are tinted together
 
 
 def class_colour(label: int) -> Colour:
@@ -53,9 +54,10 @@ class Canvas:
         mask = mask.astype(np.uint8)
         if self.factor != 1:
             mask = cv2.resize(mask, None, fx=self.factor, fy=self.factor, interpolation=cv2.INTER_NEAREST)
-        inside = mask.astype(bool)
-        tinted = self.image[inside] * (1 - _MASK_SHARE) + np.array(bgr) * _MASK_SHARE
-        self.image[inside] = tinted.round().astype(np.uint8)
+        for top in range(0, len(mask), _STRIP):  # in numbers of 64 bits, a whole image could be too large
+            strip, inside = self.image[top : top + _STRIP], mask[top : top + _STRIP].astype(bool)
+            tinted = strip[inside] * (1 - _MASK_SHARE) + np.array(bgr) * _MASK_SHARE
+            strip[inside] = tinted.round().astype(np.uint8)
         if outlined:
             outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(self.image, outlines, -1, bgr, self.line)

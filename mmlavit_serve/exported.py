@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UserError
-from .resizing import apply
+from .memory import MemoryNeed, require_memory
+from .resizing import apply, shape_after
 from .results import Classification, Detections, Result, Segmentation, paste_masks
 from .runtimes import RUNTIMES
 
@@ -22,9 +23,18 @@ class ExportedModel:
         device (str): 'cpu', or another that the runtime has.
         score_thr (float): Detections below it are left out.
         threads (int, optional): Threads of the CPU; None: as the runtime takes them.
+        memory_limit (float, optional): Bytes that an image may need; None: what is available.
     """
 
-    def __init__(self, path: Path, runtime: str, device: str, score_thr: float, threads: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        runtime: str,
+        device: str,
+        score_thr: float,
+        threads: int | None,
+        memory_limit: float | None = None,
+    ) -> None:
         if runtime not in RUNTIMES:
             raise UserError(f'runtime is {runtime!r}, expected one of {", ".join(RUNTIMES)} for {path}')
         self.session = RUNTIMES[runtime](path, threads, device)
@@ -32,7 +42,9 @@ class ExportedModel:
         self.task, self.transforms = meta['task'], meta['transforms']
         self.classes, self.palette = meta['classes'], meta['palette']
         self.mask_thr, self.sides = meta['mask_thr'], meta['sides']
-        self.score_thr = score_thr
+        # Files of mmlavit 1.0 do not say.
+        self.memory = MemoryNeed(*meta.get('memory', (0, 0, 0)))
+        self.score_thr, self.memory_limit = score_thr, memory_limit
         batch, height, width, _ = self.session.input_shapes['images']
         self.batched = batch != 1
         self.fixed = (height, width) if isinstance(height, int) and isinstance(width, int) else None
@@ -53,6 +65,19 @@ class ExportedModel:
                 f'{self.session.path} takes sides of {self.sides[0]} to {self.sides[1]} pixels'
             )
         return np.ascontiguousarray(image)
+
+    def shape_seen(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Tell how large an image is after resizing, without resizing it.
+
+        Args:
+            shape (tuple[int, int]): Its height and width.
+
+        Returns:
+            tuple[int, int]: Height and width that the network sees.
+        """
+        for transform in self.transforms:
+            shape = shape_after(transform, shape)
+        return shape
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Result]:
         """Run the model on images.
@@ -91,5 +116,6 @@ class ExportedModel:
         boxes = outputs['boxes'][kept] / scale
         masks = outputs['masks'][kept] if 'masks' in outputs else None
         if masks is not None:
+            require_memory(boxes.shape[0] * shape[0] * shape[1], shape, self.memory_limit)
             masks = paste_masks(masks, boxes, shape, self.mask_thr)
         return Detections(shape, self.classes, boxes, outputs['scores'][kept], outputs['labels'][kept], masks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ import numpy as np
 
 from .errors import UserError
 from .exported import ExportedModel
+from .memory import ROUGH_BYTES, available_memory, require_memory
 from .results import Result
 from .video import Video, is_video
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+# How a file begins, what is before its pixels, and its end, which the pixels of a JPEG cannot contain.
+_MARKS = ((b'\xff\xd8', b'\xff\xda', b'\xff\xd9'), (b'\x89PNG', b'IDAT', b'IEND'))
 
 Picture = str | os.PathLike | np.ndarray
 """The file of an image, or its pixels: (H, W, 3), uint8, BGR."""
@@ -37,6 +41,11 @@ class Predictor:
         device (str): 'cpu', or another that the runtime has, such as 'cuda:0'.
         score_thr (float): Detections below it are left out.
         threads (int, optional): Threads of the CPU; None: as the runtime takes them.
+        memory_limit (float, optional): Bytes that an image may need; None: what the machine, or the container, has
+            available. An image that needs more is refused.
+
+    Several threads may use one predictor: an exported model then computes their images side by side, a config's one
+    after the other.
 
     Raises:
         UserError: If a file, the runtime or the device cannot be used.
@@ -51,12 +60,14 @@ class Predictor:
         device: str = 'cpu',
         score_thr: float = 0.3,
         threads: int | None = None,
+        memory_limit: float | None = None,
     ) -> None:
+        self.memory_limit = memory_limit
         if isinstance(model, (str, os.PathLike)) and Path(model).suffix == '.onnx':
             if checkpoint is not None:
                 raise UserError(f'{model} has its weights inside; expected no checkpoint beside it')
             path = Path(model).expanduser()
-            self.model = ExportedModel(path, runtime or 'onnxruntime', device, score_thr, threads)
+            self.model = ExportedModel(path, runtime or 'onnxruntime', device, score_thr, threads, memory_limit)
             return
         if runtime not in (None, 'torch'):
             raise UserError(f'runtime {runtime} takes exported models (.onnx); tools/deployment/export.py writes them')
@@ -82,32 +93,69 @@ class Predictor:
             Result: What was found, in pixels of the image.
 
         Raises:
-            UserError: If it is not an image.
+            UserError: If it is not an image, or needs more memory than there is.
         """
-        return self.model.predict([read_image(picture)])[0]
+        return self._predict([read_image(picture)])[0]
 
     def predict_each(
-        self, pictures: str | os.PathLike | Iterable[Picture], batch_size: int = 1
-    ) -> Iterator[tuple[np.ndarray, Result]]:
+        self, pictures: str | os.PathLike | Iterable[Picture], batch_size: int = 1, *, keep_going: bool = False
+    ) -> Iterator[tuple[np.ndarray | None, Result | UserError]]:
         """Predict on many images, one after the other in their order.
 
         Args:
             pictures (str, Path or Iterable): A folder (with its subfolders), an image, a video, or images as for
                 :meth:`predict`.
             batch_size (int): Images that are read and, where the model allows it, computed together.
+            keep_going (bool): Whether to go on after an image that cannot be used.
 
         Yields:
-            tuple[np.ndarray, Result]: An image, (H, W, 3) uint8 in BGR, and what was found in it.
+            tuple[np.ndarray | None, Result | UserError]: An image, (H, W, 3) uint8 in BGR, and what was found in it.
+            With ``keep_going``, in the place of one that cannot be used, None and the error that says why.
 
         Raises:
-            UserError: If there is nothing to read.
+            UserError: If there is nothing to read, or, without ``keep_going``, at the first that cannot be used.
         """
         if isinstance(pictures, (str, os.PathLike)):
             path = Path(pictures).expanduser()
             pictures = Video(path) if is_video(path) else find_images(path)
-        images = map(read_image, pictures)
-        while batch := list(islice(images, batch_size)):
-            yield from zip(batch, self.model.predict(batch), strict=True)
+        pictures = iter(pictures)
+        while batch := list(islice(pictures, batch_size)):
+            if keep_going:
+                yield from self._predict_what_can(batch)
+            else:
+                images = list(map(read_image, batch))
+                yield from zip(images, self._predict(images), strict=True)
+
+    def _predict_what_can(self, batch: Sequence[Picture]) -> Iterator[tuple[np.ndarray | None, Result | UserError]]:
+        """Predict on a batch; on each image alone where one of them cannot be used."""
+        try:
+            images = list(map(read_image, batch))
+            results = self._predict(images)
+        except UserError as error:
+            if len(batch) == 1:
+                yield None, error
+            else:
+                for picture in batch:
+                    yield from self._predict_what_can([picture])
+        else:
+            yield from zip(images, results, strict=True)
+
+    def _predict(self, images: Sequence[np.ndarray]) -> list[Result]:
+        for image in images:
+            self._require_memory(image.shape[:2], len(images))
+        try:
+            return self.model.predict(images)
+        except cv2.error as error:  # such as one of 1x5000, of which resizing would leave nothing
+            sizes = ', '.join('{}x{}'.format(*image.shape[:2]) for image in images)
+            raise UserError(f'an image of {sizes} cannot be resized as the model wants it ({error.err})') from error
+
+    def _require_memory(self, shape: tuple[int, int], times: int) -> None:
+        """Raise a UserError if so many images of this height and width need more memory than there is."""
+        seen = self.model.shape_seen(shape)
+        limit = available_memory() if self.memory_limit is None else self.memory_limit
+        # To ask what the model needs may take a second.
+        if limit is not None and ROUGH_BYTES * times * (np.prod(shape) + np.prod(seen)) > limit / 2:
+            require_memory(self.model.memory.at(seen, shape) * times, shape, self.memory_limit)
 
 
 def read_image(picture: Picture) -> np.ndarray:
@@ -132,10 +180,22 @@ def read_image(picture: Picture) -> np.ndarray:
     path = Path(picture).expanduser()
     if not path.is_file():
         raise UserError(f'{path} does not exist; expected an image')
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+    try:
+        content = path.read_bytes()
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    except (OSError, cv2.error) as error:  # of OpenCV: more than 2^30 pixels
+        reason = error.err if isinstance(error, cv2.error) else error.strerror
+        raise UserError(f'{path} cannot be read: {reason}') from error
     if image is None:
         raise UserError(f'{path} cannot be read as an image')
+    if not _is_whole(content):  # OpenCV gives what there is, and grey for the rest
+        raise UserError(f'{path} is cut off: the end of the file is missing')
     return image
+
+
+def _is_whole(content: bytes) -> bool:
+    """Tell whether a JPEG or PNG file has its end; True for other formats."""
+    return all(content.find(end, content.rfind(body)) >= 0 for start, body, end in _MARKS if content.startswith(start))
 
 
 def find_images(path: Path) -> list[Path]:

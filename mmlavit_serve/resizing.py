@@ -59,31 +59,44 @@ def apply(transform: Mapping[str, Any], image: np.ndarray) -> np.ndarray:
         np.ndarray: The new image.
     """
     height, width = image.shape[:2]
+    new_height, new_width = shape_after(transform, (height, width))
+    if transform['type'] == 'CenterCrop':
+        top, left = round((height - new_height) / 2), round((width - new_width) / 2)
+        return image[top : top + new_height, left : left + new_width]
+    return resize(image, (new_width, new_height), transform['interpolation'], transform['backend'])
+
+
+def shape_after(transform: Mapping[str, Any], shape: tuple[int, int]) -> tuple[int, int]:
+    """Tell how large an image is after a transform.
+
+    Args:
+        transform (Mapping): As for :func:`apply`.
+        shape (tuple[int, int]): Height and width before.
+
+    Returns:
+        tuple[int, int]: Height and width after.
+    """
+    height, width = shape
     if transform['type'] == 'CenterCrop':
         crop_width, crop_height = transform['crop_size']
-        crop_width, crop_height = min(crop_width, width), min(crop_height, height)
-        top, left = round((height - crop_height) / 2), round((width - crop_width) / 2)
-        return image[top : top + crop_height, left : left + crop_width]
+        return min(crop_height, height), min(crop_width, width)
     if transform['type'] == 'ResizeEdge':
         scale, edge = transform['scale'], transform['edge']
         if edge == 'width' or (edge == 'short' and width < height) or (edge == 'long' and width > height):
-            size = scale, int(scale * height / width)
-        else:
-            size = int(scale * width / height), scale
-    else:
-        size = _size_of(transform, height, width)
-    return resize(image, size, transform['interpolation'], transform['backend'])
+            return int(scale * height / width), scale
+        return scale, int(scale * width / height)
+    return _resized_shape(transform, height, width)
 
 
-def _size_of(transform: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
-    """Width and height after mmcv's Resize."""
+def _resized_shape(transform: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
+    """Height and width after mmcv's Resize."""
     scale, factor = transform['scale'], transform['scale_factor']
     if scale is None:  # mmcv then knows width and height; keep_ratio changes nothing but rounding
         scale = [_scaled(width, factor[0]), _scaled(height, factor[1])]
     if not transform['keep_ratio']:
-        return scale[0], scale[1]
+        return scale[1], scale[0]
     factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
-    return _scaled(width, factor), _scaled(height, factor)
+    return _scaled(height, factor), _scaled(width, factor)
 
 
 def _scaled(length: int, factor: float) -> int:

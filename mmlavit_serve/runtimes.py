@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ class Session(ABC):
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute the outputs, by their names."""
+        """Compute the outputs, by their names. Several threads may do so at once."""
 
     def _unreadable(self, error: Exception) -> UserError:
         reason = ' '.join(str(error).split())[:160]
@@ -111,7 +112,7 @@ class OpenVino(Session):
             raise UserError(
                 f'OpenVINO cannot run {path} on {device} ({reason}); it has {core.available_devices}'
             ) from error
-        self.request = self.model.create_infer_request()
+        self.requests = threading.local()  # one takes one image at a time
         self.input_shapes = {
             node.get_any_name(): [length.get_length() if length.is_static else '?' for length in node.partial_shape]
             for node in self.model.inputs
@@ -122,7 +123,9 @@ class OpenVino(Session):
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute the outputs, by their names."""
-        found = self.request.infer(dict(inputs))
+        if not hasattr(self.requests, 'own'):
+            self.requests.own = self.model.create_infer_request()
+        found = self.requests.own.infer(dict(inputs))
         return {name: found[name].copy() for name in self.outputs}
 
 

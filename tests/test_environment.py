@@ -312,3 +312,15 @@ def test_pins_are_in_range(stack, file):
 
 def test_torch_range_is_that_of_the_package():
     assert str(TORCH) in (ROOT / 'requirements' / 'runtime.txt').read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ('version', 'warned'), [('2.9.1', True), ('2.4.0+cpu', True), ('2.10.0', False), ('2.11', False)]
+)
+def test_torch_that_checkpoints_can_corrupt(site, version, warned):
+    """A warning in one line, and no more: CVE-2026-24747."""
+    site.set_version('torch', version)
+    done = site.check('mmdet')
+    assert done.returncode == 0
+    assert (f'torch {version} can be made to corrupt memory by a checkpoint' in done.stderr) == warned
+    assert ('CVE-2026-24747' in done.stderr) == warned == (f'{PIP} install --upgrade "torch>=2.10,<3"' in done.stderr)

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import argparse
-import json
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mmengine.device import get_device
 from rich.progress import track
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
+from mmlavit.utils.json_list import JsonList, read_entries
 from mmlavit.visualization.drawing import write_picture
 from mmlavit.visualization.video import write_video
 from mmlavit_serve import Predictor
@@ -24,15 +25,14 @@ from mmlavit_serve.video import VIDEOS, Video, is_video
 
 PREDICTIONS = 'predictions.json'
 
-Append = Callable[[dict[str, Any]], None]
-"""Takes an entry of the list of predictions."""
-
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=f'{__doc__} Written are the drawn images under their own names, or the drawn video as .mp4, and '
-        f'{PREDICTIONS}: a list with an entry for each image or frame.'
+        f'{PREDICTIONS}: a list with an entry for each image or frame, whole at any time.',
+        epilog='Exit code 0: all images were predicted; 1: some were not, and are listed with the reason; 2: wrong '
+        'usage; 130 or 143: stopped by Ctrl-C or SIGTERM, after the image that it was at.',
     )
     parser.add_argument(
         'pictures', help=f'an image, a folder of them (subfolders included), or a video ({", ".join(VIDEOS)})'
@@ -41,10 +41,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file, for a config')
     parser.add_argument('--out-dir', default='outputs', help='where results go; default: outputs')
     parser.add_argument(
+        '--resume',
+        action='store_true',
+        help=f'continue: keep what {PREDICTIONS} in --out-dir has, and predict on the images that are not in it or '
+        'could not be used. Use the same model and options',
+    )
+    parser.add_argument(
         '--runtime', choices=['onnxruntime', 'openvino'], help='what runs an exported model; default: onnxruntime'
     )
     parser.add_argument('--device', default=get_device(), help='such as cpu or cuda:0; default: %(default)s')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below; default: %(default)s')
+    parser.add_argument(
+        '--memory-limit',
+        type=float,
+        metavar='GB',
+        help='refuse images that need more memory; default: what is available',
+    )
     add_trust_argument(parser)
     return parser.parse_args()
 
@@ -54,60 +66,132 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         root, out_dir = Path(args.pictures).expanduser(), Path(args.out_dir)
-        if is_video(root):
-            video, files = Video(root), {root: out_dir / f'{root.stem}.mp4'}
-        else:
-            video, pictures = None, find_images(root)
-            files = {path: out_dir / (path.name if path == root else path.relative_to(root)) for path in pictures}
-        for source, out_file in files.items():
-            if source.resolve() == out_file.resolve():
-                raise UserError(f'--out-dir {args.out_dir} would overwrite {source}; choose another')
-        options = dict(runtime=args.runtime, device=args.device, score_thr=args.score_thr)
+        video, files = find_work(root, out_dir)
+        if video and args.resume:
+            raise UserError(f'--resume continues folders of images; {root} is a video and is drawn as a whole')
+        limit = None if args.memory_limit is None else args.memory_limit * 1e9
+        options = dict(runtime=args.runtime, device=args.device, score_thr=args.score_thr, memory_limit=limit)
         predictor = Predictor(args.model, args.checkpoint, **options)
         out_dir.mkdir(parents=True, exist_ok=True)
-        with json_list(out_dir / PREDICTIONS) as append:
+        done = [entry for entry in read_entries(out_dir / PREDICTIONS) if 'error' not in entry] if args.resume else []
+        with JsonList(out_dir / PREDICTIONS, done) as records, stop_at_signals() as received:
             if video:
-                show_video(predictor, video, root, files[root], append)
+                failed = {}
+                show_video(predictor, video, root, files[root], records, received)
             else:
-                show_pictures(predictor, files, out_dir, append)
-    print(f'predictions -> {out_dir / PREDICTIONS}')
+                names = {entry['picture'] for entry in done}
+                left = {path: out for path, out in files.items() if out.relative_to(out_dir).as_posix() not in names}
+                failed = show_pictures(predictor, left, out_dir, records, received)
+        finish(out_dir / PREDICTIONS, failed, received)
+
+
+def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]]:
+    """Find what is to be predicted on.
+
+    Args:
+        root (Path): An image, a folder or a video.
+        out_dir (Path): Where results go.
+
+    Returns:
+        tuple[Video | None, dict[Path, Path]]: The video, if it is one; each file and where it is drawn.
+
+    Raises:
+        UserError: If there is nothing, or the results would overwrite it.
+    """
+    if is_video(root):
+        video, files = Video(root), {root: out_dir / f'{root.stem}.mp4'}
+    else:
+        video, pictures = None, find_images(root)
+        files = {path: out_dir / (path.name if path == root else path.relative_to(root)) for path in pictures}
+    for source, out_file in files.items():
+        if source.resolve() == out_file.resolve():
+            raise UserError(f'--out-dir {out_dir} would overwrite {source}; choose another')
+    return video, files
+
+
+def finish(file: Path, failed: Mapping[Path, str], received: Sequence[int]) -> None:
+    """Say what was not done, and end with the exit code for it.
+
+    Args:
+        file (Path): The list of predictions.
+        failed (Mapping[Path, str]): Images that could not be used, and why.
+        received (Sequence[int]): Signals that asked to stop.
+
+    Raises:
+        SystemExit: If something was not done.
+    """
+    print(f'predictions -> {file}', flush=True)
+    if failed:
+        print(f'{len(failed)} images were not predicted:', file=sys.stderr)
+        for picture, reason in failed.items():
+            print(f'  {picture}: {reason}', file=sys.stderr)
+    if received:
+        name = signal.Signals(received[0]).name
+        print(f'stopped by {name}; the same command with --resume continues a folder of images', file=sys.stderr)
+        raise SystemExit(128 + received[0])
+    if failed:
+        raise SystemExit(1)
 
 
 @contextmanager
-def json_list(path: Path) -> Iterator[Append]:
-    """Write a JSON list entry by entry, a line each; it is whole also if the block ends early."""
-    with path.open('w') as file:
-        separator = '[\n'
+def stop_at_signals() -> Iterator[list[int]]:
+    """Note signals that ask to stop, instead of ending in the middle of something; a second one ends at once.
 
-        def append(entry: dict[str, Any]) -> None:
-            nonlocal separator
-            file.write(separator + json.dumps(entry))
-            separator = ',\n'
+    Yields:
+        list[int]: The signals so far.
+    """
+    received = []
 
-        try:
-            yield append
-        finally:
-            file.write('\n]\n' if separator == ',\n' else '[]\n')
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def show_pictures(predictor: Predictor, files: Mapping[Path, Path], out_dir: Path, append: Append) -> None:
+def show_pictures(
+    predictor: Predictor, files: Mapping[Path, Path], out_dir: Path, records: JsonList, received: Sequence[int]
+) -> dict[Path, str]:
     """Draw images, with one line for each.
 
     Args:
         predictor (Predictor): Predicts and draws.
         files (Mapping[Path, Path]): Images and where each is drawn.
         out_dir (Path): Where ``files`` go; the list names them from there.
-        append (Append): Takes entries of the list.
+        records (JsonList): Takes an entry for each image, when it is drawn.
+        received (Sequence[int]): Signals that ask to stop, after the image that is being drawn.
+
+    Returns:
+        dict[Path, str]: Images that could not be used, and why.
     """
-    for (picture, out_file), (image, result) in zip(files.items(), predictor.predict_each(files), strict=True):
-        write_picture(out_file, result.draw(image))
-        height, width = result.shape
+    failed = {}
+    results = predictor.predict_each(files, keep_going=True)
+    for (picture, out_file), (image, result) in zip(files.items(), results, strict=True):
         name = out_file.relative_to(out_dir).as_posix()
-        append(dict(picture=name, height=height, width=width, **result.to_dict()))
-        print(f'{picture}: {result.describe()} -> {out_file}', flush=True)
+        if isinstance(result, UserError):
+            failed[picture] = str(result)
+            records.append(dict(picture=name, error=str(result)))
+            print(f'{picture}: not predicted: {result}', file=sys.stderr)
+        else:
+            write_picture(out_file, result.draw(image))
+            height, width = result.shape
+            records.append(dict(picture=name, height=height, width=width, **result.to_dict()))
+            print(f'{picture}: {result.describe()} -> {out_file}', flush=True)
+        if received:
+            break
+    return failed
 
 
-def show_video(predictor: Predictor, video: Video, path: Path, out_file: Path, append: Append) -> None:
+def show_video(
+    predictor: Predictor, video: Video, path: Path, out_file: Path, records: JsonList, received: Sequence[int]
+) -> None:
     """Draw a video, with a bar of progress.
 
     Args:
@@ -115,7 +199,8 @@ def show_video(predictor: Predictor, video: Video, path: Path, out_file: Path, a
         video (Video): Its frames.
         path (Path): Its file.
         out_file (Path): Where it is drawn.
-        append (Append): Takes entries of the list.
+        records (JsonList): Takes an entry for each frame.
+        received (Sequence[int]): Signals that ask to stop, after the frame that is being drawn.
     """
     start = time.monotonic()
     width, height, frames = video.width, video.height, 0
@@ -125,8 +210,10 @@ def show_video(predictor: Predictor, video: Video, path: Path, out_file: Path, a
             result = predictor.predict(frame)
             write(result.draw(frame))
             seconds = round(frames / video.fps, 3)
-            append(dict(frame=frames, seconds=seconds, height=height, width=width, **result.to_dict()))
+            records.append(dict(frame=frames, seconds=seconds, height=height, width=width, **result.to_dict()))
             frames += 1
+            if received:
+                break
     pace = frames / (time.monotonic() - start)
     print(f'{path}: {frames} frames of {width}x{height}, {pace:.1f} a second -> {out_file}', flush=True)
 

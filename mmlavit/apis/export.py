@@ -17,7 +17,7 @@ from torch.export import Dim
 
 from mmlavit.deployment.models import build_graph
 from mmlavit.deployment.onnx import OPSETS, write_onnx
-from mmlavit.deployment.pipeline import describe_pipeline
+from mmlavit.deployment.pipeline import describe_pipeline, find_test_pipeline
 from mmlavit.errors import UserError
 from mmlavit.models.arch import STRIDES
 from mmlavit.utils.arguments import load_config
@@ -76,7 +76,10 @@ def export_onnx(
     sides = [_coarsest_stride(built.model) + 1, _LARGEST]  # grids of one row or column are a case of their own
     if shape is not None and min(shape) < sides[0]:
         raise UserError(f'shape is {shape}, expected a height and a width of at least {sides[0]} for this model')
-    metadata = dict(_describe(cfg, built.scope, built.model, built.meta, checkpoint), sides=None if shape else sides)
+    metadata = _describe(cfg, built.scope, built.model, built.meta, checkpoint)
+    # How many masks there are is known before they are put into the image, so here they are counted then.
+    memory = built.memory if built.scope == 'mmseg' else built.memory._replace(image=0.0)
+    metadata.update(sides=None if shape else sides, memory=list(memory))
     graph = build_graph(built.model, built.scope)
     height, width = shape or _EXAMPLE
     batched = built.scope != 'mmdet'
@@ -115,9 +118,6 @@ def _coarsest_stride(model: nn.Module) -> int:
 
 def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
     """Collect what a user of the file has to know, as values for JSON."""
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
     preprocessor = model.data_preprocessor
     normalised = getattr(preprocessor, '_enable_normalize', True)
     palette = meta.get('palette')
@@ -126,7 +126,7 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
         task=_TASKS[scope],
         classes=list(meta['classes']) if meta.get('classes') else None,
         palette=[list(colour) for colour in palette] if palette and not isinstance(palette, str) else None,
-        transforms=describe_pipeline(dataset.pipeline),
+        transforms=describe_pipeline(find_test_pipeline(cfg)),
         mean=preprocessor.mean.flatten().tolist() if normalised else None,
         std=preprocessor.std.flatten().tolist() if normalised else None,
         mask_thr=rcnn.get('mask_thr_binary', 0.5),

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,17 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmlavit.errors import UserError
+from mmlavit.deployment.pipeline import describe_pipeline, find_test_pipeline
+from mmlavit.errors import ConfigError, UserError
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import require_checkpoint
+from mmlavit.utils.tensor_peak import peak_tensor_bytes
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit_serve import Classification, Detections, Result, Segmentation
+from mmlavit_serve.memory import LABEL_BYTES, MemoryNeed
+from mmlavit_serve.resizing import shape_after
+
+_SIDES = 256, 512  # of the images that memory is measured with
 
 
 class TorchModel(ABC):
@@ -37,9 +45,14 @@ class TorchModel(ABC):
     scope: str
 
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
-        self.score_thr = score_thr
+        self.score_thr, self.device = score_thr, device
         self.model, self.meta = self._load(copy.deepcopy(cfg), checkpoint, device)
         self.classes = self.meta.get('classes')
+        try:
+            self.transforms = describe_pipeline(find_test_pipeline(cfg))
+        except ConfigError:  # unknown steps: images count as they are
+            self.transforms = []
+        self._running = threading.Lock()
 
     @abstractmethod
     def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -53,6 +66,44 @@ class TorchModel(ABC):
     def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
         """Take what was found out of a data sample on the CPU."""
 
+    @abstractmethod
+    def _sample(self, side: int) -> BaseDataElement:
+        """Make a data sample for a square image that was not resized."""
+
+    @property
+    def _bytes_for_image(self) -> float:
+        """What is found takes so many bytes for each pixel of the image."""
+        return 0.0
+
+    @cached_property
+    def memory(self) -> MemoryNeed:
+        """What an image needs; measured at two sizes when it is first asked for. On another device, none of it here."""
+        if torch.device(self.device).type != 'cpu':
+            return MemoryNeed(0, 0, self._bytes_for_image)
+        peaks = [peak_tensor_bytes(lambda side=side: self._run_square(side)) for side in _SIDES]
+        pixels = [side * side for side in _SIDES]
+        slope = max(0.0, (peaks[1] - peaks[0]) / (pixels[1] - pixels[0]))
+        return MemoryNeed(max(0.0, peaks[0] - slope * pixels[0]), slope, self._bytes_for_image)
+
+    def _run_square(self, side: int) -> None:
+        """Run the model on noise."""
+        image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        with self._running, torch.no_grad():
+            self.model.test_step(dict(inputs=[image], data_samples=[self._sample(side)]))
+
+    def shape_seen(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Tell how large an image is after resizing, without resizing it.
+
+        Args:
+            shape (tuple[int, int]): Its height and width.
+
+        Returns:
+            tuple[int, int]: Height and width that the network sees.
+        """
+        for transform in self.transforms:
+            shape = shape_after(transform, shape)
+        return shape
+
     def predict(self, images: Sequence[np.ndarray]) -> list[Result]:
         """Run the model on images.
 
@@ -62,7 +113,8 @@ class TorchModel(ABC):
         Returns:
             list[Result]: One for each.
         """
-        samples = self._run(list(images))
+        with self._running:  # the toolboxes keep what they are doing in places that all threads share
+            samples = self._run(list(images))
         return [self._to_result(image.shape[:2], sample.cpu()) for image, sample in zip(images, samples, strict=True)]
 
 
@@ -130,10 +182,20 @@ class _Detector(TorchModel):
 
     def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
         found = sample.pred_instances
-        found = found[found.scores > self.score_thr]
-        found = found[found.scores.argsort(descending=True, stable=True)].numpy()
+        order = found.scores.argsort(descending=True, stable=True)
+        found = found[order[found.scores[order] > self.score_thr]].numpy()
         masks = found.masks if 'masks' in found else None
         return Detections(shape, self.classes, found.bboxes, found.scores, found.labels, masks)
+
+    def _sample(self, side: int) -> BaseDataElement:
+        from mmdet.structures import DetDataSample
+
+        return DetDataSample(metainfo=_square(side))
+
+    @property
+    def _bytes_for_image(self) -> float:
+        # mmdet puts all masks into the image, as bytes; those that are kept are copied.
+        return 2.0 * self.model.test_cfg.rcnn.max_per_img if self.model.with_mask else 0.0
 
 
 class _Segmentor(TorchModel):
@@ -154,6 +216,15 @@ class _Segmentor(TorchModel):
 
     def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
         return Segmentation(shape, self.classes, sample.pred_sem_seg.data[0].numpy(), self.meta.get('palette'))
+
+    def _sample(self, side: int) -> BaseDataElement:
+        from mmseg.structures import SegDataSample
+
+        return SegDataSample(metainfo=_square(side))
+
+    @property
+    def _bytes_for_image(self) -> float:
+        return 4.0 * self.model.decode_head.out_channels + LABEL_BYTES  # scores in fp32, then labels
 
 
 class _Classifier(TorchModel):
@@ -186,6 +257,16 @@ class _Classifier(TorchModel):
 
     def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
         return Classification(shape, self.classes, sample.pred_score.numpy())
+
+    def _sample(self, side: int) -> BaseDataElement:
+        from mmpretrain.structures import DataSample
+
+        return DataSample(metainfo=_square(side))
+
+
+def _square(side: int) -> dict[str, Any]:
+    """Describe an image that was not resized, as toolboxes do."""
+    return dict(ori_shape=(side, side), img_shape=(side, side), scale_factor=(1.0, 1.0))
 
 
 _MODELS = {cls.scope: cls for cls in (_Detector, _Segmentor, _Classifier)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 
 from mmlavit.errors import ConfigError
@@ -18,6 +19,14 @@ _KNOWN = {
     'ResizeEdge': ('scale', 'edge', 'interpolation', 'backend'),
     'CenterCrop': ('crop_size',),
 }
+
+
+def find_test_pipeline(cfg: Config) -> Sequence[Mapping[str, Any]]:
+    """Find the test pipeline of a config, also of a data set that others are wrapped around."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset.pipeline
 
 
 def describe_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,13 +8,19 @@ which adaptive pooling does not.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
 Grid = tuple[int, int]
 """Height and width of a token grid; tokens are in row-major order, N = height * width."""
 
+# A LaViT needs about ten for each new side of its images, which it pads to multiples of 32: these are all of them for
+# sides to 3,200 pixels, in 5 MB.
+_MAX_MATRICES = 1024
 _matrices: dict[tuple, Tensor] = {}
+_making_room = threading.Lock()
 
 
 def resample_matrix(
@@ -84,8 +90,19 @@ def _matrix_like(src: int, dst: int, x: Tensor) -> Tensor:
         with torch.inference_mode(False):
             matrix = resample_matrix(src, dst, device=x.device, dtype=x.dtype)
         if type(matrix) is Tensor:  # not a fake tensor of some tracing mode
-            _matrices[key] = matrix
+            _keep(key, matrix)
     return matrix
+
+
+def _keep(key: tuple, matrix: Tensor) -> None:
+    """Keep a matrix for the next time; the oldest goes if there are too many.
+
+    The oldest, not the one used longest ago: to look a matrix up then costs no more than to look it up.
+    """
+    with _making_room:
+        while len(_matrices) >= _MAX_MATRICES:
+            del _matrices[next(iter(_matrices))]
+        _matrices[key] = matrix
 
 
 def resample_tokens(x: Tensor, src: Grid, dst: Grid) -> Tensor:

@@ -1,7 +1,9 @@
 """tools/image_demo.py with models of random weights, for all three tasks."""
 
 import json
+import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from pycocotools import mask as coco_mask
 
 from mmlavit.utils.checkpoint import load_checkpoint
 from mmlavit.utils.publishing import save_published, strip_checkpoint
-from mmlavit_serve import Predictor
+from mmlavit.visualization import drawing
+from mmlavit_serve import Predictor, UserError
 from mmlavit_serve.predictor import find_images
 
 ROOT = Path(__file__).parents[2]
@@ -133,15 +136,138 @@ def test_video(name, tmp_path, video, monkeypatch, capsys):
         check_entry(name, entry)
 
 
-def test_predictions_survive_an_interruption(tmp_path, pictures, monkeypatch):
-    """The list is whole as far as it went."""
+BROKEN = {
+    'empty.png': 'cannot be read as an image',
+    'text.jpg': 'cannot be read as an image',
+    'cut.jpg': 'is cut off',
+    'cut.png': 'is cut off',
+    'missing.png': 'does not exist',
+}
+
+
+def write_broken(folder: Path):
+    """One file of each kind, beside those that are whole."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    (folder / 'empty.png').touch()
+    (folder / 'text.jpg').write_text('no picture')
+    for name in ('cut.jpg', 'cut.png'):
+        content = cv2.imencode(Path(name).suffix, noise)[1].tobytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+    (folder / 'missing.png').symlink_to(folder / 'nothing')
+
+
+def demo_args(tmp_path, pictures, *more):
+    """Arguments for a classifier of random weights."""
     name = 'classify_lavit_nano.py'
     checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
-    (pictures / 'z.png').write_text('no picture')
-    with pytest.raises(SystemExit):
-        image_demo(monkeypatch, pictures, CONFIGS / name, checkpoint, '--out-dir', tmp_path / 'out', '--device', 'cpu')
-    entries = json.loads((tmp_path / 'out/predictions.json').read_text())
-    assert [entry['picture'] for entry in entries] == ['a.png', 'more/a.png']
+    return [pictures, CONFIGS / name, checkpoint, '--out-dir', tmp_path / 'out', '--device', 'cpu', *more]
+
+
+def read_predictions(tmp_path):
+    return json.loads((tmp_path / 'out/predictions.json').read_text())
+
+
+def test_broken_images(tmp_path, pictures, monkeypatch, capsys):
+    """They are listed with the reason, at the end as well, and the others are predicted."""
+    write_broken(pictures)
+    with pytest.raises(SystemExit) as ended:
+        image_demo(monkeypatch, *demo_args(tmp_path, pictures))
+    assert ended.value.code == 1
+    entries = {entry['picture']: entry for entry in read_predictions(tmp_path)}
+    assert entries.keys() == {*BROKEN, 'a.png', 'more/a.png'}
+    for name, reason in BROKEN.items():
+        assert reason in entries[name]['error'] and entries[name].keys() == {'picture', 'error'}
+    assert entries['a.png']['classes'] and (tmp_path / 'out/a.png').is_file()
+    error = capsys.readouterr().err
+    summary = error[error.index('5 images were not predicted:') :].splitlines()[1:]
+    assert [line.split(': ')[0] for line in summary] == [f'  {pictures / name}' for name in sorted(BROKEN)]
+
+
+def test_resume(tmp_path, pictures, monkeypatch, capsys):
+    """Stopped after the first image, it goes on with the second; what was broken is tried again."""
+    (pictures / 'b.png').touch()
+    args = demo_args(tmp_path, pictures)
+    drawn = []
+
+    def draw(path, image, write=drawing.write_picture):
+        write(path, image)
+        drawn.append(path.name)
+        if len(drawn) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(drawing, 'write_picture', draw)
+    with pytest.raises(SystemExit) as stopped:
+        image_demo(monkeypatch, *args)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert 'stopped by SIGTERM; the same command with --resume' in capsys.readouterr().err
+    first = read_predictions(tmp_path)
+    assert [entry['picture'] for entry in first] == ['a.png']
+    with pytest.raises(SystemExit) as ended:
+        image_demo(monkeypatch, *args, '--resume')
+    assert ended.value.code == 1 and len(drawn) == 2
+    entries = read_predictions(tmp_path)
+    assert entries[0] == first[0]
+    assert [entry['picture'] for entry in entries] == ['a.png', 'b.png', 'more/a.png'] and 'error' in entries[1]
+    cv2.imwrite(str(pictures / 'b.png'), np.zeros((64, 64, 3), np.uint8))
+    image_demo(monkeypatch, *args, '--resume')
+    assert len(drawn) == 3
+    entries = read_predictions(tmp_path)
+    assert sorted(entry['picture'] for entry in entries) == ['a.png', 'b.png', 'more/a.png']
+    assert not any('error' in entry for entry in entries)
+    image_demo(monkeypatch, *args, '--resume')  # nothing is left to do
+    assert len(drawn) == 3 and read_predictions(tmp_path) == entries
+
+
+def test_resume_beside_another_file(tmp_path, pictures, monkeypatch, capsys):
+    """What is no list of predictions is not overwritten."""
+    args = demo_args(tmp_path, pictures, '--resume')
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/predictions.json').write_text('mine')
+    with pytest.raises(SystemExit) as ended:
+        image_demo(monkeypatch, *args)
+    assert ended.value.code == 2 and 'is not a list of predictions' in capsys.readouterr().err
+    assert (tmp_path / 'out/predictions.json').read_text() == 'mine'
+
+
+def test_memory_limit(tmp_path, pictures, monkeypatch, capsys):
+    """What would take more is one of those that are not predicted."""
+    name = 'upernet_lavit_nano.py'
+    checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
+    cv2.imwrite(str(pictures / 'large.png'), np.zeros((2000, 2000, 3), np.uint8))
+    args = [pictures, CONFIGS / name, checkpoint, '--out-dir', tmp_path / 'out', '--device', 'cpu']
+    with pytest.raises(SystemExit) as ended:
+        image_demo(monkeypatch, *args, '--memory-limit', '0.1')
+    assert ended.value.code == 1
+    entries = read_predictions(tmp_path)
+    assert ['error' in entry for entry in entries] == [False, True, False]
+    assert entries[1]['error'].startswith('the image is 2000x2000 and needs about ')
+    assert 'but 0.1 GB are allowed' in capsys.readouterr().err
+
+
+def test_keep_going_in_batches(tmp_path, pictures):
+    """Each image has its place, also where one of those that are computed together is broken."""
+    write_broken(pictures)
+    name = 'classify_lavit_nano.py'
+    predictor = Predictor(CONFIGS / name, write_checkpoint(name, tmp_path / 'random.pth'))
+    files = [pictures / 'a.png', *(pictures / broken for broken in BROKEN), pictures / 'more/a.png']
+    found = list(predictor.predict_each(files, batch_size=3, keep_going=True))
+    assert [isinstance(result, UserError) for _, result in found] == [False, *[True] * len(BROKEN), False]
+    assert [image is None for image, _ in found] == [False, *[True] * len(BROKEN), False]
+    for place, (_, reason) in enumerate(BROKEN.items(), 1):
+        assert reason in str(found[place][1])
+    np.testing.assert_array_equal(found[-1][1].scores, predictor.predict(files[-1]).scores)
+    with pytest.raises(UserError, match='empty.png cannot be read'):
+        list(predictor.predict_each(files))
+
+
+def test_nothing_left_by_resizing(tmp_path):
+    """A picture so narrow that its scaled width is zero."""
+    name = 'classify_lavit_nano.py'
+    cfg = Config.fromfile(CONFIGS / name)
+    cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='Resize', scale=(64, 64), keep_ratio=True))
+    predictor = Predictor(cfg, write_checkpoint(name, tmp_path / 'random.pth'))
+    with pytest.raises(UserError, match='an image of 1x5000 cannot be resized as the model wants it'):
+        predictor.predict(np.zeros((1, 5000, 3), np.uint8))
 
 
 @pytest.mark.parametrize('name', TASKS)
