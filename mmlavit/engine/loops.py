@@ -1,8 +1,8 @@
 """mmengine's training loops, except that they can be resumed anywhere.
 
 mmengine repeats the whole epoch in which a training was interrupted, and then trains for more iterations than planned.
-Where it counts iterations, it loads all images again that were seen (its maintained builds do so for samplers other than
-``InfiniteSampler``). Random numbers begin from the seed again. An uninterrupted training is the same with these loops,
+Where it counts iterations, it loads all images again that were seen; its maintained builds do so for all samplers but
+``InfiniteSampler``. Random numbers begin from the seed again. An uninterrupted training is the same with these loops,
 unless ``exact_resume`` is on.
 """
 

@@ -40,7 +40,8 @@ class StopHook(Hook):
     Where gradients are accumulated it ends after the next step of the optimizer, since a checkpoint has no gradients.
     A second signal, two seconds or more after the first, ends the process at once.
 
-    Workers of data loaders ignore both signals: sent to a whole group of processes, they would end the workers first.
+    Workers of data loaders ignore both signals, unless their own process sends them: a signal to a whole group of
+    processes would end the workers first.
     """
 
     priority = 'LOWEST'  # after all that changes what is in a checkpoint
@@ -85,7 +86,7 @@ class StopHook(Hook):
         if batch_idx >= self._common_batches:
             return
         number = self._agree()
-        if number:
+        if number and _has_stepped(runner.optim_wrapper):
             for hook in runner.hooks:
                 # It has put the averaged weights in the place of the others.
                 if isinstance(hook, EMAHook) and not torch.equal(_probe(runner.model), self._probe):
@@ -153,11 +154,19 @@ def _shield_workers(loader: DataLoader) -> None:
 
 
 def _start_worker(init: Callable[[int], None] | None, worker: int) -> None:
-    """Ignore the signals in a worker. It ends with its process, or when that tells it to."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """Have a worker end when its process says so, or has ended, and not when others do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Blocked, a signal waits for the thread, which learns who has sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_obey_parent, daemon=True).start()
     if init is not None:
         init(worker)
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _has_stepped(wrapper: OptimWrapper) -> bool:
