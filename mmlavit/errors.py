@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from mmlavit_serve.errors import UserError
 
 USER_ERROR_CODE = 2
+# A training that a signal has stopped and that can be resumed: EX_TEMPFAIL of sysexits.h, "try again later". Not 128
+# plus the number of the signal, with which a process also ends that has saved nothing.
+STOPPED_CODE = 75
 
 # How long a process waits for the first process of its machine to report the same mistake. A launcher
 # ends the others as soon as one process fails, so it is the first that has to be heard.

@@ -11,12 +11,17 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 from torch.distributed import DistNetworkError, DistStoreError, run
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from mmlavit.errors import USER_ERROR_CODE
+from mmlavit.errors import STOPPED_CODE, USER_ERROR_CODE
+
+from .hooks.stop_hook import STOPPED_FILE
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         argv (list[str], optional): Options of ``torch.distributed.run``; default: the command line's.
 
     Returns:
-        int: Exit code: 0, or that of the process which failed first.
+        int: Exit code: 0, or that of the process which failed first; after a signal ``STOPPED_CODE``, if the training
+        has stopped as :class:`~mmlavit.engine.hooks.StopHook` does, else 128 plus the signal.
     """
     args = run.parse_args(argv)
     os.environ.setdefault('OMP_NUM_THREADS', str(threads_per_process(args.nproc_per_node)))
@@ -35,13 +41,19 @@ def main(argv: list[str] | None = None) -> int:
     if args.nnodes != '1':
         # torch waits for 15 minutes without saying so.
         print(f'node {args.node_rank} of {args.nnodes} meets the others at {_address(args)}', flush=True)
-    try:
-        run.run(args)
-    except ChildFailedError as error:
-        return _report(error)
-    except (DistNetworkError, DistStoreError) as error:
-        print(f'error: no rendezvous at {_address(args)} ({_first_line(error)}); {_advice(args)}', file=sys.stderr)
-        return USER_ERROR_CODE
+    with tempfile.TemporaryDirectory() as folder:
+        stopped = Path(folder, 'stopped')
+        os.environ[STOPPED_FILE] = str(stopped)
+        try:
+            run.run(args)
+        except SignalException as error:
+            # torch has passed the signal on, and given the processes 30 seconds.
+            return STOPPED_CODE if stopped.exists() else _report_signal(error.sigval)
+        except ChildFailedError as error:
+            return _report(error)
+        except (DistNetworkError, DistStoreError) as error:
+            print(f'error: no rendezvous at {_address(args)} ({_first_line(error)}); {_advice(args)}', file=sys.stderr)
+            return USER_ERROR_CODE
     return 0
 
 
@@ -64,8 +76,8 @@ def threads_per_process(processes: str) -> int:
 def _report(error: ChildFailedError) -> int:
     """Say which process failed first, unless it has already said all there is; give its code."""
     rank, failure = error.get_first_failure()
-    if failure.exitcode == USER_ERROR_CODE:
-        return USER_ERROR_CODE
+    if failure.exitcode in (USER_ERROR_CODE, STOPPED_CODE):
+        return failure.exitcode
     if failure.exitcode < 0:
         reason = f'was ended by {signal.Signals(-failure.exitcode).name}'
         if failure.exitcode == -signal.SIGKILL:
@@ -74,6 +86,12 @@ def _report(error: ChildFailedError) -> int:
         reason = f'failed with exit code {failure.exitcode}'
     print(f'error: process {rank} {reason}; its messages are above', file=sys.stderr)
     return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+
+
+def _report_signal(number: signal.Signals) -> int:
+    """Say that the processes were ended before they could stop by themselves; give the code."""
+    print(f'error: ended by {number.name}', file=sys.stderr)
+    return 128 + number
 
 
 def _address(args: argparse.Namespace) -> str:

@@ -10,6 +10,9 @@ from mmengine.logging import print_log
 
 from mmlavit.errors import UserError
 
+# Where a training saves itself that is asked to end. One name, so that many interruptions leave one file.
+INTERRUPTED = 'interrupted.pth'
+
 
 def find_whole_checkpoint(work_dir: str) -> str | None:
     """Find the newest checkpoint of a training that is whole.
@@ -28,7 +31,7 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
         UserError: If there are checkpoints, and all are damaged.
     """
     folder = Path(work_dir)
-    files = [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]
+    files = [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth'), *folder.glob(INTERRUPTED)]
     if any(file.is_dir() for file in files):
         return None
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)

@@ -12,11 +12,14 @@ from typing import Any, Literal
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import get_rank
 from mmengine.registry import RUNNERS
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import distributed as dist
+from torch.utils.data import IterableDataset
 
 from mmlavit.environment import SCOPES
+from mmlavit.errors import STOPPED_CODE, ConfigError
 from mmlavit.utils.arguments import blame_options
 from mmlavit.utils.checkpoint import require_checkpoints
 from mmlavit.utils.data_paths import require_data
@@ -24,7 +27,11 @@ from mmlavit.utils.local_files import remove_partial_files
 from mmlavit.utils.toolbox import load_toolbox
 
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
+from .hooks.position_hook import PositionHook
+from .hooks.stop_hook import StopHook, TrainingStopped
 from .hooks.total_batch_hook import TotalBatchHook
+from .loader import ResumableLoader
+from .loops import find_loop
 from .resume import find_whole_checkpoint
 
 
@@ -45,6 +52,7 @@ def run(
     Raises:
         UserError: If data, checkpoint, GPU, launcher or strategy are missing that the config asks for.
         EnvironmentProblem: If the config's toolbox cannot work as installed.
+        SystemExit: With ``STOPPED_CODE`` (:mod:`mmlavit.errors`), if a signal has stopped a training.
     """
     scope = cfg.get('default_scope')
     if scope in SCOPES:
@@ -67,14 +75,20 @@ def run(
         cfg, notes = adapt_to_cpu(cfg, training=mode == 'train')
         if launcher != 'none':
             init_gloo(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
-    with blame_options(options):
-        metrics = _run(cfg, mode, notes)
-    # Not after an error: there the other processes may still wait for this one.
+    metrics, stopped = None, False
+    try:
+        with blame_options(options):
+            metrics = _run(cfg, mode, notes)
+    except TrainingStopped:
+        stopped = True
+    # Not after an error: there the other processes may still wait for this one. Where one is stopped, all are.
     if dist.is_initialized():
         dist.destroy_process_group()
         # The runner is a reference cycle around the process group, whose threads end with it. One
         # that is alive when the interpreter shuts down can abort the process.
         gc.collect()
+    if stopped:
+        raise SystemExit(STOPPED_CODE)
     return metrics
 
 
@@ -84,11 +98,16 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
         runner = build_runner(cfg)
     for note in notes:
         runner.logger.info(note)
-    if mode == 'train':
-        runner.register_hook(TotalBatchHook())
+    if mode == 'test':
+        return runner.test()
+    stop = StopHook()
+    for hook in (TotalBatchHook(), PositionHook(), stop):
+        runner.register_hook(hook)
+    try:
         runner.train()
-        return None
-    return runner.test()
+    finally:
+        stop.close()
+    return None
 
 
 @contextmanager
@@ -104,8 +123,33 @@ def _without_complaints_of_a_compiler() -> Iterator[None]:
         variables['CC'] = compiler
 
 
-class _FlexibleRunner(FlexibleRunner):
-    """mmengine's runner with strategies, except that a checkpoint's epoch is what ``CheckpointHook`` says it is.
+class _Resumable:
+    """Has mmengine's runners train with our loops, which can be resumed anywhere; exactly, with ``exact_resume``."""
+
+    def build_train_loop(self, loop: BaseLoop | Mapping[str, Any]) -> BaseLoop:
+        """Build the loop that a config asks for; the argument is that of ``Runner.build_train_loop``."""
+        exact = self.cfg.get('exact_resume', False)
+        apart = self._randomness_cfg.get('diff_rank_seed', False)
+        if exact and (apart or self._randomness_cfg.get('seed') is None):
+            raise ConfigError('exact_resume needs one seed for all processes, such as randomness=dict(seed=0)')
+        kind = find_loop(loop) if isinstance(loop, Mapping) else None
+        loader = self.build_dataloader(self._train_dataloader, seed=self.seed, diff_rank_seed=apart)
+        if kind is None or isinstance(loader.dataset, IterableDataset):
+            if exact:
+                raise ConfigError('exact_resume needs a train loop of mmengine, and a data set with numbered samples')
+            self._train_dataloader = loader
+            return super().build_train_loop(loop)
+        loader = ResumableLoader(loader, self.seed if exact else None, get_rank())
+        arguments = {key: value for key, value in loop.items() if key not in ('type', 'by_epoch')}
+        return kind(runner=self, dataloader=loader, **arguments)
+
+
+class _Runner(_Resumable, Runner):
+    """mmengine's runner, with our loops."""
+
+
+class _FlexibleRunner(_Resumable, FlexibleRunner):
+    """mmengine's runner with strategies, with our loops; a checkpoint's epoch is what ``CheckpointHook`` says it is.
 
     mmengine's own takes every checkpoint for one made at the end of a training epoch. With ``save_best`` it is written
     once more after the validation, when an epoch too many would be counted and a resumed training would leave one out.
@@ -124,14 +168,20 @@ class _FlexibleRunner(FlexibleRunner):
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
-    """Build mmengine's runner, or the one that ``runner_type`` names.
+    """Build mmengine's runner with our loops, or the one that ``runner_type`` names.
 
     Args:
         cfg (Config): The config of the run.
 
     Returns:
         Runner or FlexibleRunner: Ready to train or test.
+
+    Raises:
+        ConfigError: If ``exact_resume`` is on and the config has a runner of its own.
     """
-    if cfg.get('runner_type') == 'FlexibleRunner':
-        return _FlexibleRunner.from_cfg(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    ours = {'Runner': _Runner, 'FlexibleRunner': _FlexibleRunner}.get(cfg.get('runner_type', 'Runner'))
+    if ours is not None:
+        return ours.from_cfg(cfg)
+    if cfg.get('exact_resume'):
+        raise ConfigError(f'exact_resume does not work with runner_type={cfg.runner_type!r}; expected Runner')
+    return RUNNERS.build(cfg)

@@ -27,11 +27,12 @@ _VISUALIZATION = {
     'mmpretrain': ('VisualizationHook', 'UniversalVisualizer'),
 }
 
-# Top-level keys that mmengine and the toolboxes read although most configs do not carry them.
+# Top-level keys that mmengine, the toolboxes and we read although most configs do not carry them.
 _OPTIONAL_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
     'activation_checkpointing',
     'compile',
     'efficient_conv_bn_eval',
+    'exact_resume',
     'find_unused_parameters',
     'model_wrapper_cfg',
     'runner_type',

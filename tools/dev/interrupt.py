@@ -1,14 +1,20 @@
 #!/usr/bin/env python
-"""Kill a training again and again while it saves, and see whether it always goes on from a whole checkpoint."""
+"""Interrupt trainings again and again, and see whether they always go on as if nothing had happened."""
 
 import argparse
 import logging
 import os
 import random
+import re
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -17,13 +23,23 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.runner import runner as mmengine_runner
 
 import mmlavit  # noqa: F401  registers what is tried here
+from mmlavit.datasets.handwritten import HandwrittenConfig, generate
 from mmlavit.engine.resume import find_whole_checkpoint
-from mmlavit.errors import UserError, one_line_errors
+from mmlavit.errors import STOPPED_CODE, UserError, one_line_errors
 from mmlavit.utils.checkpoint import load_checkpoint
 from mmlavit.utils.local_files import remove_partial_files
 
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / 'configs/handwritten/classify_lavit_nano.py'
+# 40 epochs of 8 iterations, two workers, a checkpoint after each epoch and a validation after each fifth.
+OPTIONS = (
+    *('exact_resume=True', 'train_cfg.max_epochs=40', 'train_dataloader.batch_size=8'),
+    *('train_dataloader.num_workers=2', 'default_hooks.logger.interval=8', 'param_scheduler.1.end=40'),
+)
+EPOCHS = 40
 PARAMETERS = 1_000_000  # 4 MB of weights, 12 MB with AdamW's moments
 
 
@@ -51,7 +67,7 @@ class Data(torch.utils.data.Dataset):
         return dict(x=torch.tensor(float(index)))
 
 
-def train(work_dir: Path, checkpoint: str | None) -> None:
+def train_toy(work_dir: Path, checkpoint: str | None) -> None:
     """Train for ever, with a checkpoint after each iteration, of which the last is kept."""
     runner = Runner(
         Model(),
@@ -74,14 +90,14 @@ def train(work_dir: Path, checkpoint: str | None) -> None:
     runner.train()
 
 
-def kill_one(work_dir: Path, checkpoint: str | None, rng: random.Random) -> bool:
+def kill_toy(work_dir: Path, checkpoint: str | None, rng: random.Random) -> bool:
     """Start a training, kill it at some moment after its first checkpoint; tell whether it was writing."""
     before = set(work_dir.glob('iter_*.pth'))
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
-        train(work_dir, checkpoint)
+        train_toy(work_dir, checkpoint)
         os._exit(1)
     deadline = time.monotonic() + 60
     while set(work_dir.glob('iter_*.pth')) <= before and time.monotonic() < deadline:
@@ -96,34 +112,189 @@ def kill_one(work_dir: Path, checkpoint: str | None, rng: random.Random) -> bool
     return writing
 
 
+def kill_while_saving(folder: Path, count: int) -> bool:
+    """Kill -9 at random moments while checkpoints are written."""
+    mmengine_runner.collect_env = dict  # starts programs, in each training anew
+    rng, outcomes, checkpoint, last = random.Random(0), Counter(), None, 0
+    for _ in range(count):
+        outcomes['while writing'] += kill_toy(folder, checkpoint, rng)
+        checkpoint = find_whole_checkpoint(folder)
+        if checkpoint is None:
+            continue
+        reached = load_checkpoint(checkpoint)['meta']['iter']
+        outcomes['gone on'] += reached > last
+        last = reached
+    files = sorted(path.name for path in folder.glob('*.pth'))
+    print(f'{count} kills, {outcomes["while writing"]} of them while a file was being written')
+    print(f'{outcomes["gone on"]} left a whole checkpoint, later than the one before; the last is of iteration {last}')
+    print(f'checkpoints in the folder: {", ".join(files)}')
+    return outcomes['gone on'] == count
+
+
+@contextmanager
+def start(folder: Path, work_dir: str, processes: int) -> Iterator[subprocess.Popen]:
+    """Start or resume a real training; its output goes to a file in the folder."""
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        port = sock.getsockname()[1]
+    env = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT), PORT=str(port), CUDA_VISIBLE_DEVICES='-1')
+    command = [sys.executable, ROOT / 'tools/train.py', CONFIG]
+    if processes > 1:
+        command = [ROOT / 'tools/dist_train.sh', CONFIG, str(processes)]
+    command += ['--work-dir', work_dir, '--resume', '--cfg-options', *OPTIONS]
+    with open(folder / f'{work_dir}.txt', 'w') as said:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def read(folder: Path, work_dir: str) -> str:
+    """Read what the training has said that was started last."""
+    return (folder / f'{work_dir}.txt').read_text()
+
+
+def train_to_the_end(folder: Path, work_dir: str, processes: int) -> float:
+    """Train, or finish a training; give the seconds it took."""
+    begin = time.monotonic()
+    with start(folder, work_dir, processes) as process:
+        code = process.wait()
+    if code:
+        raise UserError(f'a training ended with exit code {code}: {read(folder, work_dir)[-2000:]}')
+    return time.monotonic() - begin
+
+
+def find_ranks(process: subprocess.Popen) -> list[int]:
+    """Find the processes that a launcher has started."""
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    return [int(pid) for pid in children if b'train.py' in Path(f'/proc/{pid}/cmdline').read_bytes()]
+
+
+def wait_for_iterations(folder: Path, work_dir: str, process: subprocess.Popen) -> bool:
+    """Wait until a training has logged an iteration; tell whether it has before its end."""
+    while process.poll() is None:
+        if 'Epoch(train)' in read(folder, work_dir):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_the_same(folder: Path, one: str, other: str) -> bool:
+    """Tell whether the last checkpoints of two trainings have the same weights, bit by bit."""
+    first, second = (load_checkpoint(str(folder / name / f'epoch_{EPOCHS}.pth'))['state_dict'] for name in (one, other))
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def kill_training(folder: Path, processes: int, seconds: float, rng: random.Random) -> str:
+    """Kill -9 a training at a random moment, from its start to its end."""
+    with start(folder, 'killed', processes) as process:
+        time.sleep(rng.uniform(0, seconds))
+        ended = process.poll()
+    if ended:
+        raise UserError(f'a training ended by itself: {read(folder, "killed")[-2000:]}')
+    return 'killed' if ended is None else 'ended before'
+
+
+def kill_rank(folder: Path, processes: int, seconds: float, rng: random.Random) -> str:
+    """Kill -9 one of several processes while they train; the others have to end within a minute."""
+    with start(folder, 'killed', processes) as process:
+        if not wait_for_iterations(folder, 'killed', process):
+            return 'ended before'
+        time.sleep(rng.uniform(0, seconds / 10))
+        ranks = find_ranks(process)
+        if not ranks:
+            return 'ended before'
+        os.kill(rng.choice(ranks), signal.SIGKILL)
+        begin = time.monotonic()
+        process.wait(timeout=60)
+    said = read(folder, 'killed').splitlines()[-1]
+    if not re.fullmatch(r'error: process \d was ended by SIGKILL .*', said):
+        raise UserError(f'the launcher did not say what happened but {said!r}')
+    return f'ended {time.monotonic() - begin:.1f} s after'
+
+
+def stop_training(folder: Path, processes: int, seconds: float, rng: random.Random) -> str:
+    """Ask a training, or one of its processes or their launcher, to end while it trains."""
+    number = rng.choice((signal.SIGTERM, signal.SIGINT))
+    with start(folder, 'killed', processes) as process:
+        if not wait_for_iterations(folder, 'killed', process):
+            return 'ended before'
+        time.sleep(rng.uniform(0, seconds / 10))
+        target = rng.choice([process.pid, *(find_ranks(process) if processes > 1 else ())])
+        os.kill(target, number)
+        begin = time.monotonic()
+        code = process.wait(timeout=60)
+    took = time.monotonic() - begin
+    if code == 0:
+        return 'ended before'
+    if code != STOPPED_CODE or f'{number.name}: stopped after iteration' not in read(folder, 'killed'):
+        raise UserError(f'exit code {code} instead of {STOPPED_CODE}: {read(folder, "killed")[-2000:]}')
+    return f'stopped {took:.1f} s after'
+
+
+def interrupt_trainings(folder: Path, count: int, interrupt: Callable, processes: int) -> bool:
+    """Interrupt a real training ``count`` times, let it end, and compare it with one that was left alone."""
+    config = HandwrittenConfig(train_scenes=2, val_scenes=2, train_crops=64, val_crops=10)
+    generate(folder / 'data/handwritten', config, progress=False)
+    seconds = train_to_the_end(folder, 'alone', processes)
+    print(f'a training that is left alone takes {seconds:.0f} s', flush=True)
+    rng, outcomes, place = random.Random(0), Counter(), 0
+    while outcomes['interrupted'] < count:
+        outcome = interrupt(folder, processes, seconds, rng)
+        found = find_whole_checkpoint(str(folder / 'killed'))
+        reached = 0 if found is None else load_checkpoint(found)['meta']['iter']
+        print(f'{outcome}; a whole checkpoint of iteration {reached}', flush=True)
+        outcomes['lost'] += reached < place
+        place = reached
+        if outcome == 'ended before':
+            train_to_the_end(folder, 'killed', processes)
+            outcomes['ends'] += 1
+            outcomes['equal'] += is_the_same(folder, 'alone', 'killed')
+            os.rename(folder / 'killed', folder / f'killed_{outcomes["ends"]}')
+            place = 0
+        outcomes['interrupted'] += outcome != 'ended before'
+    train_to_the_end(folder, 'killed', processes)
+    outcomes['ends'] += 1
+    outcomes['equal'] += is_the_same(folder, 'alone', 'killed')
+    print(f'{count} interruptions; {outcomes["lost"]} went back behind the checkpoint before')
+    print(f'{outcomes["ends"]} trainings came to an end, {outcomes["equal"]} equal to the one left alone, bit by bit')
+    return not outcomes['lost'] and outcomes['ends'] == outcomes['equal']
+
+
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--kills', type=int, default=200, metavar='N', help='default: %(default)s')
+    parser.add_argument(
+        'what',
+        choices=['saving', 'training', 'rank', 'signals'],
+        help='saving: kill -9 a small training while it writes checkpoints; training: kill -9 train.py at any time; '
+        'rank: kill -9 one process of dist_train.sh; signals: SIGTERM or SIGINT while it trains',
+    )
+    parser.add_argument(
+        '--processes',
+        type=int,
+        metavar='P',
+        help='processes of the training, each with two workers; default: 2 for rank, else 1',
+    )
+    parser.add_argument('--number', type=int, default=20, metavar='N', help='how often; default: %(default)s')
     return parser.parse_args()
 
 
 def main() -> None:
-    """Kill, look, go on."""
+    """Interrupt, look, go on."""
     args = parse_args()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
-    rng, outcomes, checkpoint, last = random.Random(0), Counter(), None, 0
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
-        for _ in range(args.kills):
-            outcomes['while writing'] += kill_one(Path(folder), checkpoint, rng)
-            checkpoint = find_whole_checkpoint(folder)
-            if checkpoint is None:
-                outcomes['nothing to go on from'] += 1
-                continue
-            reached = load_checkpoint(checkpoint)['meta']['iter']
-            outcomes['gone on'] += reached > last
-            last = reached
-        files = sorted(path.name for path in Path(folder).glob('*.pth'))
-    print(f'{args.kills} kills, {outcomes["while writing"]} of them while a file was being written')
-    print(f'{outcomes["gone on"]} left a whole checkpoint, later than the one before; the last is of iteration {last}')
-    print(f'checkpoints in the folder: {", ".join(files)}')
-    if outcomes['gone on'] != args.kills:
+        if args.what == 'saving':
+            fine = kill_while_saving(Path(folder), args.number)
+        else:
+            interrupt = dict(training=kill_training, rank=kill_rank, signals=stop_training)[args.what]
+            processes = args.processes or (2 if args.what == 'rank' else 1)
+            fine = interrupt_trainings(Path(folder), args.number, interrupt, processes)
+    if not fine:
         raise SystemExit(1)
 
 

@@ -10,3 +10,6 @@ train_cfg = dict(by_epoch=False, max_iters=160000, val_interval=16000)
 
 # The learning rate is for (8 GPUs) x (2 images per GPU) = 16.
 auto_scale_lr = dict(enable=False, base_batch_size=16)
+
+# A resumed training goes on as if it had not been interrupted: docs/reliability.md.
+exact_resume = True

@@ -24,3 +24,6 @@ train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=1)
 
 # The learning rate is for (8 GPUs) x (64 images per GPU) = 512.
 auto_scale_lr = dict(enable=False, base_batch_size=512)
+
+# A resumed training goes on as if it had not been interrupted: docs/reliability.md.
+exact_resume = True

@@ -281,6 +281,6 @@ def _draw_images(loader: DataLoader, model: nn.Module, count: int) -> Iterable[T
     Not from the loader itself: an endless sampler ends for good when one of its iterators does.
     """
     order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(0))[:count]
-    for indices in order.split(loader.batch_size):
+    for indices in order.split(loader.batch_sampler.batch_size):
         batch = loader.collate_fn([loader.dataset[int(i)] for i in indices])
         yield model.data_preprocessor(batch, False)['inputs']

@@ -14,12 +14,12 @@ class TotalBatchHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Write the number down."""
-        checkpoint['meta']['images_per_iteration'] = _images_per_iteration(runner)
+        checkpoint['meta']['images_per_iteration'] = images_per_iteration(runner)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Compare it."""
         before = checkpoint.get('meta', {}).get('images_per_iteration')
-        now = _images_per_iteration(runner)
+        now = images_per_iteration(runner)
         if not runner._resume or before in (None, now):
             return
         runner.logger.warning(
@@ -29,6 +29,6 @@ class TotalBatchHook(Hook):
         )
 
 
-def _images_per_iteration(runner) -> int:
+def images_per_iteration(runner) -> int:
     """Multiply processes by images per process."""
     return runner.world_size * runner.cfg.train_dataloader.batch_size

@@ -1,0 +1,120 @@
+"""mmengine's training loops, except that they can be resumed anywhere.
+
+mmengine repeats the whole epoch in which a training was interrupted, and then trains for more iterations than planned.
+Where it counts iterations, it loads all images again that were seen; its maintained builds do so for all samplers but
+``InfiniteSampler``. Random numbers begin from the seed again. An uninterrupted training is the same with these loops,
+unless ``exact_resume`` is on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+
+from .loader import ResumableLoader, seed_iteration
+
+
+class ResumableLoop:
+    """What both loops have in common.
+
+    Attributes:
+        seen (int): Batches of the current epoch that were trained before the training was resumed. A loop that counts
+            iterations has one epoch, the whole training.
+    """
+
+    dataloader: ResumableLoader
+    seen = 0
+    _first_iter = 0  # of the current epoch
+
+    def count_batches(self, epoch: int, iteration: int) -> int:
+        """Count the batches of an epoch that a checkpoint has seen.
+
+        Args:
+            epoch (int): The checkpoint's epoch.
+            iteration (int): The checkpoint's iteration.
+
+        Returns:
+            int: 0 at the border of two epochs.
+        """
+        return 0 if epoch > self._epoch else iteration - self._first_iter
+
+    def run_iter(self, *args) -> None:
+        """Train one iteration; the arguments are those of mmengine's loop."""
+        if self.dataloader.seed is not None:
+            seed_iteration(self.dataloader.seed, self._iter)
+        super().run_iter(*args)
+
+    def _start(self) -> None:
+        """Begin with the batches that were not seen."""
+        self.dataloader.start(self._epoch, self.seen)
+        self._first_iter = self._iter - self.seen
+
+
+class EpochLoop(ResumableLoop, EpochBasedTrainLoop):
+    """mmengine's loop that counts epochs. Takes its arguments."""
+
+    def run_epoch(self) -> None:
+        """Train what is left of an epoch."""
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        self._start()
+        for number, batch in enumerate(self.dataloader, self.seen):
+            self.run_iter(number, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+        self._first_iter = self._iter
+        self.seen = 0
+
+
+class IterLoop(ResumableLoop, IterBasedTrainLoop):
+    """mmengine's loop that counts iterations. Takes its arguments."""
+
+    def run(self) -> None:
+        """Train what is left."""
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        self._start()
+        batches = self._draw_batches()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(batches))
+            self._decide_current_val_interval()
+            last = self._iter == self._max_iters
+            if self.runner.val_loop is not None and self._iter >= self.val_begin:
+                if last or self._iter % self.val_interval == 0:
+                    self.runner.val_loop.run()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _draw_batches(self) -> Iterator[Any]:
+        """Yield batches without an end, also of a sampler that has one."""
+        for number in itertools.count():
+            sampler = self.dataloader.batch_sampler.sampler
+            if hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(number)
+            yield from self.dataloader
+
+
+_LOOPS = {EpochBasedTrainLoop: EpochLoop, IterBasedTrainLoop: IterLoop}
+
+
+def find_loop(cfg: Mapping[str, Any]) -> type[ResumableLoop] | None:
+    """Find the loop here that does what a ``train_cfg`` asks of mmengine's.
+
+    Args:
+        cfg (Mapping): With 'by_epoch' or 'type'.
+
+    Returns:
+        type[ResumableLoop], optional: None where it asks for another loop, or cannot be understood.
+    """
+    if ('type' in cfg) == ('by_epoch' in cfg):
+        return None
+    if 'by_epoch' in cfg:
+        return EpochLoop if cfg['by_epoch'] else IterLoop
+    kind = LOOPS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    return _LOOPS.get(kind)

@@ -1,0 +1,150 @@
+"""A training that is asked to end saves itself, and goes on from there."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from toy_training import same, same_training, train
+
+from mmlavit.engine.hooks import stop_hook
+from mmlavit.engine.hooks.stop_hook import STOPPED_FILE
+from mmlavit.engine.resume import find_whole_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Put the signals back, which a stopped training ignores until its process ends."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """A training that was left alone."""
+    folder = tmp_path_factory.mktemp('whole')
+    train(folder)
+    return folder
+
+
+def stop(work_dir, **options):
+    with pytest.raises(SystemExit) as stopped:
+        train(work_dir, **options)
+    assert stopped.value.code == 75
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('workers', [0, 2])
+def test_stopped_in_an_epoch(whole, number, workers, tmp_path, capfd, signals):
+    options = dict(train_dataloader__num_workers=workers, val_dataloader__num_workers=workers)
+    stop(tmp_path, send=dict(number=int(number), iteration=3), **options)
+    path = tmp_path / 'interrupted.pth'
+    said = f'{number.name}: stopped after iteration 4 and saved to {path}; --resume goes on from there'
+    assert capfd.readouterr().out.count(said) == 1
+    assert find_whole_checkpoint(str(tmp_path)) == str(path)
+    resumed = train(tmp_path, path, **options)
+    assert resumed.places[0] == (0, 4, 4)
+    assert same_training(tmp_path / 'iter_12.pth', whole / 'iter_12.pth')
+    assert not path.exists()  # of no use any more
+
+
+def test_signals_are_given_back(tmp_path, signals):
+    train(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1))
+    assert all(signal.getsignal(number) == handler for number, handler in signals.items())
+
+
+@pytest.mark.parametrize('iteration', [5, 11])
+def test_stopped_after_the_last_iteration_of_an_epoch(whole, iteration, tmp_path):
+    stop(tmp_path, send=dict(iteration=iteration))
+    resumed = train(tmp_path, tmp_path / 'interrupted.pth')
+    assert len(resumed.places) == 11 - iteration
+    found = 'iter_12.pth' if iteration == 5 else 'interrupted.pth'
+    if iteration == 5:
+        assert same_training(tmp_path / found, whole / 'iter_12.pth')
+
+
+def test_stopped_in_a_validation(whole, tmp_path):
+    """While EMAHook has its weights in the model."""
+    stop(tmp_path, send=dict(val_iteration=1))
+    assert same_training(tmp_path / 'interrupted.pth', whole / 'iter_6.pth')
+    train(tmp_path, tmp_path / 'interrupted.pth')
+    assert same_training(tmp_path / 'iter_12.pth', whole / 'iter_12.pth')
+
+
+def test_accumulated_gradients(tmp_path):
+    options = dict(optim_wrapper__accumulative_counts=4)
+    train(tmp_path / 'whole', **options)
+    stop(tmp_path / 'stopped', send=dict(iteration=4), **options)
+    resumed = train(tmp_path / 'stopped', tmp_path / 'stopped/interrupted.pth', **options)
+    assert resumed.places[0] == (1, 2, 8)
+    assert same_training(tmp_path / 'whole/iter_12.pth', tmp_path / 'stopped/iter_12.pth')
+
+
+@HOOKS.register_module()
+class SignalWorkers(Hook):
+    """Sends the workers what a group of processes gets."""
+
+    sent = 0
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        """Send."""
+        workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+        for name in ('TERM', 'INT'):
+            subprocess.run(['kill', f'-{name}', *workers], check=True)
+        SignalWorkers.sent += len(workers)
+
+
+def test_workers_go_on(whole, tmp_path):
+    hooks = [dict(type='EMAHook', momentum=0.3, update_buffers=True), dict(type='SignalWorkers'), dict(type='Recorder')]
+    workers = dict(train_dataloader__num_workers=2, train_dataloader__persistent_workers=True)
+    train(tmp_path, custom_hooks=hooks, **workers)
+    assert SignalWorkers.sent >= 12 * 2
+    for worker in multiprocessing.active_children():
+        worker.terminate()  # as at the end of the process
+        worker.join(10)
+        assert not worker.is_alive()
+    assert same_training(tmp_path / 'iter_12.pth', whole / 'iter_12.pth')
+
+
+def test_a_second_signal_ends_at_once(monkeypatch):
+    sent, now = [], [100.0]
+    monkeypatch.setattr(stop_hook.os, 'kill', lambda *args: sent.append(args))
+    monkeypatch.setattr(stop_hook.time, 'monotonic', lambda: now[0])
+    requests = stop_hook._Requests()
+    requests.listen()
+    receive = signal.getsignal(signal.SIGTERM)
+    receive(signal.SIGTERM, None)
+    now[0] += 1.5
+    receive(signal.SIGINT, None)  # the same request, through a launcher
+    assert requests.received == signal.SIGTERM and not sent
+    now[0] += 1
+    receive(signal.SIGINT, None)
+    assert sent == [(os.getpid(), signal.SIGINT)] and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
+def test_the_launcher_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv(STOPPED_FILE, str(tmp_path / 'stopped'))
+    stop(tmp_path / 'work', send=dict(iteration=1))
+    assert (tmp_path / 'stopped').exists()
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    """What was there before stays, and the last line says what happened."""
+    from mmlavit.errors import UserError
+
+    train(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1))
+    before = torch.load(tmp_path / 'iter_6.pth', weights_only=True)
+
+    def full(path, content):
+        raise UserError(f'{path} was not written: No space left on device')
+
+    monkeypatch.setattr('mmlavit.utils.local_files.write_file', full)
+    with pytest.raises(UserError, match='interrupted.pth was not written'):
+        train(tmp_path, tmp_path / 'iter_6.pth', send=dict(iteration=6))
+    assert same(torch.load(find_whole_checkpoint(str(tmp_path)), weights_only=True)['state_dict'], before['state_dict'])
