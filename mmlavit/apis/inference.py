@@ -18,9 +18,11 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmlavit.errors import UserError
+from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import load_config
-from mmlavit.utils.checkpoint import require_checkpoint
+from mmlavit.utils.checkpoint import load_checkpoint, require_checkpoint
 from mmlavit.utils.toolbox import load_toolbox
+from mmlavit.utils.weights import require_whole
 from mmlavit_serve import Classification, Detections, Result, Segmentation
 
 
@@ -38,7 +40,9 @@ class TorchModel(ABC):
 
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
         self.score_thr = score_thr
+        require_channels(cfg.model)
         self.model, self.meta = self._load(copy.deepcopy(cfg), checkpoint, device)
+        require_whole(self.model, load_checkpoint(checkpoint)['state_dict'], checkpoint)
         self.classes = self.meta.get('classes')
 
     @abstractmethod

@@ -17,13 +17,16 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import distributed as dist
 
 from mmlavit.environment import SCOPES
+from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import blame_options
 from mmlavit.utils.checkpoint import require_checkpoints
 from mmlavit.utils.data_paths import require_data
 from mmlavit.utils.local_files import remove_partial_files
 from mmlavit.utils.toolbox import load_toolbox
 
+from .data import watch_data
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
+from .hooks.checkpoint_fit_hook import CheckpointFitHook
 from .hooks.total_batch_hook import TotalBatchHook
 from .resume import find_whole_checkpoint
 
@@ -55,6 +58,7 @@ def run(
             cfg.load_from = find_whole_checkpoint(cfg.work_dir)
     splits = ['train', 'val'] if mode == 'train' else ['test']
     require_checkpoints(cfg)
+    require_channels(cfg.model)
     require_data(cfg, splits)
     launcher = cfg.get('launcher', 'none')
     require_launcher(launcher, local_rank)
@@ -84,6 +88,9 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
         runner = build_runner(cfg)
     for note in notes:
         runner.logger.info(note)
+    watch_data(runner, cfg)
+    if cfg.get('load_from'):
+        runner.register_hook(CheckpointFitHook(cfg.load_from, whole=mode == 'test' or bool(cfg.get('resume'))))
     if mode == 'train':
         runner.register_hook(TotalBatchHook())
         runner.train()

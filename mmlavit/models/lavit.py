@@ -275,9 +275,7 @@ class AttentionResidual(nn.Module):
         x = F.conv2d(to_map(scores.map, scores.grid), kernel, stride=2, groups=channels)
         grid = (x.shape[2], x.shape[3])
         if self.norm.training and x.shape[0] * x.shape[2] * x.shape[3] * keys == 1:
-            raise ConfigError(
-                'one score of each head is too little for batch statistics: use more or larger images, or norm_eval=True'
-            )
+            raise ConfigError('too few scores for batch statistics; use larger images, or norm_eval=True')
         x = self.norm(to_tokens(x).reshape(-1, scores.heads, keys))  # (B * N / 4, in_heads, K)
         mix = self.layer_scale[:, None] * self.conv1x1  # (out_heads, in_heads)
         heads = mix.shape[0]

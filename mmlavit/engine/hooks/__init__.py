@@ -1,9 +1,19 @@
 """Runner hooks."""
 
+from .check_numbers_hook import CheckNumbersHook
+from .checkpoint_fit_hook import CheckpointFitHook
 from .diagonality_loss_hook import DiagonalityLossHook
 from .distillation_hook import DistillationHook
 from .sync_statistics_hook import SyncStatisticsHook
 from .total_batch_hook import TotalBatchHook
 from .whole_checkpoint_hook import WholeCheckpointHook
 
-__all__ = ['DiagonalityLossHook', 'DistillationHook', 'SyncStatisticsHook', 'TotalBatchHook', 'WholeCheckpointHook']
+__all__ = [
+    'CheckNumbersHook',
+    'CheckpointFitHook',
+    'DiagonalityLossHook',
+    'DistillationHook',
+    'SyncStatisticsHook',
+    'TotalBatchHook',
+    'WholeCheckpointHook',
+]
