@@ -207,7 +207,7 @@ IMAGES = {
 HUGE = Fault(picture(write_huge), '1.jpg has more than 179 million pixels', '1.jpg has more than 179 million pixels')
 
 DETECTION = {
-    'turned by EXIF': Fault(picture(turn), '1.jpg is 48x64 as it is loaded, but', '1.jpg is 48x64 as it is loaded, but'),
+    'turned by EXIF': Fault(picture(turn), '1.jpg is 48x64 as it is loaded, but', '1.jpg is 48x64 as it is'),
     'image without objects': Fault(
         coco(lambda c: c.update(annotations=c['annotations'][2:])),
         'note: data/train.json: 1 of 6 images have no objects (0.jpg)', '',
@@ -221,13 +221,13 @@ DETECTION = {
         'objects have a box outside of their image, and are left out in training (annotation 4 of 1.jpg)', '',
     ),
     'box reaching out': Fault(
-        coco(lambda c: c['annotations'][3].update(bbox=[50, 6, 20, 20])), 'that reaches out of their image (annotation 4', '',
+        coco(lambda c: c['annotations'][3].update(bbox=[50, 6, 20, 20])), 'that reaches out of their image (annotation', '',
     ),
     'box without area': Fault(
         coco(lambda c: c['annotations'][3].update(bbox=[30, 6, 0, 20])), 'objects have no area, or a box below one', '',
     ),
     'mask without area': Fault(
-        coco(lambda c: c['annotations'][3].update(segmentation=[[5, 5, 9, 9, 5, 5]])), 'objects have no mask with an', '',
+        coco(lambda c: c['annotations'][3].update(segmentation=[[5, 5, 9, 9, 5, 5]])), 'have no mask with an', '',
     ),
     'no mask': Fault(
         coco(lambda c: c['annotations'][3].update(segmentation=[])), 'objects have no mask with an area',
@@ -242,21 +242,21 @@ DETECTION = {
         'annotations have no box of four finite numbers', skips=False,
     ),
     'label out of range': Fault(
-        coco(lambda c: c['annotations'][3].update(category_id=9)), '1 annotations have a category_id that no category', '',
+        coco(lambda c: c['annotations'][3].update(category_id=9)), 'have a category_id that no category', '',
     ),
     'image id twice': Fault(
-        coco(lambda c: c['images'][1].update(id=0)), 'train.json: 1 images have a id that others have, too (0)', '',
+        coco(lambda c: c['images'][1].update(id=0)), 'train.json: 1 images have an id that others have, too (0)', '',
     ),
     'annotation id twice': Fault(
-        coco(lambda c: c['annotations'][3].update(id=1)), 'train.json: 1 annotations have a id that others have, too (1)',
-        'train.json: 1 annotations have a id that others have, too (1)', skips=False,
+        coco(lambda c: c['annotations'][3].update(id=1)), '1 annotations have an id that others have, too (1)',
+        '1 annotations have an id that others have, too (1)', skips=False,
     ),
     'annotations cut off': Fault(
         lambda folder: cut(folder / 'data/train.json'), 'data/train.json is cut off or damaged: get it again',
         'data/train.json is cut off or damaged: get it again', skips=False,
     ),
     'classes of another file': Fault(
-        coco(lambda c: c['categories'][1].update(name='zwei')), 'train.json has no categories two, which metainfo.classes',
+        coco(lambda c: c['categories'][1].update(name='zwei')), 'train.json has no categories two, which',
         'train.json has no categories two, which metainfo.classes', skips=False,
     ),
     'classes in another order': Fault(
@@ -276,7 +276,7 @@ SEGMENTATION = {
     'map cut off': Fault(label_map(cut), '1.png is cut off: get it again', '1.png is cut off: get it again'),
     'map missing': Fault(label_map(Path.unlink), '1.png does not exist', '1.png does not exist'),
     'map in colour': Fault(
-        label_map(lambda p: Image.open(p).convert('RGB').save(p)), '1.png is not a label map', '1.png is not a label map',
+        label_map(lambda p: Image.open(p).convert('RGB').save(p)), '1.png is not a label map', '1.png is not a label',
     ),
     'label out of range': Fault(
         label_map(lambda p: Image.fromarray(np.full((HEIGHT, WIDTH), 7, np.uint8)).save(p)),
@@ -286,7 +286,7 @@ SEGMENTATION = {
         label_map(lambda p: Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(p)), '', '',
     ),
     'head of other classes': Fault(
-        config('decode_head=dict(num_classes=2', 'decode_head=dict(num_classes=3'), 'model.decode_head.num_classes is 3, but',
+        config('decode_head=dict(num_classes=2', 'decode_head=dict(num_classes=3'), 'decode_head.num_classes is 3, but',
         'model.decode_head.num_classes is 3, but', skips=False,
     ),
 }  # fmt: skip

@@ -79,7 +79,7 @@ class SkippedDataHook(Hook):
         runner.message_hub.update_scalar('train/skipped_images', len(skipped))
         if len(skipped) > self._told:
             self._told = len(skipped)
-            runner.logger.warning(f'{len(skipped):,} images were left out; {self.file} has them')
+            runner.logger.warning(f'Images left out so far: {len(skipped):,}; {self.file} says which and why')
 
 
 def _explain(dataloader: Any, cfg: Config, error: Exception) -> Exception:

@@ -53,10 +53,10 @@ def check_coco_file(file: Path, classes: Sequence[str] | None, masks: bool) -> I
         yield f'{file} has {len(content["images"])} images and {len(content["annotations"])} annotations'
         return
     yield from _check_categories(file, content['categories'], classes)
-    for what, key in (('images', 'id'), ('images', 'file_name'), ('annotations', 'id')):
+    for what, article, key in (('images', 'an', 'id'), ('images', 'a', 'file_name'), ('annotations', 'an', 'id')):
         counts = Counter(str(entry.get(key)) for entry in content[what])
         twice = [value for value, count in counts.items() if count > 1]
-        yield from _tell(file, twice, f'{what} have a {key} that others have, too', 'give each its own')
+        yield from _tell(file, twice, f'{what} have {article} {key} that others have, too', 'give each its own')
     keys = ('file_name', 'height', 'width', 'id')
     bad = [
         str(entry.get('file_name', entry.get('id'))) for entry in content['images'] if any(k not in entry for k in keys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,7 @@ class CheckNumbersHook(Hook):
         self.action = action
         self.limit = limit
         self._wrappers: list[OptimWrapper] = []
+        self._undo: list[tuple[OptimWrapper, Callable, Callable]] = []
         self._counts = dict(skipped_steps=0, overflows=0)
         self._in_a_row = 0
         self._spoilt = False
@@ -73,14 +74,17 @@ class CheckNumbersHook(Hook):
         """Step between the backward pass and the optimizer."""
         self._wrappers = list(_find_optim_wrappers(runner.optim_wrapper))
         for wrapper in self._wrappers:
-            wrapper.backward = partial(self._backward, runner, wrapper, wrapper.backward)
-            wrapper.step = partial(self._step, runner, wrapper, wrapper.step)
+            before = wrapper.backward, wrapper.step
+            self._undo.append((wrapper, *before))
+            wrapper.backward = partial(self._backward, runner, wrapper, before[0])
+            wrapper.step = partial(self._step, runner, wrapper, before[1])
+            wrapper.step._with_counter = True  # what the schedulers of the learning rate have put there is still called
 
     def after_train(self, runner) -> None:
         """Step back."""
-        for wrapper in self._wrappers:
-            del wrapper.backward, wrapper.step
-        self._wrappers = []
+        for wrapper, backward, step in self._undo:
+            wrapper.backward, wrapper.step = backward, step
+        self._wrappers, self._undo = [], []
         for name, count in self._counts.items():
             if count:
                 runner.logger.warning(f'CheckNumbersHook: {count:,} of {runner.iter:,} iterations: {name}')
@@ -99,7 +103,7 @@ class CheckNumbersHook(Hook):
             raise UserError(self._describe(runner, Diagnosis('the loss is not finite', '', image_names(data_batch))))
 
     @torch.compiler.disable
-    def _backward(self, runner, wrapper: OptimWrapper, original, loss: Tensor, **kwargs) -> None:
+    def _backward(self, runner, wrapper: OptimWrapper, original: Callable, loss: Tensor, **kwargs) -> None:
         original(loss, **kwargs)
         if hasattr(wrapper, 'loss_scaler') or not _any_process(_spoilt(wrapper, loss)):
             return
@@ -108,7 +112,7 @@ class CheckNumbersHook(Hook):
         wrapper.zero_grad()
 
     @torch.compiler.disable
-    def _step(self, runner, wrapper: OptimWrapper, original, **kwargs) -> None:
+    def _step(self, runner, wrapper: OptimWrapper, original: Callable, **kwargs) -> None:
         if not hasattr(wrapper, 'loss_scaler'):
             if not self._spoilt:
                 original(**kwargs)
