@@ -26,6 +26,17 @@ class ConfigError(UserError, ValueError):
     """An argument out of its range or a combination that cannot work."""
 
 
+class DataError(UserError):
+    """An image or annotation that cannot be used; the message names the file.
+
+    It keeps its one line when it is raised in a worker of a data loader, where torch raises it again with the trace of
+    the worker as its message.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f'{__name__}.{type(self).__name__}: ')[2].strip())
+
+
 class EnvironmentProblem(UserError, ImportError):
     """A package is missing or unusable; the message says what to do about it."""
 

@@ -1,4 +1,4 @@
-# Every run: LaViT and its hook are registered, and the two hooks below work in all three toolboxes.
+# Every run: LaViT and its hook are registered, and the hooks below work in all three toolboxes.
 custom_imports = dict(imports=['mmlavit'], allow_failed_imports=False)
 
 custom_hooks = [
@@ -6,6 +6,8 @@ custom_hooks = [
     # hook the processes would validate, average (EMA) and save statistics of their own.
     dict(type='SyncStatisticsHook'),
     dict(type='DiagonalityLossHook', weight=0.1),
+    # Stops before a loss or gradient that is no number reaches the weights; action='skip' leaves such steps out.
+    dict(type='CheckNumbersHook'),
 ]
 
 env_cfg = dict(dist_cfg=dict(backend='nccl'))

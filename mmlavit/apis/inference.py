@@ -21,10 +21,12 @@ from torch import nn
 
 from mmlavit.deployment.pipeline import describe_pipeline, find_test_pipeline
 from mmlavit.errors import ConfigError, UserError
+from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import load_config
-from mmlavit.utils.checkpoint import require_checkpoint
+from mmlavit.utils.checkpoint import load_checkpoint, require_checkpoint
 from mmlavit.utils.tensor_peak import peak_tensor_bytes
 from mmlavit.utils.toolbox import load_toolbox
+from mmlavit.utils.weights import require_whole
 from mmlavit_serve import Classification, Detections, Result, Segmentation
 from mmlavit_serve.memory import LABEL_BYTES, MemoryNeed
 from mmlavit_serve.resizing import shape_after
@@ -46,7 +48,9 @@ class TorchModel(ABC):
 
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
         self.score_thr, self.device = score_thr, device
+        require_channels(cfg.model)
         self.model, self.meta = self._load(copy.deepcopy(cfg), checkpoint, device)
+        require_whole(self.model, load_checkpoint(checkpoint)['state_dict'], checkpoint)
         self.classes = self.meta.get('classes')
         try:
             self.transforms = describe_pipeline(find_test_pipeline(cfg))

@@ -20,13 +20,16 @@ from torch.utils.data import IterableDataset
 
 from mmlavit.environment import SCOPES
 from mmlavit.errors import STOPPED_CODE, ConfigError
+from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import blame_options
 from mmlavit.utils.checkpoint import require_checkpoints
 from mmlavit.utils.data_paths import require_data
 from mmlavit.utils.local_files import remove_partial_files
 from mmlavit.utils.toolbox import load_toolbox
 
+from .data import watch_data
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
+from .hooks.checkpoint_fit_hook import CheckpointFitHook
 from .hooks.position_hook import PositionHook
 from .hooks.stop_hook import StopHook, TrainingStopped
 from .hooks.total_batch_hook import TotalBatchHook
@@ -63,6 +66,7 @@ def run(
             cfg.load_from = find_whole_checkpoint(cfg.work_dir)
     splits = ['train', 'val'] if mode == 'train' else ['test']
     require_checkpoints(cfg)
+    require_channels(cfg.model)
     require_data(cfg, splits)
     launcher = cfg.get('launcher', 'none')
     require_launcher(launcher, local_rank)
@@ -98,6 +102,9 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
         runner = build_runner(cfg)
     for note in notes:
         runner.logger.info(note)
+    watch_data(runner, cfg)
+    if cfg.get('load_from'):
+        runner.register_hook(CheckpointFitHook(cfg.load_from, whole=mode == 'test' or bool(cfg.get('resume'))))
     if mode == 'test':
         return runner.test()
     stop = StopHook()

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from mmlavit.errors import ConfigError
+
+from .arguments import is_number, is_positive_integer, require_integer
 
 STRIDES = (4, 8, 16, 32)
 """Strides of the four stages."""
@@ -52,22 +55,30 @@ class Arch:
             ConfigError: If a value does not fit; the message names the key.
         """
         for field in fields(self):
-            value = getattr(self, field.name)
+            value, place = getattr(self, field.name), f'arch[{field.name!r}]'
             if field.name == 'key_grid':
-                if not isinstance(value, int) or value < 1:
-                    raise ConfigError(f"arch['key_grid'] must be a positive integer, got {value!r}")
+                require_integer(place, value)
                 continue
-            length = 3 if field.name == 'norm_eps' else 4
-            if not isinstance(value, Sequence) or len(value) != length or any(v <= 0 for v in value):
-                raise ConfigError(f'arch[{field.name!r}] must be {length} positive numbers, got {value!r}')
+            length, whole = 3 if field.name == 'norm_eps' else 4, field.name not in ('mlp_ratios', 'norm_eps')
+            fits = is_positive_integer if whole else _is_positive_number
+            if not isinstance(value, (list, tuple)) or len(value) != length or not all(map(fits, value)):
+                kind = 'integers' if whole else 'numbers'
+                raise ConfigError(f'{place} must be {length} positive {kind}, got {value!r}')
         for dim, heads in zip(self.embed_dims, self.num_heads, strict=True):
             if dim % heads:
                 raise ConfigError(f"arch['embed_dims']: {dim} channels do not divide into {heads} heads")
+        for dim, ratio in zip(self.embed_dims, self.mlp_ratios, strict=True):
+            if int(dim * ratio) < 1:
+                raise ConfigError(f"arch['mlp_ratios']: {ratio} of {dim} channels is less than one")
         for kernel, stride in zip(self.patch_kernels, (4, 2, 2, 2), strict=True):
             if kernel != stride and (kernel < stride or kernel % 2 == 0):
                 raise ConfigError(
                     f"arch['patch_kernels']: {kernel} is neither the stride {stride} nor an odd number above it"
                 )
+
+
+def _is_positive_number(value: Any) -> bool:
+    return is_number(value) and value > 0
 
 
 PVT_V2_EPS = (1e-5, 1e-5, 1e-6)
@@ -114,6 +125,8 @@ def resolve_arch(arch: str | Mapping) -> Arch:
             f'arch must be one of {", ".join(ARCH_ZOO)} (of {", ".join(letters.values())} the first letter will do) '
             f'or a dict, got {arch!r}'
         )
+    if not isinstance(arch, Mapping):
+        raise ConfigError(f'arch must be a name or a dict, got {arch!r}')
     known = [field.name for field in fields(Arch)]
     required = known[:5]
     unknown, missing = [k for k in arch if k not in known], [k for k in required if k not in arch]
@@ -140,10 +153,12 @@ def resolve_num_va_layers(num_va_layers: int | Sequence[int] | None, arch: Arch)
         num_va_layers = arch.num_va_layers
     elif isinstance(num_va_layers, int):
         num_va_layers = (num_va_layers,) * 4
-    num_va_layers = tuple(num_va_layers)
-    if len(num_va_layers) != 4 or any(not 1 <= n <= depth for n, depth in zip(num_va_layers, arch.depths, strict=True)):
+    four = isinstance(num_va_layers, (list, tuple)) and len(num_va_layers) == 4
+    if not four or any(
+        not is_positive_integer(n) or n > depth for n, depth in zip(num_va_layers, arch.depths, strict=True)
+    ):
         raise ConfigError(
-            f'num_va_layers must be between 1 and the depth of each stage {tuple(arch.depths)}, got {num_va_layers}: '
+            f'num_va_layers must be between 1 and the depth of each stage {tuple(arch.depths)}, got {num_va_layers!r}: '
             'the first layer of a stage computes the scores that the others reuse'
         )
-    return num_va_layers
+    return tuple(num_va_layers)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-from mmengine.model import BaseInit
+from mmengine.model import BaseInit, PretrainedInit, update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmlavit.errors import ConfigError
+from mmlavit.utils.weights import cut_prefix, load_what_fits
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -28,6 +30,31 @@ class FanInBias(BaseInit):
             if type(child).__name__ in self.layer and child.bias is not None:
                 bound = child.weight[0].numel() ** -0.5
                 nn.init.uniform_(child.bias, -bound, bound)
+
+
+@WEIGHT_INITIALIZERS.register_module(name='Pretrained', force=True)
+class CheckedPretrainedInit(PretrainedInit):
+    """mmengine's initialiser, under its name, except that a checkpoint of which nothing fits is refused.
+
+    What does not fit is told in one line.
+    """
+
+    def __call__(self, module: nn.Module) -> None:
+        """Load.
+
+        Args:
+            module (nn.Module): Module that starts from the checkpoint.
+
+        Raises:
+            UserError: If the checkpoint has nothing below the prefix, or nothing that fits the module.
+        """
+        checkpoint = CheckpointLoader.load_checkpoint(self.checkpoint, self.map_location)
+        state = checkpoint.get('state_dict', checkpoint)
+        if self.prefix is not None:
+            state = cut_prefix(state, self.prefix, self.checkpoint)
+        load_what_fits(module, state, self.checkpoint)
+        if hasattr(module, '_params_init_info'):
+            update_init_info(module, init_info=self._get_init_info())
 
 
 DEFAULT_INIT = [

@@ -25,6 +25,7 @@ resolution. Nothing of N x M is ever kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from mmlavit.errors import ConfigError
 
 from .arch import STRIDES, Arch, resolve_arch, resolve_num_va_layers
+from .arguments import require_flags, require_integer, require_number, resolve_stages
 from .initialization import resolve_init_cfg
 from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
 from .layout import PointwiseLinear, Scores, attend_in_pieces, folding_pays, linear, linear_each, to_map, to_tokens
@@ -278,6 +280,8 @@ class AttentionResidual(nn.Module):
         kernel = self.dwconv.repeat_interleave(keys, dim=0)  # (in_heads * K, 1, 2, 2)
         x = F.conv2d(to_map(scores.map, scores.grid), kernel, stride=2, groups=channels)
         grid = (x.shape[2], x.shape[3])
+        if self.norm.training and x.shape[0] * x.shape[2] * x.shape[3] * keys == 1:
+            raise ConfigError('too few scores for batch statistics; use larger images, or norm_eval=True')
         x = self.norm(to_tokens(x).reshape(-1, scores.heads, keys))  # (B * N / 4, in_heads, K)
         mix = self.layer_scale[:, None] * self.conv1x1  # (out_heads, in_heads)
         heads = mix.shape[0]
@@ -434,11 +438,16 @@ class LaViT(BaseModule):
         super().__init__(init_cfg)
         arch = resolve_arch(arch)
         num_va_layers = resolve_num_va_layers(num_va_layers, arch)
-        self.out_indices = tuple(out_indices)
-        self.frozen_stages = frozen_stages
+        require_integer('in_channels', in_channels)
+        if key_reduction not in ('conv', 'pool'):
+            raise ConfigError(f"key_reduction must be 'conv' or 'pool', got {key_reduction!r}")
+        require_number('drop_path_rate', drop_path_rate, 0, 1)
+        require_number('layer_scale_init', layer_scale_init, -inf, inf)
+        require_flags(attention_residual=attention_residual, norm_eval=norm_eval, with_cp=with_cp)
+        self.in_channels = in_channels
+        self.out_indices, self.frozen_stages = resolve_stages(out_indices, frozen_stages)
         self.norm_eval = norm_eval
         self.score_observer: ScoreObserver | None = None
-        self._check_arguments(in_channels, key_reduction, drop_path_rate)
 
         self.stages = nn.ModuleList()
         depths = arch.depths[: self.out_indices[-1] + 1]
@@ -462,20 +471,6 @@ class LaViT(BaseModule):
             module.requires_grad_(False)
         self.train()
 
-    def _check_arguments(self, in_channels: int, key_reduction: str, drop_path_rate: float) -> None:
-        """Raise a ConfigError that names the argument which is out of its range."""
-        if not isinstance(in_channels, int) or in_channels < 1:
-            raise ConfigError(f'in_channels must be a positive integer, got {in_channels!r}')
-        if key_reduction not in ('conv', 'pool'):
-            raise ConfigError(f"key_reduction must be 'conv' or 'pool', got {key_reduction!r}")
-        if not 0 <= drop_path_rate < 1:
-            raise ConfigError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
-        outs, frozen = self.out_indices, self.frozen_stages
-        if not outs or any(i not in range(4) for i in outs) or sorted(set(outs)) != [*outs]:
-            raise ConfigError(f'out_indices must be increasing stage indices in 0..3, got {outs}')
-        if frozen not in range(-1, outs[-1] + 2):
-            raise ConfigError(f'frozen_stages must be in -1..{outs[-1] + 1} for out_indices {outs}, got {frozen}')
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid.
 
@@ -487,7 +482,14 @@ class LaViT(BaseModule):
         Returns:
             tuple[Tensor, ...]: For i in ``out_indices`` a map of shape (B, C_i, ceil(H / s_i), ceil(W / s_i)),
             s = 4, 8, 16, 32.
+
+        Raises:
+            ConfigError: If it is given anything else.
         """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ConfigError(
+                f'expected images of shape (B, in_channels={self.in_channels}, H, W), got {tuple(x.shape)}'
+            )
         height, width = x.shape[-2:]
         # An export knows the padded sides as 32 times a number.
         pad_h, pad_w = (ceil_div(side, STRIDES[-1]) * STRIDES[-1] - side for side in (height, width))

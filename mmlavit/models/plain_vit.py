@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
 
+from .arguments import require_integer, resolve_layers
 from .lavit import attend, transform_keys
 from .layout import Scores
 from .resample import Grid, ceil_div, resample_tokens
@@ -179,16 +180,16 @@ class WithLessAttention(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if not isinstance(backbone, Mapping) or 'type' not in backbone:
+            raise ConfigError(f'backbone must be the config of a transformer, a dict with type, got {backbone!r}')
+        if reference_grid is not None:
+            require_integer('reference_grid', reference_grid)
         self.backbone = MODELS.build(backbone)
         transformer = find_transformer(self.backbone)
         blocks = find_blocks(transformer)
-        self.layers = tuple(layers)
-        if any(i not in range(1, len(blocks)) for i in self.layers) or sorted(set(self.layers)) != [*self.layers]:
-            raise ConfigError(f'layers must be increasing numbers from 1 to {len(blocks) - 1}, got {self.layers}')
+        self.layers = resolve_layers(layers, len(blocks))
         own = _own_grid(transformer)
         reference = own if reference_grid is None else (reference_grid, reference_grid)
-        if min(reference) < 1:
-            raise ConfigError(f'reference_grid must be a positive integer, got {reference_grid!r}')
         self._shared = _Shared(count_extra_tokens(transformer), reference)
         transformer.patch_embed.register_forward_hook(self._find_grid)
         for i in self.layers:

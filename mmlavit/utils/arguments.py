@@ -36,6 +36,7 @@ _OPTIONAL_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', '
     'find_unused_parameters',
     'model_wrapper_cfg',
     'runner_type',
+    'skip_broken_data',
     'strategy',
     'sync_bn',
     'tta_model',

@@ -554,7 +554,7 @@ class TestInterface:
             (dict(arch=dict(TOY, dims=1)), r"unknown keys \['dims'\]"),
             (dict(arch={k: v for k, v in TOY.items() if k != 'depths'}), r"lacks \['depths'\]"),
             (dict(arch=dict(TOY, num_heads=(3, 2, 2, 3))), '8 channels do not divide into 3 heads'),
-            (dict(arch=dict(TOY, depths=(2, 2, 2))), 'must be 4 positive numbers'),
+            (dict(arch=dict(TOY, depths=(2, 2, 2))), 'must be 4 positive integers'),
             (dict(arch=dict(TOY, patch_kernels=(6, 2, 2, 2))), '6 is neither the stride 4'),
             (dict(num_va_layers=0), 'num_va_layers must be between 1 and the depth'),
             (dict(num_va_layers=(1, 1, 1)), 'num_va_layers must be'),

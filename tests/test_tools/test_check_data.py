@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from PIL import Image
 
-from mmlavit.datasets import check
+from mmlavit.datasets.check import named
 
 ROOT = Path(__file__).parents[2]
 COCO, ADE, IMAGENET = Path('data/coco'), Path('data/ade/ADEChallengeData2016'), Path('data/imagenet')
@@ -31,10 +31,10 @@ def data(tmp_path, monkeypatch):
                 path = IMAGENET / split / f'n{label:08d}/{index}.JPEG'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new('RGB', (8, 8)).save(path)
-    monkeypatch.setattr(check, 'COCO_COUNTS', {'train2017': (2, 2), 'val2017': (2, 2)})
-    monkeypatch.setattr(check, 'ADE20K_COUNTS', {'training': 2, 'validation': 2})
-    monkeypatch.setattr(check, 'IMAGENET_COUNTS', {'train': 12, 'val': 4})
-    monkeypatch.setattr(check, 'IMAGENET_CLASSES', 4)
+    monkeypatch.setattr(named, 'COCO_COUNTS', {'train2017': (2, 2), 'val2017': (2, 2)})
+    monkeypatch.setattr(named, 'ADE20K_COUNTS', {'training': 2, 'validation': 2})
+    monkeypatch.setattr(named, 'IMAGENET_COUNTS', {'train': 12, 'val': 4})
+    monkeypatch.setattr(named, 'IMAGENET_CLASSES', 4)
 
 
 @pytest.fixture
@@ -181,12 +181,12 @@ def test_list_instead_of_folders(data, check_data):
     assert 'misses 1 files that belong to others (other.JPEG)' in said.out
 
 
-@pytest.mark.parametrize('name', check.DATA_SETS)
+@pytest.mark.parametrize('name', named.DATA_SETS)
 def test_missing(name, tmp_path, check_data, monkeypatch):
     """It says where to get it and under what terms, and gets nothing."""
     monkeypatch.chdir(tmp_path)
     code, said = check_data(name)
-    data = check.DATA_SETS[name]
+    data = named.DATA_SETS[name]
     assert code == 1
     assert said.out.startswith(f'{name}: {data.root} does not exist')
     assert data.source in said.out and data.terms in said.out
@@ -199,7 +199,7 @@ def test_roots_are_those_of_the_configs():
 
     for name, base in (('coco', 'coco_detection'), ('ade20k', 'ade20k'), ('imagenet', 'imagenet_224')):
         cfg = Config.fromfile(ROOT / f'configs/_base_/datasets/{base}.py')
-        assert Path(cfg.data_root) == Path(check.DATA_SETS[name].root)
+        assert Path(cfg.data_root) == Path(named.DATA_SETS[name].root)
 
 
 def test_root(data, check_data, tmp_path):

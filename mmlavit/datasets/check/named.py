@@ -1,4 +1,4 @@
-"""Tells, before a long run, whether a data set is whole: its folders, numbers of files and annotations.
+"""Whether a public data set is whole: its folders, numbers of files and annotations.
 
 Files are counted and compared by name; a few images, drawn at random, are decoded. What is found is one
 line each: what is wrong, what was expected, what to do.
@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .handwritten import UNFINISHED
-from .handwritten_annotations import CLASSES
+from ..handwritten import UNFINISHED
+from ..handwritten_annotations import CLASSES
+from .coco import read_coco
 
 PICTURES = ('.jpeg', '.jpg', '.png')
 
@@ -64,7 +65,7 @@ def check_coco(root: Path, decode: int) -> Iterator[str]:
         yield from _check_pictures(root / split, names, decode, remedy)
         file = root / f'annotations/instances_{split}.json'
         remedy = f'unpack annotations_trainval2017.zip again, into {root}'
-        content, problem = _read_coco(file)
+        content, problem = read_coco(file)
         if problem:
             yield f'{file} {problem}: {remedy}'
             continue
@@ -170,7 +171,7 @@ def check_handwritten(root: Path, decode: int) -> Iterator[str]:
                 yield from _check_number(folder, names, count['scenes'], remedy)
                 yield from _check_pictures(folder, names, decode, remedy, labels)
             file = root / f'annotations/{split}.json'
-            content, problem = _read_coco(file)
+            content, problem = read_coco(file)
             if problem:
                 yield f'{file} {problem}: {remedy}'
             else:
@@ -223,18 +224,6 @@ def _check_pictures(
     if strange:
         values = f'values from {min(labels)} to {max(labels)}'
         yield f'{folder}: {len(strange)} of {len(drawn)} are not label maps with {values} ({_some(strange)}): {remedy}'
-
-
-def _read_coco(file: Path) -> tuple[dict, str]:
-    """Read an annotation file; give its content, and what is wrong with it as a whole."""
-    if not file.is_file():
-        return {}, 'does not exist'
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError:
-        return {}, 'is cut off or damaged'
-    missing = [key for key in ('images', 'annotations', 'categories') if key not in content]
-    return content, f'has no {", ".join(missing)}' if missing else ''
 
 
 def _check_coco_content(

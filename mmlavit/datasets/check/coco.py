@@ -1,0 +1,191 @@
+"""What is wrong with an annotation file in COCO's format: each kind of fault in one line, with the first places."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_SHOWN = 3
+_FIX = 'correct or remove them'
+
+
+def read_coco(file: Path) -> tuple[dict, str]:
+    """Read an annotation file.
+
+    Args:
+        file (Path): The file.
+
+    Returns:
+        tuple[dict, str]: Its content, and what is wrong with it as a whole, '' if nothing.
+    """
+    if not file.is_file():
+        return {}, 'does not exist'
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError:
+        return {}, 'is cut off or damaged'
+    if not isinstance(content, dict):
+        return {}, f'has a {type(content).__name__} at its top, expected images, annotations and categories'
+    missing = [key for key in ('images', 'annotations', 'categories') if not isinstance(content.get(key), list)]
+    return content, f'has no {", ".join(missing)}' if missing else ''
+
+
+def check_coco_file(file: Path, classes: Sequence[str] | None, masks: bool) -> Iterator[str]:
+    """Yield what is wrong with the annotations of a data set.
+
+    Args:
+        file (Path): In COCO's format.
+        classes (Sequence[str], optional): ``metainfo.classes`` of the data set; None: not known.
+        masks (bool): Whether masks are used.
+
+    Yields:
+        str: A finding; what is left out on purpose begins with ``note:``.
+    """
+    content, problem = read_coco(file)
+    if problem:
+        yield f'{file} {problem}: get it again, or convert the annotations again'
+        return
+    if not content['images'] or not content['annotations']:
+        yield f'{file} has {len(content["images"])} images and {len(content["annotations"])} annotations'
+        return
+    yield from _check_categories(file, content['categories'], classes)
+    for what, article, key in (('images', 'an', 'id'), ('images', 'a', 'file_name'), ('annotations', 'an', 'id')):
+        counts = Counter(str(entry.get(key)) for entry in content[what])
+        twice = [value for value, count in counts.items() if count > 1]
+        yield from _tell(file, twice, f'{what} have {article} {key} that others have, too', 'give each its own')
+    keys = ('file_name', 'height', 'width', 'id')
+    bad = [
+        str(entry.get('file_name', entry.get('id'))) for entry in content['images'] if any(k not in entry for k in keys)
+    ]
+    yield from _tell(file, bad, f'images lack one of {", ".join(keys)}', 'add it')
+    if not bad:
+        yield from _check_objects(file, content, masks)
+
+
+def find_class_fault(names: Sequence[str], classes: Sequence[str]) -> str:
+    """Say why mmdet would give objects the labels of other classes; '' if it would not.
+
+    mmdet numbers the classes that the file has, in the order of the file, whatever the order of ``metainfo.classes``.
+
+    Args:
+        names (Sequence[str]): Names of the categories, in the order of the file.
+        classes (Sequence[str]): ``metainfo.classes``.
+
+    Returns:
+        str: What is wrong, with what to do.
+    """
+    missing = [name for name in classes if name not in names]
+    if missing:
+        return (
+            f'has no categories {_some(missing)}, which metainfo.classes names ({len(missing)} of {len(classes)}); it '
+            f'has {_some(names)}: set metainfo.classes of the data set to names of the file'
+        )
+    used = [name for name in names if name in classes]
+    if len(used) != len(set(used)):
+        return (
+            f'has several categories of one name ({_some([n for n, c in Counter(used).items() if c > 1])}): join them'
+        )
+    if used != list(classes):
+        first = next(i for i, pair in enumerate(zip(used, classes, strict=True)) if pair[0] != pair[1])
+        return (
+            f'has its categories in another order than metainfo.classes ({used[first]!r} where that has '
+            f'{classes[first]!r}), and mmdet numbers them by the file: use the order of the file'
+        )
+    return ''
+
+
+def _check_categories(
+    file: Path, categories: Sequence[Mapping[str, Any]], classes: Sequence[str] | None
+) -> Iterator[str]:
+    """Yield what does not fit between categories and classes."""
+    names = [str(category.get('name')) for category in categories]
+    if classes is not None:
+        fault = find_class_fault(names, classes)
+        if fault:
+            yield f'{file} {fault}'
+        unused = [name for name in names if name not in classes]
+        if unused and not fault:
+            yield f'note: {file} has categories that metainfo.classes does not name ({_some(unused)}): left out'
+
+
+def _check_objects(file: Path, content: Mapping[str, Any], masks: bool) -> Iterator[str]:
+    """Yield what is wrong with single annotations."""
+    images = {image['id']: image for image in content['images']}
+    categories = {category.get('id') for category in content['categories']}
+    found: dict[tuple[str, str], list[str]] = {}
+    used = set()
+    for number, entry in enumerate(content['annotations']):
+        image = images.get(entry.get('image_id'))
+        used.add(entry.get('image_id'))
+        place = f'annotation {entry.get("id", f"number {number}")}' + (f' of {image["file_name"]}' if image else '')
+        for fault in _find_faults(entry, image, categories, masks):
+            found.setdefault(fault, []).append(place)
+    for (fault, fix), places in found.items():
+        yield from _tell(file, places, fault, fix)
+    empty = [image['file_name'] for key, image in images.items() if key not in used]
+    if empty:
+        yield (
+            f'note: {file}: {len(empty):,} of {len(images):,} images have no objects ({_some(empty)}): background, or '
+            'left out with filter_cfg=dict(filter_empty_gt=True)'
+        )
+
+
+def _find_faults(
+    entry: Mapping[str, Any], image: Mapping[str, Any] | None, categories: set, masks: bool
+) -> Iterator[tuple[str, str]]:
+    """Yield the faults of an annotation, each with what to do."""
+    if image is None:
+        yield 'annotations belong to no image of the file', 'correct image_id, or remove them'
+        return
+    if entry.get('category_id') not in categories:
+        yield 'annotations have a category_id that no category has', 'correct it, or add the category'
+    missing = [key for key in ('id', 'area') if key not in entry]
+    if missing:
+        yield f'annotations have no {", ".join(missing)}', 'add it'
+    box = entry.get('bbox')
+    if not _are_numbers(box) or len(box) != 4:
+        yield 'annotations have no box of four finite numbers (x, y, width, height)', _FIX
+        return
+    x, y, w, h = box
+    if w < 1 or h < 1 or entry.get('area', 1) <= 0:
+        yield 'objects have no area, or a box below one pixel, and are left out in training', _FIX
+    elif min(x + w, image['width']) <= max(x, 0) or min(y + h, image['height']) <= max(y, 0):
+        yield 'objects have a box outside of their image, and are left out in training', _FIX
+    elif x < -1 or y < -1 or x + w > image['width'] + 1 or y + h > image['height'] + 1:
+        yield 'objects have a box that reaches out of their image', 'cut it off there'
+    if masks and not _is_mask(entry.get('segmentation'), image):
+        yield 'objects have no mask with an area, which the training of masks needs', 'add it, or remove the objects'
+
+
+def _is_mask(mask: Any, image: Mapping[str, Any]) -> bool:
+    """Tell whether it is a mask with an area: a polygon at least, or run lengths of the image's size."""
+    if isinstance(mask, Mapping):
+        return mask.get('size') == [image['height'], image['width']] and bool(mask.get('counts'))
+    if not isinstance(mask, list):
+        return False
+    return any(_are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0 and _area(part) > 0 for part in mask)
+
+
+def _area(polygon: Sequence[float]) -> float:
+    """Area of a polygon x1, y1, x2, y2, ..."""
+    xs, ys = polygon[::2], polygon[1::2]
+    return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+
+
+def _tell(file: Path, places: Sequence[str], fault: str, fix: str) -> Iterator[str]:
+    """Yield one line about all places with a fault, if there are any."""
+    if places:
+        yield f'{file}: {len(places):,} {fault} ({_some(places)}): {fix}'
+
+
+def _some(names: Sequence[Any]) -> str:
+    """Name the first few."""
+    return ', '.join(map(str, names[:_SHOWN])) + (', ...' if len(names) > _SHOWN else '')

@@ -1,0 +1,196 @@
+"""What is wrong with the data of a config, found before a run: images, annotations, and classes against the heads."""
+
+from __future__ import annotations
+
+import os.path as osp
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS, init_default_scope
+
+from mmlavit.errors import ConfigError
+from mmlavit.models.consistency import find_class_numbers, require_channels, require_classes
+from mmlavit.utils.data_paths import missing_data
+from mmlavit.utils.toolbox import load_toolbox
+
+from .coco import check_coco_file
+from .images import find_fault, find_map_fault, read_size
+
+_SPLITS = ('train', 'val', 'test')
+_SHOWN = 3
+
+
+def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
+    """Yield what is wrong with a config's data, and with its model as far as that follows from the data.
+
+    Args:
+        cfg (Config): Config of a classifier, detector or segmentor.
+        decode (int, optional): Images and label maps of each data set to decode, drawn at random; None: all. The others
+            are opened, and decoded if they do not end as they should.
+
+    Yields:
+        str: A finding, with the file and what to do; what is no fault begins with ``note:``.
+    """
+    load_toolbox(cfg.default_scope)
+    init_default_scope(cfg.default_scope)
+    missing = missing_data(cfg, _SPLITS)
+    if missing:
+        yield from (f'{path} does not exist: docs/data.md has the layout' for path in missing)
+        return
+    try:
+        require_channels(cfg.model)
+    except ConfigError as error:
+        yield str(error)
+    seen = []
+    for split in _SPLITS:
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in find_leaf_configs(loader.dataset) if loader is not None else ():
+            data = {key: value for key, value in dataset.items() if key not in ('pipeline', 'test_mode', 'filter_cfg')}
+            if data not in seen:
+                seen.append(data)
+                yield from check_dataset(ConfigDict(dataset), cfg.model, f'{split}_dataloader', decode)
+
+
+def check_dataset(
+    dataset: ConfigDict, model: Mapping[str, Any], place: str, decode: int | None, annotations_only: bool = False
+) -> Iterator[str]:
+    """Yield what is wrong with one data set.
+
+    Args:
+        dataset (ConfigDict): Its config; no wrapper.
+        model (Mapping): Config of the model.
+        place (str): What messages call the data set where it has no annotation file.
+        decode (int, optional): As for :func:`check_config`.
+        annotations_only (bool): Whether to leave images alone.
+
+    Yields:
+        str: As of :func:`check_config`.
+    """
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(dataset.type)
+    classes = dataset.get('metainfo', {}).get('classes') or (getattr(kind, 'METAINFO', None) or {}).get('classes')
+    faulty = False
+    if hasattr(kind, 'COCOAPI'):
+        masks = any(step.get('with_mask') for step in dataset.get('pipeline') or ())
+        for finding in check_coco_file(Path(_ann_file(dataset)), classes, masks):
+            faulty |= not finding.startswith('note:')
+            yield finding
+    try:
+        # Everything that is listed, also what training leaves out.
+        built = DATASETS.build(ConfigDict(dataset, pipeline=[], filter_cfg=None, serialize_data=False))
+        built.full_init()
+    except Exception as error:  # a toolbox can stumble over anything in an annotation file
+        if not faulty:
+            what = _ann_file(dataset) or dataset.get('data_root') or place
+            yield f'{what}: {dataset.type} cannot read it ({type(error).__name__}: {error})'.replace('\n', ' ')
+        return
+    classes = built.metainfo.get('classes')
+    try:
+        require_classes(model, classes, place)
+    except ConfigError as error:
+        yield str(error)
+    entries = [built.get_data_info(i) for i in range(len(built))]
+    yield from _check_labels(entries, classes, model, _ann_file(dataset) or place)
+    if not annotations_only:
+        labels = None if classes is None else _label_values(built, len(classes))
+        yield from _check_images(entries, decode, labels)
+
+
+def find_leaf_configs(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the configs of data sets inside of wrappers such as ``RepeatDataset``.
+
+    Args:
+        dataset (Mapping): Config of a data set or a wrapper.
+
+    Yields:
+        Mapping: Configs without others inside.
+    """
+    if 'dataset' in dataset:
+        yield from find_leaf_configs(dataset['dataset'])
+    elif 'datasets' in dataset:
+        for part in dataset['datasets']:
+            yield from find_leaf_configs(part)
+    else:
+        yield dataset
+
+
+def _ann_file(dataset: Mapping[str, Any]) -> str:
+    """Path of the annotation file; '' if there is none."""
+    name = dataset.get('ann_file') or ''
+    return osp.join(osp.expanduser(dataset.get('data_root') or ''), name) if name else ''
+
+
+def _check_labels(
+    entries: Sequence[Mapping], classes: Sequence[str] | None, model: Mapping[str, Any], place: str
+) -> Iterator[str]:
+    """Yield images that are listed twice, and labels of images that the model has no class for."""
+    names = Counter(entry.get('img_path') for entry in entries)
+    yield from _tell([str(name) for name, count in names.items() if count > 1], 'is listed more than once: remove one')
+    numbers = [number for _, number in find_class_numbers(model, 'model')]
+    limit = min([*numbers, *([len(classes)] if classes else [])], default=None)
+    wrong = []
+    for entry in entries:
+        label = entry.get('gt_label')
+        labels = label if isinstance(label, (list, tuple)) else [label]
+        if limit is not None and label is not None and any(not 0 <= value < limit for value in labels):
+            wrong.append(f'{entry["img_path"]} (label {label})')
+    yield from _tell(wrong, f'is out of range in {place}: the model has classes 0 to {(limit or 0) - 1}')
+
+
+def _label_values(dataset: Any, classes: int) -> set[int] | None:
+    """Values that may be in the files of label maps; None where the data set renames them."""
+    if getattr(dataset, 'label_map', None):
+        return None
+    first = int(bool(getattr(dataset, 'reduce_zero_label', False)))
+    return {*range(classes + first), getattr(dataset, 'ignore_index', 255), 255}
+
+
+def _check_images(entries: Sequence[Mapping], decode: int | None, labels: set[int] | None) -> Iterator[str]:
+    """Yield what is wrong with the files of images and label maps."""
+    drawn = range(len(entries))
+    if decode is not None:
+        drawn = set(random.sample(drawn, min(decode, len(entries))))
+    found: dict[str, list[str]] = {}
+
+    def note(path: str, fault: str) -> None:
+        if fault:
+            found.setdefault(fault, []).append(str(path))
+
+    for number, entry in enumerate(entries):
+        path = entry['img_path']
+        fault = find_fault(path, number in drawn)
+        note(path, fault)
+        size = None if fault else read_size(path)
+        if size and 'height' in entry and size != (entry['height'], entry['width']):
+            note(
+                path,
+                f'is {size[1]}x{size[0]} as it is loaded, but {entry["width"]}x{entry["height"]} by the annotations '
+                '(turned by an EXIF tag?): save it as it is to be seen, or correct width and height',
+            )
+        if entry.get('seg_map_path') is not None and not fault:
+            _check_map(entry['seg_map_path'], size, labels, number in drawn, note)
+    for fault, paths in found.items():
+        yield from _tell(paths, fault)
+
+
+def _check_map(
+    path: str, size: tuple[int, int] | None, labels: set[int] | None, decode: bool, note: Callable[[str, str], None]
+) -> None:
+    """Note what is wrong with a label map."""
+    if decode:
+        note(path, find_map_fault(path, size, labels))
+    elif not osp.isfile(path):
+        note(path, 'does not exist, though its image does: add it, or remove the image')
+
+
+def _tell(paths: Sequence[str], fault: str) -> Iterator[str]:
+    """Yield one line about all files with a fault, if there are any."""
+    if len(paths) == 1:
+        yield f'{paths[0]} {fault}'
+    elif paths:
+        shown = ', '.join(paths[:_SHOWN]) + (', ...' if len(paths) > _SHOWN else '')
+        yield f'{len(paths):,} files ({shown}), each {fault}'

@@ -1,0 +1,176 @@
+"""Data sets that name the file when an image or annotation cannot be used, or leave it out and write that down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import Compose
+
+from mmlavit.errors import DataError
+
+from .check.images import LARGEST, find_fault, find_label_fault, find_map_fault, has_16_bits, is_cut_off
+
+_ADVICE = 'python tools/check_data.py CONFIG finds all such files'
+_IN_A_ROW = 100
+_DARK = 16  # what is left of 12 bits where the upper 8 of 16 are kept
+
+
+class GuardedPipeline(Compose):
+    """The transforms of a data set, which name the file that they fail on, and refuse what would be learned wrongly.
+
+    Refused are files that OpenCV reads without a complaint: cut-off JPEGs, whose rest it fills with gray, 12 bits in a
+    16-bit file, of which nothing remains, images that an EXIF tag turns away from their annotations, label maps of
+    another size than their image, and labels that no class has. The transforms themselves, their order and their random
+    numbers are what they were.
+
+    Args:
+        pipeline (Compose): The transforms.
+        labels (int, optional): Number of classes; None: not known.
+        ignore_index (int): Label of pixels that belong to no class.
+        skip_file (str, optional): Leave such images out, as long as the data set may draw another in its place, and
+            write their names into this file. None: raise an error.
+    """
+
+    def __init__(
+        self, pipeline: Compose, labels: int | None = None, ignore_index: int = 255, skip_file: str | None = None
+    ) -> None:
+        super().__init__(None)
+        self.transforms = pipeline.transforms
+        self.labels = labels
+        self.ignore_index = ignore_index
+        self.skip_file = skip_file
+        self._in_a_row = 0
+
+    def __call__(self, data: dict) -> dict | None:
+        """Transform.
+
+        Args:
+            data (dict): What the data set says about an image.
+
+        Returns:
+            dict, optional: The sample; None: another has to be drawn.
+
+        Raises:
+            DataError: If the image or its annotation cannot be used; the message names the file.
+        """
+        path = data.get('img_path')
+        if not isinstance(path, (str, os.PathLike)):
+            return super().__call__(data)
+        try:
+            self._check_label(path, data)
+            sample = self._transform(path, data)
+        except DataError as error:
+            if self.skip_file is None:
+                raise
+            self._in_a_row += 1
+            if self._in_a_row >= _IN_A_ROW:
+                raise DataError(f'{_IN_A_ROW} images in a row had to be left out; the last: {error}') from error
+            with open(self.skip_file, 'a') as file:
+                file.write(f'{error}\n')
+            return None
+        self._in_a_row = 0
+        return sample
+
+    def _transform(self, path: str, data: dict) -> dict | None:
+        """Run the transforms, and look at image and label map once they are loaded."""
+        height, width = data.get('height'), data.get('width')
+        seen: set[str] = set()
+        for transform in self.transforms:
+            try:
+                data = transform(data)
+            except Exception as error:
+                raise _explain(path, data, transform, error) from error
+            if data is None:
+                return None
+            image, labels = data.get('img'), data.get('gt_seg_map')
+            if 'img' not in seen and isinstance(image, np.ndarray):
+                seen.add('img')
+                self._check_image(path, image, height, width)
+            if 'map' not in seen and isinstance(labels, np.ndarray):
+                seen.add('map')
+                self._check_map(data['seg_map_path'], labels, image)
+        return data
+
+    def _check_image(self, path: str, image: np.ndarray, height: int | None, width: int | None) -> None:
+        if not os.path.isfile(path):
+            return  # from elsewhere than a local disk
+        large = image.shape[0] * image.shape[1] > LARGEST
+        fault = find_fault(path, decode=False) if large or is_cut_off(path) else ''
+        if not fault and image.dtype == np.uint8 and has_16_bits(path) and image.max(initial=0) <= _DARK:
+            fault = 'has 16 bits in each channel, and nothing but black is left of it in 8: convert it to 8 bits'
+        if not fault and image.shape[:2] == (width, height) != (height, width):
+            fault = (
+                f'is {height}x{width} as it is loaded, but {width}x{height} by its annotation (turned by an EXIF tag?)'
+                ': save it as it is to be seen, or correct width and height'
+            )
+        if fault:
+            raise DataError(f'{path} {fault}; {_ADVICE}')
+
+    def _check_map(self, path: str, labels: np.ndarray, image: Any) -> None:
+        fault = ''
+        if labels.ndim != 2 or (isinstance(image, np.ndarray) and labels.shape != image.shape[:2]):
+            fault = find_map_fault(path, None if image is None else image.shape[:2], None)
+        elif self.labels is not None:
+            ignored = {self.ignore_index, 255}
+            if ((labels >= self.labels) & ~np.isin(labels, [*ignored])).any():
+                fault = find_label_fault(labels, {*range(self.labels), *ignored})
+        if fault:
+            raise DataError(f'{path} {fault}; {_ADVICE}')
+
+    def _check_label(self, path: str, data: dict) -> None:
+        label = data.get('gt_label')
+        labels = label if isinstance(label, (list, tuple)) else [] if label is None else [label]
+        if self.labels is not None and any(not 0 <= value < self.labels for value in labels):
+            raise DataError(
+                f'{path} has the label {label}, but the model has classes 0 to {self.labels - 1}; {_ADVICE}'
+            )
+        boxes = [one.get('bbox') for one in data.get('instances') or () if one.get('bbox') is not None]
+        if boxes and not np.isfinite(boxes).all():
+            raise DataError(f'{path} has a box with a number that is not finite: correct the annotations; {_ADVICE}')
+
+
+def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> None:
+    """Put a :class:`GuardedPipeline` into a data set, and into those in it.
+
+    Args:
+        dataset (Dataset): A data set of a toolbox, or a wrapper.
+        classes (int, optional): Number of classes of the model; None: those that each data set says it has.
+        skip_file (str, optional): As of :class:`GuardedPipeline`; never used for validation and test.
+    """
+    for leaf in find_leaves(dataset):
+        if isinstance(getattr(leaf, 'pipeline', None), Compose):
+            known = (leaf.metainfo or {}).get('classes')
+            leaf.pipeline = GuardedPipeline(
+                leaf.pipeline,
+                labels=classes if known is None else len(known),
+                ignore_index=getattr(leaf, 'ignore_index', 255),
+                skip_file=None if leaf.test_mode else skip_file,
+            )
+
+
+def find_leaves(dataset: Any) -> Iterator[Any]:
+    """Yield the data sets inside of wrappers such as ``RepeatDataset``; one that is no wrapper itself."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if inner == [None]:
+        yield dataset
+        return
+    for one in inner:
+        yield from find_leaves(one)
+
+
+def _explain(path: str, data: dict, transform: Any, error: Exception) -> Exception:
+    """Say which file a transform has failed on: in one line where the file is at fault, else with the trace."""
+    if isinstance(error, DataError):
+        return error
+    fault, name = find_fault(path), path
+    if not fault and data.get('seg_map_path') is not None:
+        name = data['seg_map_path']
+        fault = find_map_fault(name, None, None)
+    if not fault and isinstance(error, KeyError) and error.args == ('mask',):
+        name, fault = path, 'has an object without a mask: add its segmentation to the annotations, or remove it'
+    if fault:
+        return DataError(f'{name} {fault}; {_ADVICE}')
+    return RuntimeError(f'{path}: {type(transform).__name__} failed on it ({type(error).__name__}: {error})')

@@ -1,0 +1,117 @@
+"""Watch over the data of a run: faults are named with their file, or left out and counted."""
+
+from __future__ import annotations
+
+import mmap
+import os.path as osp
+from json import JSONDecoder
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from torch.utils.data import DataLoader
+
+from mmlavit.datasets.check.coco import find_class_fault
+from mmlavit.datasets.check.config import check_dataset, find_leaf_configs
+from mmlavit.datasets.guard import find_leaves, guard_dataset
+from mmlavit.errors import DataError, UserError
+from mmlavit.models.consistency import find_class_numbers, require_classes
+
+SKIPPED = 'skipped_data.txt'
+
+
+def watch_data(runner, cfg: Config) -> None:
+    """Have a runner build data loaders whose faults are told in one line.
+
+    With ``skip_broken_data=True`` in the config, images for training that cannot be used are left out, listed in
+    ``skipped_data.txt`` in the work dir and counted in the log.
+
+    Args:
+        runner (Runner or FlexibleRunner): Before it trains or tests.
+        cfg (Config): The config of the run.
+    """
+    build = runner.build_dataloader
+    skip_file = osp.join(cfg.work_dir, SKIPPED) if cfg.get('skip_broken_data') else None
+    numbers = [number for _, number in find_class_numbers(cfg.model, 'model')]
+
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        try:
+            loader = build(dataloader, *args, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:  # a toolbox can stumble over anything in an annotation file
+            raise _explain(dataloader, cfg, error) from error
+        for leaf in find_leaves(loader.dataset):
+            _require_fitting_classes(leaf, cfg)
+        guard_dataset(loader.dataset, min(numbers, default=None), skip_file)
+        return loader
+
+    runner.build_dataloader = build_dataloader
+    if skip_file is not None:
+        runner.register_hook(SkippedDataHook(Path(skip_file)))
+
+
+class SkippedDataHook(Hook):
+    """Log how many images were left out.
+
+    Args:
+        file (Path): One line for each, which any process may have added.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._told = 0
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+        """Look into the file, every 50 iterations."""
+        if self.every_n_train_iters(runner, 50):
+            self._tell(runner)
+
+    def after_train(self, runner) -> None:
+        """Look into the file."""
+        self._tell(runner)
+
+    def _tell(self, runner) -> None:
+        skipped = set(self.file.read_text().splitlines()) if self.file.is_file() else set()
+        runner.message_hub.update_scalar('train/skipped_images', len(skipped))
+        if len(skipped) > self._told:
+            self._told = len(skipped)
+            runner.logger.warning(f'Images left out so far: {len(skipped):,}; {self.file} says which and why')
+
+
+def _explain(dataloader: Any, cfg: Config, error: Exception) -> Exception:
+    """Say what is wrong with the annotations, if that is why a data set could not be built."""
+    for dataset in find_leaf_configs(dataloader['dataset']):
+        for finding in check_dataset(dataset, cfg.model, 'the data', 0, annotations_only=True):
+            if not finding.startswith('note:'):
+                return DataError(finding)
+    return error
+
+
+def _require_fitting_classes(dataset: Any, cfg: Config) -> None:
+    """Make sure that classes of a data set, of its annotation file and of the model are the same."""
+    metainfo = getattr(dataset, 'metainfo', None) or {}
+    classes, file = metainfo.get('classes'), getattr(dataset, 'ann_file', '')
+    require_classes(cfg.model, classes, file or getattr(dataset, 'data_root', None) or type(dataset).__name__)
+    if classes is not None and hasattr(dataset, 'COCOAPI') and osp.isfile(file):
+        fault = find_class_fault(_read_categories(file), classes)
+        if fault:
+            raise DataError(f'{file} {fault}')
+
+
+def _read_categories(file: str) -> list[str]:
+    """Read the names of categories from a file in COCO's format, without the rest of it."""
+    with open(file, 'rb') as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(b'[', content.rfind(b'"categories"'))
+        end = content.find(b']', start)
+        while True:  # to the bracket that closes the list, not one inside
+            try:
+                categories, _ = JSONDecoder().raw_decode(content[start : end + 1].decode())
+                return [category['name'] for category in categories]
+            except ValueError:
+                end = content.find(b']', end + 1)
+                if end < 0:
+                    raise

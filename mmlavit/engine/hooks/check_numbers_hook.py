@@ -1,0 +1,201 @@
+"""Stop a training whose numbers are not finite any more, before they reach the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import HOOKS
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mmlavit.errors import ConfigError, UserError
+
+from ..numbers import Diagnosis, diagnose, get_random_states, image_names, is_finite, set_random_states
+
+_SHOWN = 8
+
+
+@HOOKS.register_module()
+class CheckNumbersHook(Hook):
+    """Stop, or skip the step, when the loss or a gradient is not finite, before the optimizer uses it.
+
+    The message is one line: the iteration, what is not finite, the images of the batch (only the offending ones, where
+    they can be told apart) and the first offending module. To find the module, the batch is run once more with the same
+    random numbers and with hooks on all modules; as long as all is well that costs nothing.
+
+    The check itself reads each gradient once after each backward pass, and waits for the device. mmengine waits in each
+    iteration anyway, when it logs the loss; and its ``CheckInvalidLossHook``, which looks at every 50th loss after the
+    step, finds weights that are damaged already. Several processes agree: all stop, or all skip.
+
+    Under float16 AMP the loss scaler skips steps whose gradients overflow; they are counted (``overflows`` in the
+    log) and are no error, unless ``limit`` follow each other or running statistics are damaged. With DeepSpeed
+    and the like, whose wrappers have their own steps, only the loss is looked at.
+
+    Results are the same bit by bit with and without this hook, as long as all numbers are finite.
+
+    Example:
+        >>> custom_hooks = [dict(type='CheckNumbersHook', action='skip')]
+
+    Args:
+        action (str): 'stop'; or 'skip': leave out the step, put back the running statistics, log a warning with the
+            same message, count (``skipped_steps`` in the log) and go on.
+        limit (int): Steps in a row that may be left out, by this hook or by the loss scaler, before that is an error.
+
+    Raises:
+        ConfigError: If an argument is out of its range.
+    """
+
+    priority = 'LOWEST'  # before_train_iter comes right before the step, when all other hooks have drawn
+
+    def __init__(self, action: str = 'stop', limit: int = 50) -> None:
+        if action not in ('stop', 'skip'):
+            raise ConfigError(f"CheckNumbersHook: action must be 'stop' or 'skip', got {action!r}")
+        if not isinstance(limit, int) or limit < 1:
+            raise ConfigError(f'CheckNumbersHook: limit must be a positive integer, got {limit!r}')
+        self.action = action
+        self.limit = limit
+        self._wrappers: list[OptimWrapper] = []
+        self._undo: list[tuple[OptimWrapper, Callable, Callable]] = []
+        self._counts = dict(skipped_steps=0, overflows=0)
+        self._in_a_row = 0
+        self._spoilt = False
+        self._batch: Any = None
+        self._random_states: tuple | None = None
+        self._buffers: list[Tensor] = []
+
+    def before_train(self, runner) -> None:
+        """Step between the backward pass and the optimizer."""
+        self._wrappers = list(_find_optim_wrappers(runner.optim_wrapper))
+        for wrapper in self._wrappers:
+            before = wrapper.backward, wrapper.step
+            self._undo.append((wrapper, *before))
+            wrapper.backward = partial(self._backward, runner, wrapper, before[0])
+            wrapper.step = partial(self._step, runner, wrapper, before[1])
+            wrapper.step._with_counter = True  # what the schedulers of the learning rate have put there is still called
+
+    def after_train(self, runner) -> None:
+        """Step back."""
+        for wrapper, backward, step in self._undo:
+            wrapper.backward, wrapper.step = backward, step
+        self._wrappers, self._undo = [], []
+        for name, count in self._counts.items():
+            if count:
+                runner.logger.warning(f'CheckNumbersHook: {count:,} of {runner.iter:,} iterations: {name}')
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Keep what is needed to run the iteration again."""
+        self._batch = data_batch
+        self._random_states = get_random_states()
+        if self.action == 'skip':
+            self._buffers = [buffer.clone() for buffer in runner.model.buffers()]
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+        """Look at the loss where that is all that can be seen."""
+        self._batch = None
+        if not self._wrappers and not is_finite(outputs):
+            raise UserError(self._describe(runner, Diagnosis('the loss is not finite', '', image_names(data_batch))))
+
+    @torch.compiler.disable
+    def _backward(self, runner, wrapper: OptimWrapper, original: Callable, loss: Tensor, **kwargs) -> None:
+        original(loss, **kwargs)
+        if hasattr(wrapper, 'loss_scaler') or not _any_process(_spoilt(wrapper, loss)):
+            return
+        self._handle(runner, wrapper, 'skipped_steps')
+        self._spoilt = True
+        wrapper.zero_grad()
+
+    @torch.compiler.disable
+    def _step(self, runner, wrapper: OptimWrapper, original: Callable, **kwargs) -> None:
+        if not hasattr(wrapper, 'loss_scaler'):
+            if not self._spoilt:
+                original(**kwargs)
+                self._in_a_row = 0
+            self._spoilt = False
+            return
+        stepped = []
+        handle = wrapper.optimizer.register_step_post_hook(lambda *args: stepped.append(True))
+        original(**kwargs)
+        handle.remove()
+        if stepped:
+            self._in_a_row = 0
+        else:
+            self._handle(runner, wrapper, 'overflows')
+
+    def _handle(self, runner, wrapper: OptimWrapper, count: str) -> None:
+        """Count a step that is left out; raise a UserError if the training cannot go on."""
+        self._counts[count] += 1
+        self._in_a_row += 1
+        runner.message_hub.update_scalar(f'train/{count}', self._counts[count])
+        hopeless = self._in_a_row >= self.limit
+        if count == 'overflows':
+            damaged = _any_process(not is_finite(list(runner.model.buffers())))
+            if not damaged and not hopeless:
+                return
+        line = self._describe(runner, self._diagnose(runner, wrapper))
+        if hopeless:
+            raise UserError(f'{line}; this is step {self._in_a_row} in a row that had to be left out')
+        if self.action == 'stop':
+            raise UserError(
+                f'{line}; look at the images, lower the learning rate or clip gradients '
+                f"(docs/faq.md), or leave such steps out: CheckNumbersHook with action='skip'"
+            )
+        for buffer, before in zip(runner.model.buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
+        runner.logger.warning(f'{line}; this step is left out')
+
+    def _diagnose(self, runner, wrapper: OptimWrapper) -> Diagnosis:
+        """Run the batch again, in all processes; give what the first of them that found something has found."""
+        model = runner.model
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        if is_model_wrapper(model):  # parameters are elsewhere, as with FSDP
+            return Diagnosis('the loss or a gradient is not finite', '', image_names(self._batch))
+        now = get_random_states()
+        set_random_states(self._random_states)
+        try:
+            found = diagnose(model, self._batch, wrapper)
+        finally:
+            set_random_states(now)
+            model.zero_grad()
+        everywhere = all_gather_object(found)
+        return next((one for one in everywhere if one.what), found)
+
+    def _describe(self, runner, found: Diagnosis) -> str:
+        """Write the line."""
+        what = found.what or 'the loss or a gradient is not finite, but both were when the batch was run again'
+        where = f', first in {found.where}' if found.where else ''
+        shown = ', '.join(found.images[:_SHOWN])
+        if len(found.images) > _SHOWN:
+            shown += f' and {len(found.images) - _SHOWN} more'
+            runner.logger.warning(f'Images of iteration {runner.iter + 1}: {", ".join(found.images)}')
+        return f'iteration {runner.iter + 1}: {what}{where}; images: {shown or "unknown"}'
+
+
+def _find_optim_wrappers(wrapper: Any) -> Iterator[OptimWrapper]:
+    """Yield the wrappers whose steps can be left out."""
+    for one in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+        if isinstance(one, OptimWrapper):
+            yield one
+
+
+def _spoilt(wrapper: OptimWrapper, loss: Tensor) -> Tensor:
+    """Tell, as a tensor on their device, whether the loss or a gradient is not finite."""
+    groups = wrapper.optimizer.param_groups
+    grads = [weight.grad for group in groups for weight in group['params'] if weight.grad is not None]
+    # The largest magnitudes: unlike other norms they are finite if and only if the gradients are.
+    largest = torch._foreach_norm(grads, float('inf')) if grads else ()
+    return ~torch.stack([loss.detach().abs().reshape(()), *largest]).isfinite().all()
+
+
+def _any_process(flag: Tensor | bool) -> bool:
+    """Tell whether it is so in any process; in one process, whether it is so."""
+    flag = torch.as_tensor(flag).float()
+    all_reduce(flag, 'max')
+    return bool(flag)

@@ -1,0 +1,38 @@
+"""Say which weights of a checkpoint do not fit."""
+
+from __future__ import annotations
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmlavit.utils.weights import load_what_fits, require_whole
+
+
+class CheckpointFitHook(Hook):
+    """Refuse a checkpoint of another model, or say in one line what of it was not loaded.
+
+    mmengine logs what does not fit, and tests or trains with what was in its place.
+
+    Args:
+        path (str): The file or address, for the messages.
+        whole (bool): Whether all weights of the model have to be there, as for a test or to resume. Otherwise it is
+            enough that some are.
+    """
+
+    priority = 'LOWEST'  # after EMAHook, which puts the averaged weights into place
+
+    def __init__(self, path: str, whole: bool) -> None:
+        self.path = path
+        self.whole = whole
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Load the weights, before mmengine does."""
+        model = runner.model
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        if not isinstance(model, nn.Module) or is_model_wrapper(model):
+            return  # not built yet, or sharded
+        load = require_whole if self.whole else load_what_fits
+        load(model, checkpoint.get('state_dict', checkpoint), self.path)

@@ -1,0 +1,135 @@
+"""Whether the parts of a config fit each other: channels of backbone, neck and heads, and numbers of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmlavit.errors import ConfigError
+
+from .arch import resolve_arch
+
+# Heads whose classes are not those of the data set.
+_OTHER_CLASSES = ('rpn_head', 'semantic_head', 'teacher')
+
+
+def require_channels(model: Mapping[str, Any]) -> None:
+    """Make sure that neck and heads take the channels that they get, as far as the config says both.
+
+    Args:
+        model (Mapping): Config of a classifier, detector or segmentor.
+
+    Raises:
+        ConfigError: If not; the message names the entry and its value.
+    """
+    model = model.get('module') or model  # of test-time augmentation
+    maps = _find_backbone_channels(model.get('backbone'))
+    if maps is None:
+        return
+    source = f'the backbone (arch={model["backbone"].get("arch", "small")!r})'
+    neck = model.get('neck')
+    if isinstance(neck, Mapping):
+        if 'in_channels' in neck:
+            several = isinstance(neck['in_channels'], (list, tuple))
+            _require('model.neck.in_channels', neck['in_channels'], maps if several else maps[-1], source)
+        maps, source = _find_neck_channels(neck, maps), 'the neck'
+    for place, head in _find_heads(model):
+        _check_head(place, head, maps, source)
+
+
+def require_classes(model: Mapping[str, Any], classes: Sequence[str] | None, data: str) -> None:
+    """Make sure that a model has as many classes as a data set.
+
+    Args:
+        model (Mapping): Config of a classifier, detector or segmentor.
+        classes (Sequence[str], optional): Classes of the data set; None: unknown.
+        data (str): What the message calls it, such as ``train_dataloader``.
+
+    Raises:
+        ConfigError: If not; the message names the entry of the model.
+    """
+    if classes is None:
+        return
+    if isinstance(classes, str):
+        raise ConfigError(f'{data}: metainfo.classes is the string {classes!r}; expected a list, as [{classes!r}]')
+    for place, number in find_class_numbers(model, 'model'):
+        if number != len(classes):
+            names = ', '.join(map(str, classes[:3])) + (', ...' if len(classes) > 3 else '')
+            raise ConfigError(
+                f'{place} is {number}, but {data} has {len(classes)} classes ({names}); set num_classes of all heads '
+                'to that, or correct metainfo.classes (docs/recipes.md#your-data)'
+            )
+
+
+def find_class_numbers(node: Any, place: str) -> Iterator[tuple[str, int]]:
+    """Yield every ``num_classes`` in the config of a model that has to be that of the data set.
+
+    Args:
+        node (Any): The config, or a part of it.
+        place (str): Its dotted name.
+
+    Yields:
+        tuple[str, int]: Dotted name and value.
+    """
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == 'num_classes' and isinstance(value, int):
+                yield f'{place}.{key}', value
+            elif key not in _OTHER_CLASSES:
+                yield from find_class_numbers(value, f'{place}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from find_class_numbers(value, f'{place}.{index}')
+
+
+def _find_backbone_channels(backbone: Any) -> list[int] | None:
+    """Give the channels of a LaViT's maps; None for other backbones, or if its arguments are wrong themselves."""
+    if not isinstance(backbone, Mapping) or str(backbone.get('type')).rpartition('.')[2] != 'LaViT':
+        return None
+    indices = backbone.get('out_indices', (0, 1, 2, 3))
+    if not isinstance(indices, (list, tuple)) or not indices or any(i not in range(4) for i in indices):
+        return None
+    dims = resolve_arch(backbone.get('arch', 'small')).embed_dims
+    return [dims[i] for i in indices]
+
+
+def _find_neck_channels(neck: Mapping[str, Any], maps: list[int]) -> list[int] | None:
+    """Give the channels of the maps of a neck; None if the config does not say so."""
+    kind, out, number = str(neck.get('type')).rpartition('.')[2], neck.get('out_channels'), neck.get('num_outs')
+    if kind == 'GlobalAveragePooling':
+        return maps
+    return [out] * number if isinstance(out, int) and isinstance(number, int) else None
+
+
+def _find_heads(model: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the heads that get maps, by their dotted names."""
+    for name in ('head', 'bbox_head', 'rpn_head', 'decode_head', 'auxiliary_head'):
+        heads = model.get(name)
+        if isinstance(heads, Mapping):
+            yield f'model.{name}', heads
+        elif isinstance(heads, (list, tuple)):
+            yield from ((f'model.{name}.{i}', head) for i, head in enumerate(heads) if isinstance(head, Mapping))
+
+
+def _check_head(place: str, head: Mapping[str, Any], maps: list[int] | None, source: str) -> None:
+    """Raise a ConfigError if a head does not take what it gets."""
+    wanted = head.get('in_channels')
+    if maps is None or wanted is None:
+        return
+    index = head.get('in_index', -1)
+    chosen = index if isinstance(index, (list, tuple)) else [index]
+    if any(not isinstance(i, int) or not -len(maps) <= i < len(maps) for i in chosen):
+        raise ConfigError(f'{place}.in_index is {index}, but {source} gives {len(maps)} maps')
+    if not isinstance(wanted, (list, tuple)):
+        # Heads of detectors read all maps, the others one.
+        given = maps[0] if place.endswith(('bbox_head', 'rpn_head')) else maps[chosen[0]]
+        _require(f'{place}.in_channels', wanted, given, source)
+    elif isinstance(index, (list, tuple)):
+        _require(f'{place}.in_channels', list(wanted), [maps[i] for i in chosen], source)
+
+
+def _require(place: str, value: Any, expected: Any, source: str) -> None:
+    """Raise a ConfigError unless an entry has the value that it needs."""
+    value = list(value) if isinstance(value, (list, tuple)) else value
+    if value != expected:
+        raise ConfigError(f'{place} is {value}, but {source} gives {expected}; set it to {expected}')

@@ -1,0 +1,83 @@
+"""Channels and classes that do not fit are told by the name of the entry, and those of all configs fit."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmlavit.errors import ConfigError
+from mmlavit.models.consistency import find_class_numbers, require_channels, require_classes
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
+
+
+@pytest.fixture(scope='module')
+def models():
+    names = ('mask_rcnn_lavit_s', 'cascade_mask_rcnn_lavit_s_3x', 'retinanet_lavit_s', 'fpn_lavit_s', 'upernet_lavit_s')
+    models = {name: Config.fromfile(ROOT / f'configs/{name}.py').model for name in names}
+    return models | dict(classifier=Config.fromfile(ROOT / 'configs/handwritten/classify_lavit_nano.py').model)
+
+
+def test_all_configs_fit():
+    for path in CONFIGS:
+        cfg = Config.fromfile(path)
+        require_channels(cfg.model)
+        assert len({number for _, number in find_class_numbers(cfg.model, 'model')}) <= 1, path
+
+
+@pytest.mark.parametrize(
+    ('name', 'key', 'value', 'message'),
+    [
+        ('mask_rcnn_lavit_s', 'neck.in_channels', [32, 64, 128, 192],
+         r"model.neck.in_channels is \[32, 64, 128, 192\], but the backbone \(arch='small'\) gives "
+         r'\[64, 128, 320, 512\]; set it to \[64, 128, 320, 512\]'),
+        ('mask_rcnn_lavit_s', 'neck.in_channels', [64, 128, 320], r'model.neck.in_channels is \[64, 128, 320\], but'),
+        ('mask_rcnn_lavit_s', 'backbone.out_indices', (1, 2, 3), r'gives \[128, 320, 512\]; set it to'),
+        ('mask_rcnn_lavit_s', 'backbone.arch', 'nano', r"the backbone \(arch='nano'\) gives \[32, 64, 128, 192\]"),
+        ('mask_rcnn_lavit_s', 'rpn_head.in_channels', 64, 'model.rpn_head.in_channels is 64, but the neck gives 256'),
+        ('retinanet_lavit_s', 'bbox_head.in_channels', 64, 'model.bbox_head.in_channels is 64, but the neck gives 256'),
+        ('retinanet_lavit_s', 'neck.out_channels', 64, 'model.bbox_head.in_channels is 256, but the neck gives 64'),
+        ('fpn_lavit_s', 'decode_head.in_channels', [64] * 4, r'model.decode_head.in_channels is \[64, 64'),
+        ('upernet_lavit_s', 'decode_head.in_channels', [64, 128, 256, 512], 'model.decode_head.in_channels is'),
+        ('upernet_lavit_s', 'auxiliary_head.in_channels', 512, 'model.auxiliary_head.in_channels is 512, but .* 320;'),
+        ('upernet_lavit_s', 'auxiliary_head.in_index', 4, 'model.auxiliary_head.in_index is 4, but .* gives 4 maps'),
+        ('classifier', 'head.in_channels', 512, 'model.head.in_channels is 512, but the neck gives 192; set it to 192'),
+    ],
+)  # fmt: skip
+def test_channels(models, name, key, value, message):
+    model = Config(dict(model=copy.deepcopy(models[name])))
+    model.merge_from_dict({f'model.{key}': value})
+    with pytest.raises(ConfigError, match=message):
+        require_channels(model.model)
+
+
+@pytest.mark.parametrize(
+    ('name', 'places'),
+    [
+        ('mask_rcnn_lavit_s', ['model.roi_head.bbox_head', 'model.roi_head.mask_head']),
+        (
+            'cascade_mask_rcnn_lavit_s_3x',
+            [*(f'model.roi_head.bbox_head.{i}' for i in range(3)), 'model.roi_head.mask_head'],
+        ),
+        ('retinanet_lavit_s', ['model.bbox_head']),
+        ('upernet_lavit_s', ['model.decode_head', 'model.auxiliary_head']),
+        ('classifier', ['model.data_preprocessor', 'model.head']),
+    ],
+)  # fmt: skip
+def test_classes(models, name, places):
+    numbers = dict(find_class_numbers(models[name], 'model'))
+    assert sorted(numbers) == sorted(f'{place}.num_classes' for place in places)
+    number = next(iter(numbers.values()))
+    require_classes(models[name], [str(i) for i in range(number)], 'data')
+    require_classes(models[name], None, 'data')
+    with pytest.raises(ConfigError, match=rf'{places[0]}.num_classes is {number}, but train.json has 2 classes'):
+        require_classes(models[name], ['a', 'b'], 'train.json')
+    with pytest.raises(ConfigError, match="metainfo.classes is the string 'cat'; expected a list"):
+        require_classes(models[name], 'cat', 'data')
+
+
+def test_other_backbones_are_left_alone():
+    require_channels(dict(backbone=dict(type='ResNet', depth=50), neck=dict(type='FPN', in_channels=[1])))
+    require_channels(dict(type='mmlavit.deployment.evaluation.ExportedModel', file='model.onnx'))
