@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmlavit.models import LaViT
-from mmlavit.models.arch import STRIDES
 from mmlavit.models.observation import Observed, observe_attention
-from mmlavit.models.resample import Grid, ceil_div
+from mmlavit.models.resample import Grid
 
-from .trained import Picture
+from .attention import place_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,12 +42,6 @@ class LayerMaps(NamedTuple):
     key_grid: Grid
     attention: Tensor
 
-    @property
-    def stage(self) -> int:
-        """Number of the stage, from 1; a plain transformer has one."""
-        match = re.match(r'stages\.(\d+)\.', self.name)
-        return int(match[1]) + 1 if match else 1
-
 
 @torch.no_grad()
 def observe_maps(backbone: nn.Module, inputs: Tensor) -> list[LayerMaps]:
@@ -75,24 +66,6 @@ def observe_maps(backbone: nn.Module, inputs: Tensor) -> list[LayerMaps]:
     with observe_attention(backbone, observe, all_keys=True):
         backbone(inputs)
     return layers
-
-
-def make_frame(backbone: nn.Module, picture: Picture) -> np.ndarray:
-    """Lay out an image as attention sees it: with the padding of the batch and, in a LaViT, to a multiple of 32.
-
-    Args:
-        backbone (nn.Module): The backbone.
-        picture (Picture): The image.
-
-    Returns:
-        np.ndarray: (H, W, 3), uint8, RGB; padding is grey.
-    """
-    height, width = picture.inputs.shape[-2:]
-    if isinstance(backbone, LaViT):
-        height, width = (ceil_div(side, STRIDES[-1]) * STRIDES[-1] for side in (height, width))
-    frame = np.full((height, width, 3), 127, np.uint8)
-    frame[: picture.pixels.shape[0], : picture.pixels.shape[1]] = picture.pixels
-    return frame
 
 
 def find_cell(point: tuple[float, float], grid: Grid) -> int:
@@ -163,14 +136,13 @@ def _draw_map(axes: Axes, shown: np.ndarray, size: tuple[int, int], label: str, 
 def _arrange(layers: Sequence[LayerMaps], heads: bool) -> list[list[tuple[str, LayerMaps, Tensor]]]:
     """Arrange maps (N, K) with their labels: a row for each layer and a column for each head, or a row for a stage."""
     rows: dict[int, list[tuple[str, LayerMaps, Tensor]]] = {}
-    counts: dict[int, int] = {}
     for number, layer in enumerate(layers):
-        counts[layer.stage] = counts.get(layer.stage, 0) + 1
-        place = f'stage {layer.stage}, layer {counts[layer.stage]}'
+        stage, place = place_of(layer.name)
+        label = f'stage {stage}, layer {place}'
         if heads:
-            rows[number] = [(f'{place}, head {h + 1}', layer, a) for h, a in enumerate(layer.attention)]
+            rows[number] = [(f'{label}, head {h + 1}', layer, a) for h, a in enumerate(layer.attention)]
         else:
-            rows.setdefault(layer.stage, []).append((place, layer, layer.attention.mean(0)))
+            rows.setdefault(stage, []).append((label, layer, layer.attention.mean(0)))
     return list(rows.values())
 
 

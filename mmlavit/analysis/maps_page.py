@@ -11,10 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mmlavit.models import LaViT
+from mmlavit.models.arch import STRIDES
 from mmlavit.models.resample import resample_tokens
 from mmlavit.utils.local_files import write_file
 
-from .maps import COLORMAP, LayerMaps, make_frame, observe_maps, plot_maps
+from .attention import place_of
+from .maps import COLORMAP, LayerMaps, observe_maps, plot_maps
 from .pages import render
 from .trained import Picture, Trained
 
@@ -43,7 +46,7 @@ def write_maps(
     """
     backbone = trained.model.backbone
     layers = observe_maps(backbone, picture.inputs)
-    frame = make_frame(backbone, picture)
+    frame = picture.frame(STRIDES[-1] if isinstance(backbone, LaViT) else 1)  # what a LaViT pads to
     size = picture.pixels.shape[1::-1]
     point = tuple(place * side / full for place, side, full in zip(point, size, frame.shape[1::-1], strict=True))
     plot_maps(layers, frame, point, f'{trained.name}: attention on {picture.path.name}', path, heads)
@@ -100,7 +103,7 @@ def make_payload(layers: Sequence[LayerMaps], budget: int = BUDGET) -> dict[str,
         top = np.maximum(np.round(attention.max(-1) * 65535), 1)  # (H, n)
         entries.append(
             dict(
-                stage=layer.stage,
+                stage=place_of(layer.name)[0],
                 less=layer.less,
                 heads=len(attention),
                 grid=layer.grid,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .attention import LayerAttention
+from .attention import LayerAttention, place_of
 
 PANELS = {
     'similarity': 'cosine with the layer before',
@@ -41,9 +40,12 @@ def plot_attention(models: Sequence[tuple[str, Sequence[LayerAttention]]], path:
         axes.set_ylim(0, 1.03)
         longest = max((layers for _, layers in models), key=len)
         axes.set_xlim(-0.5, len(longest) - 0.5)
-        axes.set_xticks(range(len(longest)), [_place(layer) for layer in longest], fontsize=7)
-        for j in range(1, len(longest)):
-            if _stage(longest[j]) != _stage(longest[j - 1]):
+        places = [place_of(layer.name) for layer in longest]
+        several = len({stage for stage, _ in places}) > 1
+        names = [f'{stage}.{number}' if several else str(number) for stage, number in places]
+        axes.set_xticks(range(len(places)), names, fontsize=7)
+        for j, (_, number) in enumerate(places):
+            if number == 1 and j > 0:
                 axes.axvline(j - 0.5, color='grey', lw=0.8, ls=':')
         axes.grid(axis='y', alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
@@ -55,14 +57,3 @@ def plot_attention(models: Sequence[tuple[str, Sequence[LayerAttention]]], path:
     figure.legend(handles=marks, loc='outside lower center', ncols=len(marks), frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-
-
-def _stage(layer: LayerAttention) -> str:
-    """Number of the stage, from 1; '' in a plain transformer."""
-    match = re.match(r'stages\.(\d+)\.', layer.name)
-    return str(int(match[1]) + 1) if match else ''
-
-
-def _place(layer: LayerAttention) -> str:
-    """Stage and number in it, from 1, such as 3.2; of a plain transformer the number of the layer."""
-    return '.'.join(filter(None, [_stage(layer), str(int(layer.name.rpartition('.')[2]) + 1)]))

@@ -19,6 +19,7 @@ from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
 from mmlavit.engine.teacher import build_teacher
 from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
+from mmlavit.models.resample import ceil_div
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.data_paths import missing_data
 from mmlavit.utils.toolbox import load_toolbox
@@ -57,6 +58,20 @@ class Picture(NamedTuple):
     pixels: np.ndarray
     inputs: Tensor
     data: dict[str, Any]
+
+    def frame(self, multiple: int = 1) -> np.ndarray:
+        """Give the pixels with the padding of the inputs, in grey.
+
+        Args:
+            multiple (int): Pad on to a multiple of so many pixels.
+
+        Returns:
+            np.ndarray: (H, W, 3), uint8, RGB.
+        """
+        height, width = (ceil_div(side, multiple) * multiple for side in self.inputs.shape[-2:])
+        frame = np.full((height, width, 3), 127, np.uint8)
+        frame[: self.pixels.shape[0], : self.pixels.shape[1]] = self.pixels
+        return frame
 
 
 def load_trained(
