@@ -70,8 +70,8 @@ class Share(NamedTuple):
 def measure_shares(trained: Trained, picture: Picture, repeats: int = 7) -> list[Share]:
     """Measure what a prediction on one image costs, and where.
 
-    Time is that of ``test_step``, from the image as the pipeline gives it to the result. Multiply-adds are counted at the
-    size that the model gets it in.
+    Time is that of ``test_step``, from the image as the pipeline gives it to the result. Multiply-adds are counted at
+    the size that the model gets it in.
 
     Args:
         trained (Trained): The model.

@@ -11,11 +11,11 @@ from markupsafe import Markup
 _FOLDER = Path(__file__).parent
 
 
-def render(name: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """Render a page; what is put into it is escaped.
 
     Args:
-        name (str): Its template, without ``.html``. A style sheet and a script of this name are put into it.
+        template (str): Its template, without ``.html``. A style sheet and a script of this name are put into it.
         **values (Any): What the template has names for.
 
     Returns:
@@ -26,7 +26,6 @@ def render(name: str, **values: Any) -> str:
     )
     styles, script = (
         ''.join(file.read_text(encoding='utf-8') for file in files if file.is_file())
-        for files in ((_FOLDER / 'style.css', _FOLDER / f'{name}.css'), (_FOLDER / f'{name}.js',))
+        for files in ((_FOLDER / 'style.css', _FOLDER / f'{template}.css'), (_FOLDER / f'{template}.js',))
     )
-    template = environment.get_template(f'{name}.html')
-    return template.render(styles=Markup(styles), script=Markup(script), **values)
+    return environment.get_template(f'{template}.html').render(styles=Markup(styles), script=Markup(script), **values)
