@@ -39,7 +39,8 @@ class Canvas:
             self.image = cv2.resize(image, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_CUBIC)
         side = max(self.image.shape[:2])
         self.line = max(1, round(side / 500))
-        self.scale = max(0.4, side / 1600)  # of letters
+        self.scale = 0.35 + side / 1400  # of letters: readable when the drawn image is shown at half its size
+        self.stroke = max(1, round(self.scale * 1.4))
 
     def fill(self, mask: np.ndarray, label: int, colour: Colour | None = None, outlined: bool = True) -> None:
         """Tint the pixels of a mask (H, W).
@@ -83,7 +84,7 @@ class Canvas:
             top += self._text(text, 0, top, colour or class_colour(label))
 
     def _text_size(self, text: str) -> tuple[int, int]:
-        (width, height), below = cv2.getTextSize(text, _FONT, self.scale, 1)
+        (width, height), below = cv2.getTextSize(text, _FONT, self.scale, self.stroke)
         return width + 4, height + below + 2
 
     def _text(self, text: str, left: int, top: int, colour: Colour) -> int:
@@ -94,7 +95,7 @@ class Canvas:
         cv2.rectangle(self.image, (left, top), (left + width, top + height), colour[::-1], cv2.FILLED)
         red, green, blue = colour
         ink = (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
-        below = cv2.getTextSize(text, _FONT, self.scale, 1)[1]
+        below = cv2.getTextSize(text, _FONT, self.scale, self.stroke)[1]
         place = (left + 2, top + height - below)
-        cv2.putText(self.image, text, place, _FONT, self.scale, ink, 1, cv2.LINE_AA)
+        cv2.putText(self.image, text, place, _FONT, self.scale, ink, self.stroke, cv2.LINE_AA)
         return height

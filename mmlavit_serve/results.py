@@ -113,11 +113,15 @@ class Detections(Result):
     def __len__(self) -> int:
         return len(self.scores)
 
+    def caption(self, index: int) -> str:
+        """Name an object, with its score."""
+        return f'{self.name(self.labels[index])} {self.scores[index]:.2f}'
+
     def describe(self) -> str:
         """Count the objects and name those with the highest scores."""
         if not len(self):
             return 'no objects'
-        names = [f'{self.name(self.labels[i])} {self.scores[i]:.2f}' for i in range(min(len(self), _MAX_NAMED))]
+        names = [self.caption(i) for i in range(min(len(self), _MAX_NAMED))]
         rest = ', ...' if len(self) > _MAX_NAMED else ''
         return f'{len(self)} object{"s" if len(self) > 1 else ""}: {", ".join(names)}{rest}'
 
@@ -138,8 +142,7 @@ class Detections(Result):
             if self.masks is not None:
                 canvas.fill(self.masks[i], int(self.labels[i]))
         for i in reversed(range(len(self))):
-            text = f'{self.name(self.labels[i])} {self.scores[i]:.2f}'
-            canvas.box(self.boxes[i], int(self.labels[i]), text)
+            canvas.box(self.boxes[i], int(self.labels[i]), self.caption(i))
 
 
 @dataclass(frozen=True)

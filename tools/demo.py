@@ -1,4 +1,4 @@
-"""Make the handwritten scenes, train a small model on them, test it, show what it sees and export it."""
+"""Make the handwritten scenes, train a small model on them, test it, show what it sees, export it and report."""
 
 import argparse
 import json
@@ -21,13 +21,14 @@ from mmlavit.datasets.handwritten import UNFINISHED
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.data_paths import missing_data
+from mmlavit.visualization.annotated import read_examples
 from mmlavit.visualization.drawing import make_sheet, write_picture
 from mmlavit_serve import Predictor
 from mmlavit_serve.predictor import find_images
 
 TOOLS = Path(__file__).resolve().parent
 DATA = Path('data/handwritten')
-PICTURES = 9
+PICTURES, COLUMNS = 3, ('annotated', 'found')
 # What a training or test prints while it runs; config and environment stay in the log file.
 PROGRESS = re.compile(r' - (ERROR|CRITICAL) - |(Epoch|Iter)\((train|val|test)\)|Saving checkpoint|No GPU')
 
@@ -121,7 +122,7 @@ def run_step(title: str, *command: object, quiet: bool = False) -> float:
 
 
 def draw_predictions(config: Path, checkpoint: Path, task: Task, folder: Path) -> Path:
-    """Draw what the model finds in some images of the validation set, and a sheet of them.
+    """Draw what is annotated in some images of the validation set and what the model finds, and a sheet of them.
 
     Args:
         config (Path): Config of the model.
@@ -133,15 +134,13 @@ def draw_predictions(config: Path, checkpoint: Path, task: Task, folder: Path) -
         Path: The sheet.
     """
     predictor = Predictor(config, checkpoint, device=get_device(), score_thr=0.5)
-    pictures = find_images(DATA / task.pictures)
-    # Evenly spread, since folders of classes come one after the other.
-    pictures = pictures[:: max(1, len(pictures) // PICTURES)][:PICTURES]
     drawn = []
-    for index, (picture, (image, result)) in enumerate(zip(pictures, predictor.predict_each(pictures), strict=True)):
-        drawn.append(result.draw(image, task.enlarge))
-        write_picture(folder / 'predictions' / f'{index}.png', drawn[-1])
-        print(f'{picture}: {result.describe()}')
-    write_picture(folder / 'predictions.png', make_sheet(drawn))
+    for index, example in enumerate(read_examples(load_config(str(config)), 'val', PICTURES)):
+        result = predictor.predict(example.image)
+        drawn += [found.draw(example.image, task.enlarge) for found in (example.annotation, result)]
+        write_picture(folder / 'predictions' / f'{index}.png', make_sheet(drawn[-2:], 2, COLUMNS))
+        print(f'{example.path}: {result.describe()}')
+    write_picture(folder / 'predictions.png', make_sheet(drawn, 2, COLUMNS))
     return folder / 'predictions.png'
 
 
@@ -215,6 +214,10 @@ def main() -> None:
         seconds['export'] = run_step('Exporting', *export)
         found = try_exported(model, DATA / task.pictures)
 
+        report = work_dir / 'report' / 'report.html'
+        analyze = [TOOLS / 'analysis_tools/report.py', work_dir, '--checkpoint', checkpoint]
+        seconds['report'] = run_step('Reporting', *analyze)
+
     measured = json.loads(newest(test_dir, '2*/2*.json').read_text())
     # mmdet has no figures where nothing was found.
     metrics = {name: measured.get(key, 0) / largest for key, (name, largest) in task.metrics.items()}
@@ -225,6 +228,7 @@ def main() -> None:
         'predictions': sheet,
         'all pictures': show_dir,
         'exported model': model,
+        'report': report,
     }
     summary = {
         'task': args.task,

@@ -81,6 +81,19 @@ def measure_attention(backbone: nn.Module, batches: Iterable[Tensor]) -> list[La
     ]
 
 
+def place_of(name: str) -> tuple[int, int]:
+    """Find where a layer stands.
+
+    Args:
+        name (str): The layer, such as ``stages.2.blocks.1``, or ``layers.4`` of a plain transformer.
+
+    Returns:
+        tuple[int, int]: Its stage and its number there, both from 1; a plain transformer has one stage.
+    """
+    numbers = [int(part) + 1 for part in name.split('.') if part.isdigit()]
+    return (numbers[0] if len(numbers) > 1 else 1), numbers[-1]
+
+
 def choose_layers(layers: Sequence[LayerAttention], count: int) -> list[int]:
     """Choose layers of a plain transformer that may become less-attention layers: those most like the layer before.
 

@@ -15,7 +15,7 @@ from mmlavit.environment import SCOPES, check_environment
 from mmlavit.errors import UserError
 
 from .breakdown import lavit_roles
-from .flops import Complexity, count_complexity
+from .flops import Complexity, Roles, count_complexity
 
 DEFAULT_SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
 """Image height and width that each toolbox's models are usually counted at."""
@@ -50,7 +50,7 @@ def find_config(name: str) -> str:
     raise UserError(f'{toolbox} has no config {file}{hint}')
 
 
-def model_complexity(cfg: Config, shape: tuple[int, int]) -> tuple[Complexity, list[str]]:
+def model_complexity(cfg: Config, shape: tuple[int, int], roles: Roles = lavit_roles) -> tuple[Complexity, list[str]]:
     """Build the model of a config, without weights, and count one forward of one image.
 
     The forward is ``mode='tensor'``: up to the outputs of the heads, without post-processing. RoI heads get as many
@@ -59,6 +59,7 @@ def model_complexity(cfg: Config, shape: tuple[int, int]) -> tuple[Complexity, l
     Args:
         cfg (Config): Config with ``default_scope`` and ``model``.
         shape (tuple[int, int]): Height and width of the image.
+        roles (Roles): Finds the roles of operations; default: those of a LaViT.
 
     Returns:
         tuple[Complexity, list[str]]: Parameters and multiply-adds, and what a reader has to know about how they were
@@ -78,30 +79,30 @@ def model_complexity(cfg: Config, shape: tuple[int, int]) -> tuple[Complexity, l
     with DefaultScope.overwrite_default_scope(scope):
         model = MODELS.build(deepcopy(cfg.model)).eval()
         try:
-            return _count(model.to('meta'), scope, shape)
+            return _count(model.to('meta'), scope, shape, roles)
         except Exception:
             pass  # an operator without a form for this device, or a number that has to be known
         model = MODELS.build(deepcopy(cfg.model)).eval()
         try:
-            complexity, notes = _count(model, scope, shape)
+            complexity, notes = _count(model, scope, shape, roles)
         except Exception as error:  # an image too small, or a model that upstream gave no mode='tensor'
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
             raise UserError(f'{cfg.filename} cannot be counted at {shape[0]}x{shape[1]}: {reason}') from error
     return complexity, [*notes, 'The model was run: a blank image, random weights, and what these led to.']
 
 
-def _count(model: nn.Module, scope: str, shape: tuple[int, int]) -> tuple[Complexity, list[str]]:
+def _count(model: nn.Module, scope: str, shape: tuple[int, int], roles: Roles) -> tuple[Complexity, list[str]]:
     image = next(model.parameters()).new_zeros(1, 3, *shape)
     unseen = {type(module).__name__ for module in model.modules() if type(module).__module__.startswith('mmcv.ops')}
     notes = []
     if _has_plain_roi_heads(model):
         proposals, masks = model.test_cfg.rpn.max_per_img, model.test_cfg.rcnn.max_per_img
-        complexity = count_complexity(model, lambda: _run_two_stages(model, image, proposals, masks), lavit_roles)
+        complexity = count_complexity(model, lambda: _run_two_stages(model, image, proposals, masks), roles)
         unseen.discard('RoIAlign')
         notes.append(f'RoI heads: {proposals} proposals, {masks} masks, the most that the test settings keep.')
     else:
         samples = _mmdet_samples(shape) if scope == 'mmdet' else None
-        complexity = count_complexity(model, lambda: model(image, samples, mode='tensor'), lavit_roles)
+        complexity = count_complexity(model, lambda: model(image, samples, mode='tensor'), roles)
     if unseen:
         notes.append(f'Not counted: the operators of mmcv in {", ".join(sorted(unseen))}.')
     return complexity, notes

@@ -19,6 +19,9 @@ Points = list[tuple[float, float]]
 
 SCALARS = 'vis_data/scalars.json'
 
+MAIN_KEYS = ('loss', 'lr', 'accuracy/top1', 'coco/bbox_mAP', 'coco/segm_mAP', 'mIoU')
+"""Loss, learning rate and the main metrics of the three tasks."""
+
 # Where rows stand, and what is the same in all of them.
 _NO_CURVE = {'step', 'iter', 'epoch'}
 _PANEL_SIZE = (5, 4)  # inches
@@ -148,6 +151,12 @@ def resolve_keys(patterns: Iterable[str], logs: Iterable[Log]) -> list[str]:
     return list(found)
 
 
+def main_keys(logs: Iterable[Log]) -> list[str]:
+    """List what is worth drawing of any training: :data:`MAIN_KEYS`, as far as they were logged."""
+    logged = {key for log in logs for key in log.keys()}
+    return [key for key in MAIN_KEYS if key in logged]
+
+
 class Curve(NamedTuple):
     """One line of a panel.
 
@@ -178,6 +187,26 @@ class Panel(NamedTuple):
     curves: Sequence[Curve]
     log: bool = False
     limits: tuple[float, float] | None = None
+
+
+def make_panel(key: str, names: Sequence[str], logs: Sequence[Log]) -> Panel:
+    """Collect the curves of one key.
+
+    Args:
+        key (str): What was logged.
+        names (Sequence[str]): What the legend calls the trainings.
+        logs (Sequence[Log]): Their logs; each has the same colour in all panels.
+
+    Returns:
+        Panel: The curves.
+    """
+    curves = [
+        Curve(name, log.points(key), dict(color=f'C{index}', marker='' if key in log.keys(training=True) else 'o'))
+        for index, (name, log) in enumerate(zip(names, logs, strict=True))
+    ]
+    unit = ' or '.join(sorted({log.unit(key) for log in logs if log.points(key)}))
+    positive = all(value > 0 for curve in curves for _, value in curve.points)
+    return Panel(key, unit, curves, log='loss' in key and positive)
 
 
 def draw_panels(panels: Sequence[Panel], out_file: Path, columns: int = 2) -> None:

@@ -1,11 +1,11 @@
-"""The plot of attention statistics."""
+"""The plot of attention statistics: saturation, the similarity of successive layers, and what goes with it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from .attention import LayerAttention
+from .attention import LayerAttention, place_of
 
 PANELS = {
     'similarity': 'cosine with the layer before',
@@ -17,7 +17,7 @@ PANELS = {
 
 
 def plot_attention(models: Sequence[tuple[str, Sequence[LayerAttention]]], path: Path) -> None:
-    """Draw statistics over layers, a panel each; less-attention layers are hollow.
+    """Draw statistics over layers, a panel each; less-attention layers are hollow, dotted lines separate stages.
 
     Args:
         models (Sequence[tuple[str, Sequence[LayerAttention]]]): Name and layers of each model.
@@ -25,7 +25,6 @@ def plot_attention(models: Sequence[tuple[str, Sequence[LayerAttention]]], path:
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(3.2 * len(PANELS), 3.6), layout='constrained')
     for axes, (field, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
@@ -39,9 +38,16 @@ def plot_attention(models: Sequence[tuple[str, Sequence[LayerAttention]]], path:
         axes.set_title(label, fontsize=9)
         axes.set_xlabel('layer')
         axes.set_ylim(0, 1.03)
-        axes.set_xlim(-0.5, max(len(layers) for _, layers in models) - 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
+        longest = max((layers for _, layers in models), key=len)
+        axes.set_xlim(-0.5, len(longest) - 0.5)
+        places = [place_of(layer.name) for layer in longest]
+        several = len({stage for stage, _ in places}) > 1
+        names = [f'{stage}.{number}' if several else str(number) for stage, number in places]
+        axes.set_xticks(range(len(places)), names, fontsize=7)
+        for j, (_, number) in enumerate(places):
+            if number == 1 and j > 0:
+                axes.axvline(j - 0.5, color='grey', lw=0.8, ls=':')
+        axes.grid(axis='y', alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
     marks = [Line2D([], [], color=f'C{i}', label=name) for i, (name, _) in enumerate(models)]
     marks += [
@@ -49,4 +55,5 @@ def plot_attention(models: Sequence[tuple[str, Sequence[LayerAttention]]], path:
         Line2D([], [], color='grey', marker='o', ls='', markerfacecolor='white', label='less-attention layer'),
     ]
     figure.legend(handles=marks, loc='outside lower center', ncols=len(marks), frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -1,17 +1,13 @@
-"""Models that are only asked, and the images to ask them about."""
+"""Models that are only asked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
 from mmlavit.errors import UserError
 from mmlavit.utils.checkpoint import load_checkpoint, require_checkpoint
 
@@ -44,24 +40,3 @@ def build_teacher(cfg: Mapping[str, Any], scope: str, checkpoint: str) -> tuple[
         )
     model.load_state_dict(state, strict=False)
     return model.eval().requires_grad_(False), state
-
-
-def read_images(cfg: Config, model: nn.Module, folder: str, count: int) -> Iterator[Tensor]:
-    """Read images of a folder as the test of a config gives them to its model.
-
-    Args:
-        cfg (Config): Config of a classifier, detector or segmentor.
-        model (nn.Module): The model.
-        folder (str): Images; the folders in it are searched, too.
-        count (int): At most so many, evenly spread.
-
-    Yields:
-        Tensor: One image after the other, (1, 3, H, W), on the model's device.
-
-    Raises:
-        UserError: If there are none.
-    """
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        dataset = UnlabelledImages(folder, remove_labels(cfg.test_dataloader.dataset.pipeline))
-    for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int):
-        yield model.data_preprocessor(pseudo_collate([dataset[int(i)]]), False)['inputs']

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .lavit import LaViT, LessAttention, VanillaAttention
@@ -19,6 +20,7 @@ from .plain_vit import (
     find_transformer,
     grid_of,
 )
+from .resample import Grid, resample_tokens
 
 
 class Observed(NamedTuple):
@@ -42,18 +44,25 @@ class Observed(NamedTuple):
 
 
 @contextmanager
-def observe_attention(backbone: nn.Module, observer: Callable[[Observed], None]) -> Iterator[None]:
+def observe_attention(
+    backbone: nn.Module, observer: Callable[[Observed], None], all_keys: bool = False
+) -> Iterator[None]:
     """Have each attention layer of a backbone tell its scores.
 
     Args:
-        backbone (nn.Module): A LaViT, whose scores are on the reference keys; a
-            :class:`~mmlavit.models.plain_vit.WithLessAttention`; or a plain transformer of mmpretrain or timm.
+        backbone (nn.Module): A LaViT; a :class:`~mmlavit.models.plain_vit.WithLessAttention`; or a plain transformer of
+            mmpretrain or timm.
         observer (Callable): Called in each forward with each layer, in their order.
+        all_keys (bool): What vanilla layers of a LaViT tell. False: their scores on the reference keys, which
+            less-attention layers transform. True: those on all keys that they attend to, attention residual included.
 
     Raises:
         ConfigError: If it is another kind of backbone.
     """
-    attach = _observe_lavit if isinstance(backbone, LaViT) else _observe_plain
+    if isinstance(backbone, LaViT):
+        attach = _observe_lavit_on_all_keys if all_keys else _observe_lavit
+    else:
+        attach = _observe_plain
     names = {module: name.removesuffix('.attn') for name, module in backbone.named_modules()}
     undo = list(attach(backbone, names, observer))
     try:
@@ -63,9 +72,14 @@ def observe_attention(backbone: nn.Module, observer: Callable[[Observed], None])
             function()
 
 
+def _by_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, H * n) to (B, H, N, n)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 def _observe_lavit(backbone: LaViT, names: dict, observer: Callable[[Observed], None]) -> Iterator[Callable]:
     def observe(attn: VanillaAttention | LessAttention, scores: Scores) -> None:
-        by_heads = scores.map.unflatten(-1, (scores.heads, -1)).transpose(1, 2)  # (B, H, N, K)
+        by_heads = _by_heads(scores.map, scores.heads)
         less = isinstance(attn, LessAttention)
         observer(Observed(names[attn], less, by_heads, 0, scores.grid, attn.reference_grid))
 
@@ -75,6 +89,43 @@ def _observe_lavit(backbone: LaViT, names: dict, observer: Callable[[Observed], 
         if isinstance(layer, VanillaAttention):
             yield partial(setattr, layer, 'keep_scores', layer.keep_scores)
             layer.keep_scores = True
+
+
+def _observe_lavit_on_all_keys(
+    backbone: LaViT, names: dict, observer: Callable[[Observed], None]
+) -> Iterator[Callable]:
+    def observe_less(attn: VanillaAttention | LessAttention, scores: Scores) -> None:
+        if isinstance(attn, LessAttention):
+            by_heads = _by_heads(scores.map, scores.heads)
+            observer(Observed(names[attn], True, by_heads, 0, scores.grid, attn.reference_grid))
+
+    def observe_vanilla(attn: VanillaAttention, args: tuple) -> None:
+        x, grid, residual = args
+        scores, key_grid = _vanilla_scores(attn, x, grid, residual)
+        observer(Observed(names[attn], False, scores, 0, grid, key_grid))
+
+    yield partial(setattr, backbone, 'score_observer', backbone.score_observer)
+    backbone.score_observer = observe_less
+    for layer in backbone.modules():
+        if isinstance(layer, VanillaAttention):
+            yield layer.register_forward_pre_hook(observe_vanilla).remove
+
+
+def _vanilla_scores(attn: VanillaAttention, x: Tensor, grid: Grid, residual: Scores | None) -> tuple[Tensor, Grid]:
+    """Scores (B, H, N, M) of a layer on the M keys that it attends to, and the grid of these.
+
+    The fused kernel of the forward never has them, so they are computed once more.
+    """
+    keys, key_grid = attn.reduction(x, grid), attn.reduction.reduced_grid(grid)
+    if attn.pool:
+        keys, key_grid = resample_tokens(keys, key_grid, attn.reference_grid), attn.reference_grid
+    query, key = (_by_heads(t, attn.heads) for t in (attn.q(x), attn.kv(keys).chunk(2, dim=-1)[0]))
+    scores = torch.matmul(query * attn.scale, key.mT)
+    if residual is not None:
+        e = _by_heads(residual.map, attn.heads)  # (B, H, N, K)
+        up = resample_tokens(e.flatten(0, 2)[..., None], attn.reference_grid, key_grid)  # (B * H * N, M, 1)
+        scores = scores + up.view_as(scores)
+    return scores, key_grid
 
 
 def _observe_plain(backbone: nn.Module, names: dict, observer: Callable[[Observed], None]) -> Iterator[Callable]:

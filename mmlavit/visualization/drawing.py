@@ -16,6 +16,7 @@ from torch import Tensor
 from mmlavit.errors import UserError
 
 _GAP = 6  # pixels between the images of a sheet
+_HEADER = 36  # pixels for the titles of columns
 
 
 def build_visualizer(scope: str, meta: Mapping[str, Any]) -> Visualizer:
@@ -76,22 +77,31 @@ def draw_annotations(
     return visualizer.get_image()[..., ::-1]
 
 
-def make_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
+def make_sheet(images: Sequence[np.ndarray], columns: int = 3, titles: Sequence[str] = ()) -> np.ndarray:
     """Put images side by side on one sheet.
 
     Args:
         images (Sequence[np.ndarray]): At least one, (H, W, 3), uint8; all are shown at the first one's size.
         columns (int): Images in a row.
+        titles (Sequence[str]): What stands above each column.
 
     Returns:
         np.ndarray: The sheet, (H, W, 3), uint8, white between the images.
     """
+    import cv2
     import mmcv
     from torchvision.utils import make_grid
 
     size = images[0].shape[1::-1]
     tiles = [torch.from_numpy(mmcv.imresize(image, size)).permute(2, 0, 1) for image in images]
-    return make_grid(tiles, columns, padding=_GAP, pad_value=255).permute(1, 2, 0).numpy()
+    sheet = make_grid(tiles, columns, padding=_GAP, pad_value=255).permute(1, 2, 0).numpy()
+    if not titles:
+        return sheet
+    header = np.full((_HEADER, sheet.shape[1], 3), 255, np.uint8)
+    for column, title in enumerate(titles):
+        place = (_GAP + column * (size[0] + _GAP), _HEADER - 8)
+        cv2.putText(header, title, place, cv2.FONT_HERSHEY_SIMPLEX, 0.8, (40, 40, 40), 2, cv2.LINE_AA)
+    return np.concatenate([header, sheet])
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:

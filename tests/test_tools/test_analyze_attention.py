@@ -53,8 +53,8 @@ def analyze(monkeypatch, capsys, folder, *args):
 
 def test_twin_and_student(folder, monkeypatch, capsys, tmp_path):
     out = tmp_path / 'attention.png'
-    against = ['--against', STUDENT, folder / f'{STUDENT.stem}.pth', '--out', out]
-    code, said = analyze(monkeypatch, capsys, folder, TWIN, folder / f'{TWIN.stem}.pth', '--convert', 5, *against)
+    compare = ['--compare', STUDENT, folder / f'{STUDENT.stem}.pth', '--out', out]
+    code, said = analyze(monkeypatch, capsys, folder, TWIN, folder / f'{TWIN.stem}.pth', '--convert', 5, *compare)
     assert code == 0, said.err
     assert said.out.count('stages.') == 18 and said.out.count(' less ') == 5
     assert said.out.count('To convert 5 of 5 layers: num_va_layers=[1, 1, 1, 1]') == 1  # the student has them already
@@ -72,7 +72,7 @@ def test_plain_transformer(folder, monkeypatch, capsys):
     [
         (['--convert', 6], '--convert must be from 0 to 5'),
         (['--num-images', 0], '--num-images must be positive'),
-        (['--against', STUDENT, 'nowhere.pth'], 'nowhere.pth does not exist'),
+        (['--compare', STUDENT, 'nowhere.pth'], 'nowhere.pth does not exist'),
     ],
 )
 def test_errors(folder, monkeypatch, capsys, options, message):

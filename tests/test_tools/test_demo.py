@@ -41,10 +41,10 @@ def test_demo(demo, tmp_path):
     folder = tmp_path / 'work_dirs/demo_classification'
     summary = json.loads((folder / 'summary.json').read_text())
     assert 0 <= summary['metrics']['top-1 accuracy'] <= 1
-    assert summary['seconds'].keys() == {'training', 'test', 'export'}  # the data was there
+    assert summary['seconds'].keys() == {'training', 'test', 'export', 'report'}  # the data was there
     for name, path in summary['files'].items():
         assert (tmp_path / path).exists(), name
-    assert Image.open(folder / 'predictions.png').size == (3 * 320 + 4 * 6, 3 * 320 + 4 * 6)
+    assert Image.open(folder / 'predictions.png').size == (2 * 320 + 3 * 6, 36 + 3 * 320 + 4 * 6)
     assert Image.open(folder / 'curves.png')
     assert 'Epoch(train)' in done.stdout and 'Epoch(test)' in done.stdout  # progress
     table = done.stdout[done.stdout.index('LaViT demo: classification') :]

@@ -11,14 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mmlavit.analysis.attention import LayerAttention, choose_depths, choose_layers, measure_attention
-from mmlavit.analysis.complexity import find_config
 from mmlavit.analysis.saturation import plot_attention
-from mmlavit.engine.teacher import build_teacher, read_images
+from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_trust_argument, load_config
-from mmlavit.utils.toolbox import load_toolbox
-
-SCOPES = ('mmdet', 'mmpretrain', 'mmseg')
+from mmlavit.utils.arguments import add_trust_argument
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,28 +27,25 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config of a classifier, detector or segmentor')
     parser.add_argument('checkpoint', help='its weights')
-    parser.add_argument('--images', required=True, help='folder of images; the folders in it are searched, too')
+    parser.add_argument(
+        '--images', type=Path, help="an image or a folder of them (default: those of the config's test)"
+    )
     parser.add_argument('--num-images', type=int, default=16, metavar='N', help='at most so many (default: 16)')
     parser.add_argument(
         '--convert', type=int, metavar='N', help='choose N layers (default: half of those that can be converted)'
     )
-    parser.add_argument('--against', nargs=2, metavar=('CONFIG', 'CHECKPOINT'), help='measure this model, too')
+    parser.add_argument(
+        '--compare',
+        nargs=2,
+        action='append',
+        default=[],
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='measure this model, too, on the same images, such as the twin; may be repeated',
+    )
     parser.add_argument('--out', type=Path, metavar='FILE', help='draw the figures, such as attention.png')
     parser.add_argument('--device', default='cpu', help='default: %(default)s')
     add_trust_argument(parser)
     return parser.parse_args()
-
-
-def measure(config: str, checkpoint: str, args: argparse.Namespace) -> list[LayerAttention]:
-    """Load a model and measure its backbone."""
-    cfg = load_config(find_config(config))
-    scope = cfg.get('default_scope')
-    if scope not in SCOPES:
-        raise UserError(f'{config} has default_scope={scope!r}; expected one of {", ".join(SCOPES)}')
-    load_toolbox(scope)
-    model, _ = build_teacher(cfg.model, scope, checkpoint)
-    model.to(args.device)
-    return measure_attention(model.backbone, read_images(cfg, model, args.images, args.num_images))
 
 
 def as_table(name: str, layers: Sequence[LayerAttention]) -> Table:
@@ -86,10 +79,12 @@ def main() -> None:
         if args.num_images < 1:
             raise UserError('--num-images must be positive')
         models = []
-        for config, checkpoint in [(args.config, args.checkpoint), *([args.against] if args.against else [])]:
-            layers = measure(config, checkpoint, args)
-            models.append((Path(config).stem, layers))
-            console.print(as_table(Path(config).stem, layers))
+        for config, checkpoint in [(args.config, args.checkpoint), *args.compare]:
+            trained = load_trained(config, checkpoint, args.device)
+            pictures = read_pictures(trained, choose_pictures(trained.cfg, args.images, args.num_images))
+            layers = measure_attention(trained.model.backbone, (picture.inputs for picture in pictures))
+            models.append((trained.name, layers))
+            console.print(as_table(trained.name, layers))
             if not any(layer.less for layer in layers):
                 console.print(choice(layers, args.convert), soft_wrap=True)
         if args.out is not None:

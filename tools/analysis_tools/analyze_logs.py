@@ -9,11 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from mmlavit.analysis.curves import Curve, Log, Panel, draw_panels, resolve_keys
+from mmlavit.analysis.curves import MAIN_KEYS, Log, draw_panels, main_keys, make_panel, resolve_keys
 from mmlavit.errors import UserError, one_line_errors
-
-# Drawn without --keys: these, as far as they were logged.
-MAIN_KEYS = ('loss', 'lr', 'accuracy/top1', 'coco/bbox_mAP', 'coco/segm_mAP', 'mIoU')
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,8 +47,7 @@ def main() -> None:
             raise UserError(f'--out {args.out}: expected a file ending in .png, .pdf, .svg or .jpg')
         logs = [Log.read(path) for path in args.logs]
         names = args.legend or [shorten(path) for path in args.logs]
-        logged = {key for log in logs for key in log.keys()}
-        keys = resolve_keys(args.keys or [key for key in MAIN_KEYS if key in logged], logs)
+        keys = resolve_keys(args.keys or main_keys(logs), logs)
         draw_panels([make_panel(key, names, logs) for key in keys], args.out, columns=3 if len(keys) > 4 else 2)
     print_times(names, logs)
     print(f'{", ".join(keys)} -> {args.out}')
@@ -60,17 +56,6 @@ def main() -> None:
 def shorten(path: Path) -> str:
     """Name a training by its work dir."""
     return str(path.parents[1]) if path.name == 'scalars.json' else str(path)
-
-
-def make_panel(key: str, names: list[str], logs: list[Log]) -> Panel:
-    """Collect the curves of one key; each training has the same colour in all panels."""
-    curves = [
-        Curve(name, log.points(key), dict(color=f'C{index}', marker='' if key in log.keys(training=True) else 'o'))
-        for index, (name, log) in enumerate(zip(names, logs, strict=True))
-    ]
-    unit = ' or '.join(sorted({log.unit(key) for log in logs if log.points(key)}))
-    positive = all(value > 0 for curve in curves for _, value in curve.points)
-    return Panel(key, unit, curves, log='loss' in key and positive)
 
 
 def print_times(names: list[str], logs: list[Log]) -> None:

@@ -1,0 +1,151 @@
+"""Trained models, and the images to look at them with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from copy import deepcopy
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, DefaultScope
+from torch import Tensor, nn
+
+from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
+from mmlavit.engine.teacher import build_teacher
+from mmlavit.environment import SCOPES
+from mmlavit.errors import UserError
+from mmlavit.models.resample import ceil_div
+from mmlavit.utils.arguments import load_config
+from mmlavit.utils.data_paths import missing_data
+from mmlavit.utils.toolbox import load_toolbox
+from mmlavit_serve.predictor import find_images
+
+from .complexity import find_config
+
+
+class Trained(NamedTuple):
+    """A model with its weights, frozen, in eval mode.
+
+    Args:
+        name (str): What to call it.
+        cfg (Config): Its config.
+        checkpoint (Path): Where its weights are from.
+        model (nn.Module): Classifier, detector or segmentor.
+    """
+
+    name: str
+    cfg: Config
+    checkpoint: Path
+    model: nn.Module
+
+
+class Picture(NamedTuple):
+    """An image as the test of a config gives it to its model.
+
+    Args:
+        path (Path): Its file.
+        pixels (np.ndarray): (h, w, 3), uint8, RGB, before padding and normalisation.
+        inputs (Tensor): What the model gets, (1, 3, H, W), on its device; padding is right and below.
+        data (dict): What ``test_step`` of the model takes.
+    """
+
+    path: Path
+    pixels: np.ndarray
+    inputs: Tensor
+    data: dict[str, Any]
+
+    def frame(self, multiple: int = 1) -> np.ndarray:
+        """Give the pixels with the padding of the inputs, in grey.
+
+        Args:
+            multiple (int): Pad on to a multiple of so many pixels.
+
+        Returns:
+            np.ndarray: (H, W, 3), uint8, RGB.
+        """
+        height, width = (ceil_div(side, multiple) * multiple for side in self.inputs.shape[-2:])
+        frame = np.full((height, width, 3), 127, np.uint8)
+        frame[: self.pixels.shape[0], : self.pixels.shape[1]] = self.pixels
+        return frame
+
+
+def load_trained(
+    config: str, checkpoint: str, device: str = 'cpu', options: Mapping[str, Any] | None = None
+) -> Trained:
+    """Build a model with its weights.
+
+    Args:
+        config (str): A file, or ``TOOLBOX::FILE`` of an installed toolbox.
+        checkpoint (str): Its weights.
+        device (str): Such as 'cpu' or 'cuda:0'.
+        options (Mapping, optional): Dotted keys of the config and their new values.
+
+    Returns:
+        Trained: The model.
+
+    Raises:
+        UserError: If a file is missing or does not fit, or the config is for none of the toolboxes.
+        EnvironmentProblem: If the toolbox cannot work as installed.
+    """
+    cfg = load_config(find_config(config), options)
+    scope = cfg.get('default_scope')
+    if scope not in SCOPES:
+        raise UserError(f'{config} has default_scope={scope!r}; expected one of {", ".join(SCOPES)}')
+    load_toolbox(scope)
+    model, _ = build_teacher(deepcopy(cfg.model), scope, checkpoint)  # some detectors write into their config
+    return Trained(Path(config).stem, cfg, Path(checkpoint), model.to(device))
+
+
+def choose_pictures(cfg: Config, folder: Path | None, count: int) -> list[Path]:
+    """Choose images to look at a model with.
+
+    Args:
+        cfg (Config): Config of the model.
+        folder (Path, optional): Folder of images, subfolders included, or one image; None: those of the config's test.
+        count (int): At most so many, evenly spread.
+
+    Returns:
+        list[Path]: Their files.
+
+    Raises:
+        UserError: If there are none.
+    """
+    if folder is not None:
+        found = find_images(folder)
+        return [found[i] for i in _spread(len(found), count)]
+    if missing := missing_data(cfg, ['test']):
+        raise UserError(f"the images of the config's test are missing ({missing[0]}); name others with --images")
+    # pycocotools prints what it does.
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), redirect_stdout(StringIO()):
+        dataset = DATASETS.build(deepcopy(cfg.test_dataloader.dataset))
+    return [Path(dataset.get_data_info(i)['img_path']) for i in _spread(len(dataset), count)]
+
+
+def _spread(length: int, count: int) -> list[int]:
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+
+
+def read_pictures(trained: Trained, paths: Sequence[Path]) -> Iterator[Picture]:
+    """Read images as the test of a config gives them to its model.
+
+    Args:
+        trained (Trained): The model.
+        paths (Sequence[Path]): Files of images.
+
+    Yields:
+        Picture: One after the other.
+    """
+    cfg, model = trained.cfg, trained.model
+    for path in paths:
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            dataset = UnlabelledImages(str(path), remove_labels(cfg.test_dataloader.dataset.pipeline))
+        data = pseudo_collate([dataset[0]])
+        # BGR: only the data preprocessor changes that.
+        pixels = data['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1]
+        inputs = model.data_preprocessor(deepcopy(data), False)['inputs']
+        yield Picture(path, np.ascontiguousarray(pixels), inputs, data)

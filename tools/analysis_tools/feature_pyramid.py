@@ -1,0 +1,51 @@
+#!/usr/bin/env python
+"""Show the feature pyramid as images: the first three principal components of each level of backbone and neck."""
+
+import argparse
+from pathlib import Path
+
+from mmengine.logging import MMLogger
+
+from mmlavit.analysis.pyramid import observe_pyramid, plot_pyramid
+from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
+from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.arguments import add_options_argument, add_trust_argument
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=f'{__doc__} Components are those over the positions of one image and one level: colours of '
+        'different images or levels cannot be compared.'
+    )
+    parser.add_argument('config', help='config of a classifier, detector or segmentor')
+    parser.add_argument('checkpoint', help='its weights')
+    parser.add_argument(
+        '--images', type=Path, help="an image or a folder of them (default: those of the config's test)"
+    )
+    parser.add_argument('--num-images', type=int, default=2, metavar='N', help='at most so many (default: 2)')
+    parser.add_argument('--out', type=Path, default=Path('outputs/pyramid.png'), help='default: %(default)s')
+    parser.add_argument('--device', default='cpu', help='default: %(default)s')
+    add_options_argument(parser, 'change the config, such as test_dataloader.dataset.pipeline.1.scale="(480,360)"')
+    add_trust_argument(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the model and draw."""
+    args = parse_args()
+    MMLogger.get_current_instance().setLevel('ERROR')
+    with one_line_errors():
+        if args.num_images < 1:
+            raise UserError('--num-images must be positive')
+        trained = load_trained(args.config, args.checkpoint, args.device, args.cfg_options)
+        pictures = read_pictures(trained, choose_pictures(trained.cfg, args.images, args.num_images))
+        images = [(picture, observe_pyramid(trained.model, picture)) for picture in pictures]
+        if not any(pyramid for _, pyramid in images):
+            raise UserError(f'the backbone of {args.config} gives no maps; expected tensors (B, C, h, w)')
+        plot_pyramid(images, f'{trained.name}: principal components', args.out)
+    print(args.out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Make one report of a training: curves, attention, diagonality, feature pyramid and cost, as HTML with pictures."""
+
+import argparse
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+from mmengine.logging import MMLogger
+
+from mmlavit.analysis.report import Source, write_report
+from mmlavit.analysis.runs import open_run
+from mmlavit.analysis.trained import choose_pictures
+from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.arguments import add_trust_argument
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=f'{__doc__} What is not there (validation, less attention, ...) is left out with a sentence.',
+        epilog='What the pictures show: docs/pictures.md.',
+    )
+    parser.add_argument('work_dir', type=Path, help='work dir of a training, with its config, checkpoint and log')
+    parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='weights (default: the last of the training)')
+    parser.add_argument(
+        '--compare',
+        type=Path,
+        nargs='+',
+        default=[],
+        metavar='WORK_DIR',
+        help='draw these trainings, too: that of the vanilla twin, or that without the diagonality loss',
+    )
+    parser.add_argument(
+        '--images', type=Path, help="an image or a folder of them (default: those of the config's test)"
+    )
+    parser.add_argument('--num-images', type=int, default=2, metavar='N', help='at most so many (default: 2)')
+    parser.add_argument('--out-dir', type=Path, help='default: report, in the work dir')
+    parser.add_argument('--device', default='cpu', help='default: %(default)s')
+    add_trust_argument(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Open the work dirs and write the report."""
+    args = parse_args()
+    MMLogger.get_current_instance().setLevel('ERROR')
+    warnings.simplefilter('ignore')  # what is said while models are built is about their training
+    with one_line_errors():
+        if args.num_images < 1:
+            raise UserError('--num-images must be positive')
+        run = open_run(args.work_dir, args.checkpoint, args.device)
+        others = [open_run(folder, device=args.device) for folder in args.compare]
+        paths = choose_pictures(run.trained.cfg, args.images, args.num_images)
+        source = Source(run, others, paths, args.out_dir or args.work_dir / 'report')
+        report = write_report(source, shlex.join(['python', *sys.argv]), lambda title: print(title, flush=True))
+    print(f'report -> {report}')
+
+
+if __name__ == '__main__':
+    main()
