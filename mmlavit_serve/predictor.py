@@ -19,9 +19,6 @@ from .video import Video, is_video
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
-# How a file begins, what is before its pixels, and its end, which the pixels of a JPEG cannot contain.
-_MARKS = ((b'\xff\xd8', b'\xff\xda', b'\xff\xd9'), (b'\x89PNG', b'IDAT', b'IEND'))
-
 Picture = str | os.PathLike | np.ndarray
 """The file of an image, or its pixels: (H, W, 3), uint8, BGR."""
 
@@ -187,15 +184,8 @@ def read_image(picture: Picture) -> np.ndarray:
         reason = error.err if isinstance(error, cv2.error) else error.strerror
         raise UserError(f'{path} cannot be read: {reason}') from error
     if image is None:
-        raise UserError(f'{path} cannot be read as an image')
-    if not _is_whole(content):  # OpenCV gives what there is, and grey for the rest
-        raise UserError(f'{path} is cut off: the end of the file is missing')
+        raise UserError(f'{path} cannot be read as an image; is the file whole?')
     return image
-
-
-def _is_whole(content: bytes) -> bool:
-    """Tell whether a JPEG or PNG file has its end; True for other formats."""
-    return all(content.find(end, content.rfind(body)) >= 0 for start, body, end in _MARKS if content.startswith(start))
 
 
 def find_images(path: Path) -> list[Path]:

@@ -176,9 +176,9 @@ def show_pictures(
     for (picture, out_file), (image, result) in zip(files.items(), results, strict=True):
         name = out_file.relative_to(out_dir).as_posix()
         if isinstance(result, UserError):
-            failed[picture] = str(result)
-            records.append(dict(picture=name, error=str(result)))
-            print(f'{picture}: not predicted: {result}', file=sys.stderr)
+            failed[picture] = str(result).removeprefix(f'{picture} ')
+            records.append(dict(picture=name, error=failed[picture]))
+            print(f'{picture}: not predicted: {failed[picture]}', file=sys.stderr)
         else:
             write_picture(out_file, result.draw(image))
             height, width = result.shape

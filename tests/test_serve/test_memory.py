@@ -77,4 +77,4 @@ def test_require(system):
 
 
 def test_need():
-    assert MemoryNeed(100, 3, 5).at((10, 20), (30, 40)) == 100 + 3 * 200 + 5 * 1200
+    assert MemoryNeed(100, 3, 5).at((10, 20), (30, 40)) == 1.5 * (100 + 3 * 200) + 5 * 1200
