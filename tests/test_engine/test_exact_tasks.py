@@ -12,6 +12,7 @@ from mmlavit.utils.arguments import load_config
 
 ROOT = Path(__file__).parents[2]
 FLIP = dict(type='RandomFlip', prob=0.5)
+CROP = dict(type='RandomCrop', crop_size=64, padding=6)
 CONFIGS = {
     # Mixup and drop path draw in the process, crops in the workers; the weights are averaged.
     'classify_lavit_nano.py': dict(
