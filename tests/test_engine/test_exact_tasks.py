@@ -21,7 +21,9 @@ CONFIGS = {
             dict(type='RandomCrop', crop_size=64, padding=6),
             dict(type='PackInputs'),
         ],
-        model=dict(train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]), backbone=dict(drop_path_rate=0.3)),
+        model=dict(
+            train_cfg=dict(_delete_=True, augments=[dict(type='Mixup', alpha=0.8)]), backbone=dict(drop_path_rate=0.3)
+        ),
         dataset=dict(indices=16),
         train_cfg=dict(max_epochs=1),
     ),

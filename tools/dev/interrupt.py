@@ -38,7 +38,7 @@ from mmlavit.utils.toolbox import load_toolbox
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/handwritten/classify_lavit_nano.py'
 # Epochs of 64 images, two workers, a checkpoint after each epoch and a validation after each second.
-EPOCHS = 10
+EPOCHS = 4
 OPTIONS = (
     *(
         'exact_resume=True',
