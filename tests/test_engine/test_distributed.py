@@ -1,25 +1,29 @@
 """What a CPU lacks, and the process launchers."""
 
 import os
+import signal
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS
 from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mmlavit.engine import launch
 from mmlavit.engine.distributed import adapt_to_cpu, local_rank, require_launcher, require_strategy
+from mmlavit.engine.hooks.stop_hook import STOPPED_FILE
 from mmlavit.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    """Forget a launcher that started the tests."""
+    """Forget a launcher that started the tests, and what ours leaves."""
     slurm = [f'SLURM_{name}' for name in ('PROCID', 'LOCALID', 'NTASKS', 'JOB_ID')]
-    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_PORT', *slurm):
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_PORT', STOPPED_FILE, *slurm):
         monkeypatch.setenv(name, '')  # so that what a test sets is undone
         monkeypatch.delenv(name)
 
@@ -203,6 +207,7 @@ def test_threads(monkeypatch):
     ('exitcode', 'returned', 'said'),
     [
         (2, 2, ''),  # a mistake of the user: the process has said so
+        (75, 75, ''),  # stopped by a signal, the same
         (1, 1, 'process 1 failed with exit code 1'),
         (-9, 137, 'process 1 was ended by SIGKILL (out of memory?)'),
     ],
@@ -218,6 +223,21 @@ def test_failed_process(monkeypatch, capsys, exitcode, returned, said):
     error = capsys.readouterr().err
     assert said in error
     assert error.count('\n') == bool(said)
+
+
+@pytest.mark.parametrize(('saved', 'returned', 'said'), [(True, 75, ''), (False, 143, 'error: ended by SIGTERM\n')])
+def test_the_launcher_gets_a_signal(monkeypatch, capsys, saved, returned, said):
+    """torch passes it on, and raises when the processes have ended."""
+
+    def end(args):
+        if saved:
+            Path(os.environ[STOPPED_FILE]).touch()
+        raise SignalException('', signal.SIGTERM)
+
+    monkeypatch.setattr(launch.run, 'run', end)
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    assert launch.main(['--nproc_per_node=2', 'train.py']) == returned
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize('error', [DistNetworkError('first\nsecond'), DistStoreError('first\nsecond')])

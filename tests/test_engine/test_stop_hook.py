@@ -14,6 +14,7 @@ from toy_training import same, same_training, train
 from mmlavit.engine.hooks import stop_hook
 from mmlavit.engine.hooks.stop_hook import STOPPED_FILE
 from mmlavit.engine.resume import find_whole_checkpoint
+from mmlavit.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -64,17 +65,30 @@ def test_stopped_after_the_last_iteration_of_an_epoch(whole, iteration, tmp_path
     stop(tmp_path, send=dict(iteration=iteration))
     resumed = train(tmp_path, tmp_path / 'interrupted.pth')
     assert len(resumed.places) == 11 - iteration
-    found = 'iter_12.pth' if iteration == 5 else 'interrupted.pth'
     if iteration == 5:
-        assert same_training(tmp_path / found, whole / 'iter_12.pth')
+        assert same_training(tmp_path / 'iter_12.pth', whole / 'iter_12.pth')
 
 
 def test_stopped_in_a_validation(whole, tmp_path):
     """While EMAHook has its weights in the model."""
     stop(tmp_path, send=dict(val_iteration=1))
     assert same_training(tmp_path / 'interrupted.pth', whole / 'iter_6.pth')
-    train(tmp_path, tmp_path / 'interrupted.pth')
+    resumed = train(tmp_path, tmp_path / 'interrupted.pth')
+    assert resumed.places[0] == (1, 0, 6)
     assert same_training(tmp_path / 'iter_12.pth', whole / 'iter_12.pth')
+
+
+def test_stopped_in_a_validation_by_iterations(tmp_path):
+    options = dict(
+        train_cfg=dict(by_epoch=False, max_iters=6, val_interval=3),
+        train_dataloader__sampler=dict(type='InfiniteSampler', shuffle=True),
+    )
+    train(tmp_path / 'whole', **options)
+    stop(tmp_path / 'stopped', send=dict(val_iteration=1), **options)
+    assert same_training(tmp_path / 'stopped/interrupted.pth', tmp_path / 'whole/iter_3.pth')
+    resumed = train(tmp_path / 'stopped', tmp_path / 'stopped/interrupted.pth', **options)
+    assert resumed.places[0] == (0, 3, 3)
+    assert same_training(tmp_path / 'stopped/iter_6.pth', tmp_path / 'whole/iter_6.pth')
 
 
 def test_accumulated_gradients(tmp_path):
@@ -136,8 +150,6 @@ def test_the_launcher_is_told(tmp_path, monkeypatch):
 
 def test_a_full_disk(tmp_path, monkeypatch):
     """What was there before stays, and the last line says what happened."""
-    from mmlavit.errors import UserError
-
     train(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1))
     before = torch.load(tmp_path / 'iter_6.pth', weights_only=True)
 

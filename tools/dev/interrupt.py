@@ -3,18 +3,20 @@
 
 import argparse
 import logging
+import multiprocessing.util
 import os
 import random
 import re
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -31,16 +33,22 @@ from mmlavit.engine.resume import find_whole_checkpoint
 from mmlavit.errors import STOPPED_CODE, UserError, one_line_errors
 from mmlavit.utils.checkpoint import load_checkpoint
 from mmlavit.utils.local_files import remove_partial_files
+from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/handwritten/classify_lavit_nano.py'
-# 40 epochs of 8 iterations, two workers, a checkpoint after each epoch and a validation after each fifth.
+# Epochs of 64 images, two workers, a checkpoint after each epoch and a validation after each second.
+EPOCHS = 4
 OPTIONS = (
-    *('exact_resume=True', 'train_cfg.max_epochs=40', 'train_dataloader.batch_size=8'),
-    *('train_dataloader.num_workers=2', 'default_hooks.logger.interval=8', 'param_scheduler.1.end=40'),
+    *(
+        'exact_resume=True',
+        f'train_cfg.max_epochs={EPOCHS}',
+        'train_cfg.val_interval=2',
+        'train_dataloader.batch_size=8',
+    ),
+    *('train_dataloader.num_workers=2', 'default_hooks.logger.interval=1', 'visualizer.vis_backends=[]'),
 )
-EPOCHS = 40
-PARAMETERS = 1_000_000  # 4 MB of weights, 12 MB with AdamW's moments
+PARAMETERS = 4_000_000  # 16 MB of weights, 48 MB with AdamW's moments
 
 
 class Model(BaseModel):
@@ -67,8 +75,8 @@ class Data(torch.utils.data.Dataset):
         return dict(x=torch.tensor(float(index)))
 
 
-def train_toy(work_dir: Path, checkpoint: str | None) -> None:
-    """Train for ever, with a checkpoint after each iteration, of which the last is kept."""
+def train_toy(work_dir: Path, checkpoint: str | None, iterations: int = 10**9) -> None:
+    """Train, by default for ever, with a checkpoint after each iteration, of which the last is kept."""
     runner = Runner(
         Model(),
         work_dir=str(work_dir),
@@ -79,7 +87,7 @@ def train_toy(work_dir: Path, checkpoint: str | None) -> None:
             sampler=dict(type='InfiniteSampler'),
             collate_fn=dict(type='default_collate'),
         ),
-        train_cfg=dict(by_epoch=False, max_iters=10**9),
+        train_cfg=dict(by_epoch=False, max_iters=iterations),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1, max_keep_ckpts=1)),
         resume=checkpoint is not None,
@@ -115,6 +123,7 @@ def kill_toy(work_dir: Path, checkpoint: str | None, rng: random.Random) -> bool
 def kill_while_saving(folder: Path, count: int) -> bool:
     """Kill -9 at random moments while checkpoints are written."""
     mmengine_runner.collect_env = dict  # starts programs, in each training anew
+    train_toy(folder / 'first', None, iterations=1)  # imports much, once instead of in each child
     rng, outcomes, checkpoint, last = random.Random(0), Counter(), None, 0
     for _ in range(count):
         outcomes['while writing'] += kill_toy(folder, checkpoint, rng)
@@ -122,33 +131,70 @@ def kill_while_saving(folder: Path, count: int) -> bool:
         if checkpoint is None:
             continue
         reached = load_checkpoint(checkpoint)['meta']['iter']
-        outcomes['gone on'] += reached > last
+        outcomes['whole'] += reached >= last
+        outcomes['later'] += reached > last
         last = reached
     files = sorted(path.name for path in folder.glob('*.pth'))
     print(f'{count} kills, {outcomes["while writing"]} of them while a file was being written')
-    print(f'{outcomes["gone on"]} left a whole checkpoint, later than the one before; the last is of iteration {last}')
+    # It is not later where the new one was there, but not yet its name in last_checkpoint.
+    print(f'{outcomes["whole"]} left a whole checkpoint, {outcomes["later"]} one that is later than the one before')
     print(f'checkpoints in the folder: {", ".join(files)}')
-    return outcomes['gone on'] == count
+    return outcomes['whole'] == count
 
 
-@contextmanager
-def start(folder: Path, work_dir: str, processes: int) -> Iterator[subprocess.Popen]:
-    """Start or resume a real training; its output goes to a file in the folder."""
+class Training:
+    """A real training, started or resumed; what it says goes to a file in the folder."""
+
+    def __init__(self, folder: Path, work_dir: str, processes: int) -> None:
+        words = [str(CONFIG), '--work-dir', work_dir, '--resume', '--cfg-options', *OPTIONS]
+        with open(folder / f'{work_dir}.txt', 'w') as said:
+            if processes == 1:
+                self.pid = _fork(folder, words, said.fileno())
+            else:
+                words[1:1] = [str(processes)]
+                self.pid = _launch(folder, words, said.fileno())
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Wait for its end, or at most so long; give its exit code, minus the signal that ended it, or None."""
+        deadline = time.monotonic() + (seconds or float('inf'))
+        while time.monotonic() < deadline:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+        return None
+
+
+def _fork(folder: Path, words: list[str], said: int) -> int:
+    """Run tools/train.py in a copy of this process, which has imported what it needs."""
+    child = os.fork()
+    if child:
+        return child
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.chdir(folder)
+    logging.disable(logging.NOTSET)
+    sys.argv = ['train.py', *words]
+    code = 0
+    try:
+        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    multiprocessing.util._exit_function()  # the end of the workers, as at the end of any process
+    os._exit(code)
+
+
+def _launch(folder: Path, words: list[str], said: int) -> int:
+    """Run tools/dist_train.sh."""
     with socket.socket() as sock:
         sock.bind(('127.0.0.1', 0))
         port = sock.getsockname()[1]
     env = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT), PORT=str(port), CUDA_VISIBLE_DEVICES='-1')
-    command = [sys.executable, ROOT / 'tools/train.py', CONFIG]
-    if processes > 1:
-        command = [ROOT / 'tools/dist_train.sh', CONFIG, str(processes)]
-    command += ['--work-dir', work_dir, '--resume', '--cfg-options', *OPTIONS]
-    with open(folder / f'{work_dir}.txt', 'w') as said:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+    command = [ROOT / 'tools/dist_train.sh', *words]
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=said, stderr=subprocess.STDOUT).pid
 
 
 def read(folder: Path, work_dir: str) -> str:
@@ -159,26 +205,29 @@ def read(folder: Path, work_dir: str) -> str:
 def train_to_the_end(folder: Path, work_dir: str, processes: int) -> float:
     """Train, or finish a training; give the seconds it took."""
     begin = time.monotonic()
-    with start(folder, work_dir, processes) as process:
-        code = process.wait()
+    code = Training(folder, work_dir, processes).wait()
     if code:
         raise UserError(f'a training ended with exit code {code}: {read(folder, work_dir)[-2000:]}')
     return time.monotonic() - begin
 
 
-def find_ranks(process: subprocess.Popen) -> list[int]:
+def find_ranks(launcher: int) -> list[int]:
     """Find the processes that a launcher has started."""
-    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    children = Path(f'/proc/{launcher}/task/{launcher}/children').read_text().split()
     return [int(pid) for pid in children if b'train.py' in Path(f'/proc/{pid}/cmdline').read_bytes()]
 
 
-def wait_for_iterations(folder: Path, work_dir: str, process: subprocess.Popen) -> bool:
-    """Wait until a training has logged an iteration; tell whether it has before its end."""
-    while process.poll() is None:
-        if 'Epoch(train)' in read(folder, work_dir):
-            return True
-        time.sleep(0.05)
-    return False
+def start_and_wait(folder: Path, processes: int, rng: random.Random) -> Training | None:
+    """Start or resume the training that is to be interrupted, and wait until a while after its first iteration.
+
+    Returns:
+        Training, optional: None if it has ended.
+    """
+    training = Training(folder, 'killed', processes)
+    while 'Epoch(train)' not in read(folder, 'killed'):
+        if training.wait(0.05) is not None:
+            return None
+    return training if training.wait(rng.uniform(0, 3)) is None else None
 
 
 def is_the_same(folder: Path, one: str, other: str) -> bool:
@@ -189,26 +238,27 @@ def is_the_same(folder: Path, one: str, other: str) -> bool:
 
 def kill_training(folder: Path, processes: int, seconds: float, rng: random.Random) -> str:
     """Kill -9 a training at a random moment, from its start to its end."""
-    with start(folder, 'killed', processes) as process:
-        time.sleep(rng.uniform(0, seconds))
-        ended = process.poll()
-    if ended:
+    training = Training(folder, 'killed', processes)
+    code = training.wait(rng.uniform(0, seconds))
+    if code is None:
+        os.kill(training.pid, signal.SIGKILL)
+        training.wait()
+        return 'killed'
+    if code:
         raise UserError(f'a training ended by itself: {read(folder, "killed")[-2000:]}')
-    return 'killed' if ended is None else 'ended before'
+    return 'ended before'
 
 
 def kill_rank(folder: Path, processes: int, seconds: float, rng: random.Random) -> str:
     """Kill -9 one of several processes while they train; the others have to end within a minute."""
-    with start(folder, 'killed', processes) as process:
-        if not wait_for_iterations(folder, 'killed', process):
-            return 'ended before'
-        time.sleep(rng.uniform(0, seconds / 10))
-        ranks = find_ranks(process)
-        if not ranks:
-            return 'ended before'
-        os.kill(rng.choice(ranks), signal.SIGKILL)
-        begin = time.monotonic()
-        process.wait(timeout=60)
+    training = start_and_wait(folder, processes, rng)
+    ranks = find_ranks(training.pid) if training else ()
+    if not ranks:
+        return 'ended before'
+    os.kill(rng.choice(ranks), signal.SIGKILL)
+    begin = time.monotonic()
+    if training.wait(60) is None:
+        raise UserError('the others had not ended after a minute')
     said = read(folder, 'killed').splitlines()[-1]
     if not re.fullmatch(r'error: process \d was ended by SIGKILL .*', said):
         raise UserError(f'the launcher did not say what happened but {said!r}')
@@ -218,14 +268,12 @@ def kill_rank(folder: Path, processes: int, seconds: float, rng: random.Random) 
 def stop_training(folder: Path, processes: int, seconds: float, rng: random.Random) -> str:
     """Ask a training, or one of its processes or their launcher, to end while it trains."""
     number = rng.choice((signal.SIGTERM, signal.SIGINT))
-    with start(folder, 'killed', processes) as process:
-        if not wait_for_iterations(folder, 'killed', process):
-            return 'ended before'
-        time.sleep(rng.uniform(0, seconds / 10))
-        target = rng.choice([process.pid, *(find_ranks(process) if processes > 1 else ())])
-        os.kill(target, number)
-        begin = time.monotonic()
-        code = process.wait(timeout=60)
+    training = start_and_wait(folder, processes, rng)
+    if training is None:
+        return 'ended before'
+    os.kill(rng.choice([training.pid, *(find_ranks(training.pid) if processes > 1 else ())]), number)
+    begin = time.monotonic()
+    code = training.wait(60)
     took = time.monotonic() - begin
     if code == 0:
         return 'ended before'
@@ -238,6 +286,9 @@ def interrupt_trainings(folder: Path, count: int, interrupt: Callable, processes
     """Interrupt a real training ``count`` times, let it end, and compare it with one that was left alone."""
     config = HandwrittenConfig(train_scenes=2, val_scenes=2, train_crops=64, val_crops=10)
     generate(folder / 'data/handwritten', config, progress=False)
+    if processes == 1:
+        load_toolbox('mmpretrain')
+        train_toy(folder / 'first', None, iterations=1)
     seconds = train_to_the_end(folder, 'alone', processes)
     print(f'a training that is left alone takes {seconds:.0f} s', flush=True)
     rng, outcomes, place = random.Random(0), Counter(), 0
