@@ -24,7 +24,7 @@ from mmlavit.utils.data_paths import require_data
 from mmlavit.utils.local_files import remove_partial_files
 from mmlavit.utils.toolbox import load_toolbox
 
-from .data import watch_data
+from .data import explain_sizes, watch_data
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
 from .hooks.checkpoint_fit_hook import CheckpointFitHook
 from .hooks.total_batch_hook import TotalBatchHook
@@ -71,7 +71,7 @@ def run(
         cfg, notes = adapt_to_cpu(cfg, training=mode == 'train')
         if launcher != 'none':
             init_gloo(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
-    with blame_options(options):
+    with blame_options(options), explain_sizes():
         metrics = _run(cfg, mode, notes)
     # Not after an error: there the other processes may still wait for this one.
     if dist.is_initialized():
