@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmlavit.errors import UserError
 from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import load_config
-from mmlavit.utils.checkpoint import load_checkpoint, require_checkpoint
+from mmlavit.utils.checkpoint import require_checkpoint
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit.utils.weights import require_whole
 from mmlavit_serve import Classification, Detections, Result, Segmentation
@@ -42,7 +43,8 @@ class TorchModel(ABC):
         self.score_thr = score_thr
         require_channels(cfg.model)
         self.model, self.meta = self._load(copy.deepcopy(cfg), checkpoint, device)
-        require_whole(self.model, load_checkpoint(checkpoint)['state_dict'], checkpoint)
+        weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+        require_whole(self.model, weights.get('state_dict', weights), checkpoint)
         self.classes = self.meta.get('classes')
 
     @abstractmethod
