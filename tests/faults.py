@@ -35,6 +35,10 @@ model = dict(
 data = dict(
     metainfo=dict(classes=('one', 'two'), palette=[[0, 0, 0], [9, 9, 9]]), data_root='data/', img_suffix='.jpg',
     data_prefix=dict(img_path='images', seg_map_path='maps'),
+    pipeline=[
+        dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='RandomCrop', crop_size=(48, 64)),
+        dict(type='PackSegInputs'),
+    ],
 )
 """,
     classification="""
@@ -202,7 +206,7 @@ IMAGES = {
     'grayscale': Fault(picture(resave('L')), '', ''),
     'CMYK': Fault(picture(resave('CMYK')), '', ''),
     '1x1': Fault(resized(1, 1), '', ''),
-    'long': Fault(resized(20000, 2), '', ''),
+    'long': Fault(resized(20000, 2), '', ''),  # 20,000 pixels
 }
 HUGE = Fault(picture(write_huge), '1.jpg has more than 179 million pixels', '1.jpg has more than 179 million pixels')
 
@@ -221,7 +225,7 @@ DETECTION = {
         'objects have a box outside of their image, and are left out in training (annotation 4 of 1.jpg)', '',
     ),
     'box reaching out': Fault(
-        coco(lambda c: c['annotations'][3].update(bbox=[50, 6, 20, 20])), 'that reaches out of their image (annotation', '',
+        coco(lambda c: c['annotations'][3].update(bbox=[50, 6, 20, 20])), 'that reaches out of their image', '',
     ),
     'box without area': Fault(
         coco(lambda c: c['annotations'][3].update(bbox=[30, 6, 0, 20])), 'objects have no area, or a box below one', '',

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
 
@@ -23,7 +24,7 @@ from mmlavit.deployment.pipeline import describe_pipeline, find_test_pipeline
 from mmlavit.errors import ConfigError, UserError
 from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import load_config
-from mmlavit.utils.checkpoint import load_checkpoint, require_checkpoint
+from mmlavit.utils.checkpoint import require_checkpoint
 from mmlavit.utils.tensor_peak import peak_tensor_bytes
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit.utils.weights import require_whole
@@ -50,7 +51,8 @@ class TorchModel(ABC):
         self.score_thr, self.device = score_thr, device
         require_channels(cfg.model)
         self.model, self.meta = self._load(copy.deepcopy(cfg), checkpoint, device)
-        require_whole(self.model, load_checkpoint(checkpoint)['state_dict'], checkpoint)
+        weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+        require_whole(self.model, weights.get('state_dict', weights), checkpoint)
         self.classes = self.meta.get('classes')
         try:
             self.transforms = describe_pipeline(find_test_pipeline(cfg))

@@ -142,12 +142,12 @@ def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> N
     """
     for leaf in find_leaves(dataset):
         if isinstance(getattr(leaf, 'pipeline', None), Compose):
-            known = (leaf.metainfo or {}).get('classes')
+            known = (getattr(leaf, 'metainfo', None) or {}).get('classes')
             leaf.pipeline = GuardedPipeline(
                 leaf.pipeline,
                 labels=classes if known is None else len(known),
                 ignore_index=getattr(leaf, 'ignore_index', 255),
-                skip_file=None if leaf.test_mode else skip_file,
+                skip_file=None if getattr(leaf, 'test_mode', False) else skip_file,
             )
 
 

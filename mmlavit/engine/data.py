@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os.path as osp
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from json import JSONDecoder
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from torch.utils.data import DataLoader
 from mmlavit.datasets.check.coco import find_class_fault
 from mmlavit.datasets.check.config import check_dataset, find_leaf_configs
 from mmlavit.datasets.guard import find_leaves, guard_dataset
-from mmlavit.errors import DataError, UserError
+from mmlavit.errors import ConfigError, DataError, UserError
 from mmlavit.models.consistency import find_class_numbers, require_classes
 
 SKIPPED = 'skipped_data.txt'
@@ -50,6 +53,25 @@ def watch_data(runner, cfg: Config) -> None:
     runner.build_dataloader = build_dataloader
     if skip_file is not None:
         runner.register_hook(SkippedDataHook(Path(skip_file)))
+
+
+@contextmanager
+def explain_sizes() -> Iterator[None]:
+    """Say in one line that the images of a batch cannot be put together, where torch speaks of tensors.
+
+    Raises:
+        ConfigError: If they have different sizes.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r'stack expects each tensor to be equal size, but got (\[.*?\]).*? and (\[.*?\])', str(error))
+        if not found:
+            raise
+        raise ConfigError(
+            f'the images of a batch have different sizes ({found[1]} and {found[2]}); let the pipeline of the '
+            'data loader give one size (Resize, RandomCrop), or set its batch_size to 1'
+        ) from error
 
 
 class SkippedDataHook(Hook):

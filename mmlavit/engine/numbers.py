@@ -57,7 +57,10 @@ def diagnose(model: nn.Module, batch: Any, optim_wrapper: Any) -> Diagnosis:
         return Diagnosis(what, watch.forward, [images[i] for i in watch.rows] or images)
     grads = {name for name, weight in model.named_parameters() if not is_finite([weight.grad])}
     if not grads:
-        return Diagnosis('', '', images)
+        norms = {name: weight.grad.norm() for name, weight in model.named_parameters() if weight.grad is not None}
+        huge = [name for name, norm in norms.items() if not is_finite(norm)]
+        what = f'squares of {len(huge)} gradients are not finite (of {huge[0]})' if huge else ''
+        return Diagnosis(what, '', images)
     what = f'the loss is {rehearsal.loss.item():.4g}, but {len(grads)} gradients are not finite'
     return Diagnosis(what, watch.find_backward(grads), images)
 

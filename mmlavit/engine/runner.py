@@ -27,7 +27,7 @@ from mmlavit.utils.data_paths import require_data
 from mmlavit.utils.local_files import remove_partial_files
 from mmlavit.utils.toolbox import load_toolbox
 
-from .data import watch_data
+from .data import explain_sizes, watch_data
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
 from .hooks.checkpoint_fit_hook import CheckpointFitHook
 from .hooks.position_hook import PositionHook
@@ -81,7 +81,7 @@ def run(
             init_gloo(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     metrics, stopped = None, False
     try:
-        with blame_options(options):
+        with blame_options(options), explain_sizes():
             metrics = _run(cfg, mode, notes)
     except TrainingStopped:
         stopped = True

@@ -58,6 +58,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
     Returns:
         Fit: What fitted.
     """
+    metadata = getattr(state, '_metadata', None) or {}  # versions of modules, as torch saves them
     missing: list[str] = []
     unknown: list[str] = []
     errors: list[str] = []
@@ -65,7 +66,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
     def load(module: nn.Module, state: dict[str, Tensor], prefix: str = '') -> None:
         if is_model_wrapper(module) or isinstance(module, BaseTTAModel):
             module = module.module
-        module._load_from_state_dict(state, prefix, {}, True, missing, unknown, errors)
+        module._load_from_state_dict(state, prefix, metadata.get(prefix[:-1], {}), True, missing, unknown, errors)
         for name, child in module._modules.items():
             if child is not None:
                 inner = f'{prefix}{name}.'

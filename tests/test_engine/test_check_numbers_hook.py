@@ -150,6 +150,14 @@ def test_the_first_offending_module(middle, expected):
     assert 'images: 0/0.png, 0/1.png, 0/2.png;' in str(stopped.value)
 
 
+def test_gradients_that_cannot_be_squared():
+    """Finite themselves, they would stay in Adam's second moments as infinity."""
+    model = build(nn.Identity())
+    model.last.weight.data.mul_(1e13)
+    with pytest.raises(UserError, match=r'squares of \d+ gradients are not finite \(of stem.weight\)'):
+        Run(model, CheckNumbersHook())([make_batch(0)])
+
+
 class Between(nn.Module):
     """Its own code is at fault, not a child's; one user of the tensor is innocent."""
 

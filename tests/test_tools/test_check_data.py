@@ -1,10 +1,12 @@
 """tools/check_data.py on data sets in miniature, whole and with one thing wrong at a time."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
+import faults
 import numpy as np
 import pytest
 import synthetic
@@ -211,4 +213,51 @@ def test_root(data, check_data, tmp_path):
     assert said.err == 'error: --root elsewhere is for one data set, but 2 are named\n'
     code, said = check_data('coco', '--decode', '-1')
     assert code == 2
-    assert said.err == 'error: --decode -1: expected 0 or more\n'
+    assert said.err == 'error: --decode -1: expected 0 or more, or all\n'
+
+
+def test_config(tmp_path, monkeypatch, check_data):
+    """The data of a config, whole and then with a cut-off image and a head of other classes."""
+    monkeypatch.chdir(tmp_path)
+    config = faults.write_data(tmp_path, 'detection')
+    code, said = check_data(config.name)
+    assert code == 0 and re.fullmatch(r'detection.py: OK, no fault in its data \(\d+ s\)\n', said.out)
+    faults.FAULTS['detection']['cut off'].make(tmp_path)
+    faults.FAULTS['detection']['image without objects'].make(tmp_path)
+    # Found without decoding all images, since the file does not end as it should.
+    code, said = check_data(config.name, '--decode', '0', '--cfg-options', 'model.roi_head.bbox_head.num_classes=3')
+    note, head, cut_off, last = said.out.splitlines()
+    assert code == 1 and last.startswith('detection.py: 2 findings')
+    assert note.startswith('detection.py: note: data/train.json: 1 of 6 images have no objects')
+    assert 'model.roi_head.bbox_head.num_classes is 3, but train_dataloader has 2 classes (one, two)' in head
+    assert cut_off == 'detection.py: data/images/1.jpg is cut off: get it again'
+
+
+def test_note_is_no_fault(tmp_path, monkeypatch, check_data):
+    monkeypatch.chdir(tmp_path)
+    config = faults.write_data(tmp_path, 'detection')
+    faults.FAULTS['detection']['image without objects'].make(tmp_path)
+    code, said = check_data(config.name, '--decode', 'all')
+    assert code == 0 and said.out.count('\n') == 2 and 'OK' in said.out
+
+
+def test_config_without_its_data(tmp_path, monkeypatch, check_data):
+    monkeypatch.chdir(tmp_path)
+    code, said = check_data(ROOT / 'configs/mask_rcnn_lavit_s.py')
+    assert code == 1
+    assert 'data/coco/annotations/instances_train2017.json does not exist: docs/data.md has the layout' in said.out
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['cocoa'], 'cocoa is neither a config (.py) nor one of coco, ade20k, imagenet, handwritten'),
+        (['no.py'], 'config no.py does not exist; expected the path of a config file'),
+        (['no.py', '--root', 'x'], '--root x is for one data set, but no.py is a config'),
+        (['coco', '--cfg-options', 'a=1'], '--cfg-options changes a config, but none is named'),
+        (['coco', '--decode', 'some'], '--decode some: expected 0 or more, or all'),
+    ],
+)
+def test_mistakes(args, message, check_data):
+    code, said = check_data(*args)
+    assert code == 2 and said.err == f'error: {message}\n'

@@ -6,6 +6,8 @@ import os.path as osp
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +83,9 @@ def check_dataset(
             yield finding
     try:
         # Everything that is listed, also what training leaves out.
-        built = DATASETS.build(ConfigDict(dataset, pipeline=[], filter_cfg=None, serialize_data=False))
-        built.full_init()
+        with redirect_stdout(StringIO()):  # pycocotools reports its progress
+            built = DATASETS.build(ConfigDict(dataset, pipeline=[], filter_cfg=None, serialize_data=False))
+            built.full_init()
     except Exception as error:  # a toolbox can stumble over anything in an annotation file
         if not faulty:
             what = _ann_file(dataset) or dataset.get('data_root') or place

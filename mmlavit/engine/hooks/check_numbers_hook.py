@@ -189,9 +189,9 @@ def _spoilt(wrapper: OptimWrapper, loss: Tensor) -> Tensor:
     """Tell, as a tensor on their device, whether the loss or a gradient is not finite."""
     groups = wrapper.optimizer.param_groups
     grads = [weight.grad for group in groups for weight in group['params'] if weight.grad is not None]
-    # The largest magnitudes: unlike other norms they are finite if and only if the gradients are.
-    largest = torch._foreach_norm(grads, float('inf')) if grads else ()
-    return ~torch.stack([loss.detach().abs().reshape(()), *largest]).isfinite().all()
+    # One pass over the gradients. A norm is infinite also where a square is, which Adam would keep for good.
+    norms = torch._foreach_norm(grads, 2) if grads else ()
+    return ~torch.stack([loss.detach().reshape(()), *norms]).isfinite().all()
 
 
 def _any_process(flag: Tensor | bool) -> bool:

@@ -1,0 +1,36 @@
+"""What the engine says about data that it cannot put together, and how it reads class names."""
+
+import json
+
+import pytest
+import torch
+from faults import write_coco
+
+from mmlavit.engine.data import _read_categories, explain_sizes
+from mmlavit.errors import ConfigError, DataError
+
+
+def test_images_of_different_sizes():
+    with pytest.raises(ConfigError, match=r'different sizes \(\[3, 4, 5\] and \[3, 4, 6\]\); let the pipeline'):
+        with explain_sizes():
+            torch.stack([torch.ones(3, 4, 5), torch.ones(3, 4, 6)])
+    with pytest.raises(RuntimeError, match='something else'), explain_sizes():
+        raise RuntimeError('something else')
+
+
+@pytest.mark.parametrize('order', [['categories', 'images'], ['images', 'categories']])
+def test_categories(order, tmp_path):
+    file = tmp_path / 'train.json'
+    write_coco(file)
+    content = json.loads(file.read_text())
+    content['categories'][0]['keypoints'] = ['a ] b', '"categories": [']
+    content['info'] = dict(categories='of animals')
+    file.write_text(json.dumps({key: content[key] for key in ('info', *order, 'annotations')}))
+    assert _read_categories(str(file)) == ['one', 'two']
+
+
+def test_the_message_of_a_worker():
+    """torch raises an error of a data loader's worker again, with a trace as its message."""
+    trace = 'Caught DataError in DataLoader worker process 0.\nOriginal ...\nmmlavit.errors.DataError: x.jpg is cut\n'
+    assert str(DataError(trace)) == 'x.jpg is cut'
+    assert str(DataError('x.jpg is cut')) == 'x.jpg is cut'
