@@ -47,6 +47,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmlavit', 'mmlavit.*', 'mmlavit_serve']),
+    package_data={'mmlavit.analysis.pages': ['*.html', '*.css', '*.js']},
     cmdclass={'build_py': BuildWithZoo},
     python_requires='>=3.10,<3.13',
     install_requires=read_requirements('runtime'),

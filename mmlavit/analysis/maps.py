@@ -24,6 +24,9 @@ VANILLA, LESS = '#2f6db5', '#c96a12'
 
 COLORMAP = 'magma'
 
+LEAST_SCALE = 3
+"""Multiple of uniform attention that colours reach at least up to, so that what is nearly uniform looks like it."""
+
 
 class LayerMaps(NamedTuple):
     """The attention of one layer on one image.
@@ -87,7 +90,8 @@ def plot_maps(
 ) -> None:
     """Draw where a point of an image looks, a row for each stage.
 
-    Every map has its own scale, from no attention to its maximum, which stands above it.
+    Every map has its own scale, from no attention to its maximum, which stands above it, or to :data:`LEAST_SCALE`
+    times uniform attention if that is more.
 
     Args:
         layers (Sequence[LayerMaps]): Attention of all layers.
@@ -127,8 +131,9 @@ def plot_maps(
 def _draw_map(axes: Axes, shown: np.ndarray, size: tuple[int, int], label: str, colour: str) -> None:
     """Draw a map (rows, columns) over axes of the size of the image."""
     extent = (-0.5, size[1] - 0.5, size[0] - 0.5, -0.5)
-    axes.imshow(shown, cmap=COLORMAP, vmin=0, extent=extent, aspect='auto')
     most = shown.max()
+    top = max(most, LEAST_SCALE / shown.size)
+    axes.imshow(shown, cmap=COLORMAP, vmin=0, vmax=top, extent=extent, aspect='auto')
     axes.set_title(f'{label}\nmax {most:.3f}, {most * shown.size:.1f} × uniform', fontsize=6, color=colour)
     axes.spines[:].set(color=colour, linewidth=2)
 
@@ -153,7 +158,7 @@ def _explain_colours(figure: Figure) -> None:
 
     source = ScalarMappable(cmap=COLORMAP)
     bar = figure.colorbar(source, ax=figure.axes, location='bottom', shrink=0.3, aspect=30, pad=0.03)
-    bar.set_ticks([0, 1], labels=['0', 'maximum of the map'], fontsize=7)
+    bar.set_ticks([0, 1], labels=['0', f'maximum of the map, or {LEAST_SCALE} × uniform'], fontsize=7)
     kinds = {'vanilla layer': VANILLA, 'less-attention layer': LESS}
     marks = [Line2D([], [], color=colour, lw=3, label=kind) for kind, colour in kinds.items()]
     figure.legend(handles=marks, loc='outside lower left', fontsize=8, frameon=False, ncols=2)

@@ -17,7 +17,7 @@ from mmlavit.models.resample import resample_tokens
 from mmlavit.utils.local_files import write_file
 
 from .attention import place_of
-from .maps import COLORMAP, LayerMaps, observe_maps, plot_maps
+from .maps import COLORMAP, LEAST_SCALE, LayerMaps, observe_maps, plot_maps
 from .pages import render
 from .trained import Picture, Trained
 
@@ -68,7 +68,14 @@ def make_page(layers: Sequence[LayerMaps], frame: np.ndarray, about: Mapping[str
     Returns:
         str: HTML that loads nothing.
     """
-    page = dict(about, **make_payload(layers), frame=frame.shape[1::-1], src=_inline(frame), colours=_colours())
+    page = dict(
+        about,
+        **make_payload(layers),
+        frame=frame.shape[1::-1],
+        src=_inline(frame),
+        colours=_colours(),
+        least=LEAST_SCALE,
+    )
     less = sum(layer.less for layer in layers)
     return render(
         'attention',

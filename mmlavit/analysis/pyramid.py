@@ -44,12 +44,12 @@ def project(features: Tensor) -> tuple[np.ndarray, float]:
     x = features.flatten(1).T.double().cpu()  # (positions, C)
     x = x - x.mean(0)
     _, values, directions = torch.linalg.svd(x, full_matrices=False)
-    directions = directions[:3]
+    directions = directions[:3][values[:3] > 1e-6 * values[0]]  # what is less is rounding
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     components = (x @ (directions * largest.sign()).T).numpy()  # (positions, <= 3)
+    image = np.zeros((height * width, 3), np.uint8)
     low, high = np.percentile(components, [_CUT, 100 - _CUT], axis=0)
     scaled = (components - low) / np.where(high > low, high - low, 1)
-    image = np.zeros((height * width, 3), np.uint8)
     image[:, : scaled.shape[1]] = (255 * scaled.clip(0, 1)).round()
     variance = values.square()
     return image.reshape(height, width, 3), float(variance[:3].sum() / variance.sum().clamp_min(1e-300))

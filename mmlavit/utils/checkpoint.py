@@ -227,7 +227,7 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     """Read a checkpoint with weights.
 
     Args:
-        path (str): A training checkpoint of mmengine, or a file of weights.
+        path (str): A training checkpoint of mmengine, a file of weights, or ``mmlavit://NAME``.
 
     Returns:
         dict[str, Any]: With the weights under 'state_dict'.
@@ -235,7 +235,7 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     Raises:
         UserError: As :func:`load_from_local`, and if there are no weights.
     """
-    checkpoint = load_from_local(path, 'cpu')
+    checkpoint = (load_from_mmlavit if path.startswith('mmlavit://') else load_from_local)(path, 'cpu')
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not weights or not all(map(torch.is_tensor, weights.values())):
         raise UserError(f'{path} has no weights; expected a checkpoint with a state_dict')

@@ -210,11 +210,14 @@ def test_every_tool_that_reads_checkpoints_has_the_option():
         path.name
         for path in tools
         if re.search(
-            r'\bload_checkpoint\b|\bPredictor\b|export_onnx|add_(common|train)_arguments|torch\.load', path.read_text()
+            r'\bload_(checkpoint|trained)\b|\bopen_run\b|\bPredictor\b|export_onnx|add_(common|train)_arguments|torch\.load',
+            path.read_text(),
         )
     }
     converters = {'export.py', 'publish_model.py', 'pvt_v2_to_lavit.py'}
-    assert readers == {'compare_speed.py', 'demo.py', 'distill.py', 'image_demo.py', 'test.py', 'train.py', *converters}
+    pictures = {'analyze_attention.py', 'attention_maps.py', 'feature_pyramid.py', 'report.py'}
+    runs = {'compare_speed.py', 'demo.py', 'distill.py', 'image_demo.py', 'test.py', 'train.py'}
+    assert readers == runs | converters | pictures
     for path in tools:
         if path.name in readers - {'demo.py'}:  # that reads what its own training has just written
             assert re.search(r'add_(trust|common|train)_arguments?\(parser\)', path.read_text()), path

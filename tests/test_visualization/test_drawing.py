@@ -19,3 +19,11 @@ def test_make_sheet():
     assert (tiles[1, 1] == 255).all()  # nothing after the last
     assert (sheet[:6] == 255).all()
     assert make_sheet([red]).shape == red.shape
+
+
+def test_titles():
+    black = np.zeros((60, 90, 3), np.uint8)
+    sheet = make_sheet([black, black], 2, ('one', 'two'))
+    height = len(sheet) - len(make_sheet([black, black], 2))
+    assert height > 20 and (sheet[height:] == make_sheet([black, black], 2)).all()
+    assert (sheet[:height, :96] < 128).any() and (sheet[:height, 102:] < 128).any()  # a title above either

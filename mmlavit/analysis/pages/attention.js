@@ -36,6 +36,15 @@ function meanOf(maps) {
   return maps[0].map((_, key) => maps.reduce((sum, map) => sum + map[key], 0) / maps.length);
 }
 
+function mostOf(map) {
+  return map.reduce((a, b) => Math.max(a, b), 0);
+}
+
+/** Value of the last colour: the maximum, but so much that uniform attention does not look like a peak. */
+function topOf(map) {
+  return Math.max(mostOf(map), page.least / map.length);
+}
+
 /** What is shown of a layer: names and maps. */
 function shownOf(layer) {
   const heads = [...Array(layer.heads).keys()];
@@ -85,14 +94,14 @@ function element(tag, attributes = {}, ...children) {
 function show(layer, shown, top) {
   const box = byId(`maps-${layer.number}`);
   const figures = shown.map(([name, map]) => {
-    const most = map.reduce((a, b) => Math.max(a, b), 0);
+    const most = mostOf(map);
     const canvas = element('canvas', { title: name });
-    draw(canvas, map, layer.keys, state.scale === 'map' ? most : top);
+    draw(canvas, map, layer.keys, state.scale === 'map' ? topOf(map) : top);
     canvas.setAttribute('role', 'img');
     canvas.setAttribute('aria-label', `${layer.title} ${name}, maximum ${most.toFixed(3)}`);
     canvas.addEventListener('pointermove', (event) => read(event, layer, name, map));
     canvas.addEventListener('pointerleave', () => byId('key').toggleAttribute('hidden', true));
-    const often = `${(most * map.length).toFixed(1)} × uniform`;
+    const often = `${(most * map.length).toFixed(1)} × uniform`.replaceAll(' ', '\u00a0');
     const caption = element('figcaption', {}, `${name ? `${name}: ` : ''}max ${most.toFixed(3)}, ${often}`);
     return element('figure', {}, canvas, caption);
   });
@@ -132,9 +141,9 @@ function mark() {
 
 function update() {
   const shown = page.layers.map(shownOf);
-  const top = Math.max(...shown.flat().map(([, map]) => map.reduce((a, b) => Math.max(a, b), 0)));
+  const top = Math.max(...shown.flat().map(([, map]) => topOf(map)));
   page.layers.forEach((layer, i) => show(layer, shown[i], top));
-  byId('top').textContent = state.scale === 'map' ? 'maximum of the map' : top.toFixed(3);
+  byId('top').textContent = state.scale === 'map' ? `maximum of the map, or ${page.least} × uniform` : top.toFixed(3);
   mark();
 }
 
