@@ -53,7 +53,7 @@ print(needed / (memory('VmHWM') - before))
 @pytest.mark.parametrize('kind', ['upernet', 'retinanet'])
 @pytest.mark.parametrize('runtime', [*RUNTIMES, 'torch'])
 def test_estimate_of_memory(kind, runtime, exported, tmp_path):
-    """Against the peak of a process with an image of 1024x1536: not less than half of it, nor more than three times."""
+    """Against the peak of a process with an image of 1024x1536: not much less than it, nor many times as much."""
     cfg, checkpoint, file = exported(kind)
     pytest.importorskip(runtime)
     model, weights = (file, '') if runtime != 'torch' else (tmp_path / 'config.py', checkpoint)
@@ -62,7 +62,7 @@ def test_estimate_of_memory(kind, runtime, exported, tmp_path):
     env = dict(os.environ, PYTHONPATH=str(ROOT), MALLOC_MMAP_THRESHOLD_='1000000', OMP_NUM_THREADS='1')
     command = [sys.executable, '-c', textwrap.dedent(MEASURE), model, weights, runtime]
     done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, check=True)
-    assert 0.5 < float(done.stdout) < 3
+    assert 0.6 < float(done.stdout) < 6
 
 
 def test_refused(exported):
