@@ -81,7 +81,7 @@ class SkippedDataHook(Hook):
         file (Path): One line for each, which any process may have added.
     """
 
-    priority = 'VERY_LOW'
+    priority = 'NORMAL'  # before LoggerHook
 
     def __init__(self, file: Path) -> None:
         self.file = file

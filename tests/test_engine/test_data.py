@@ -1,12 +1,14 @@
 """What the engine says about data that it cannot put together, and how it reads class names."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from faults import write_coco
+from mmengine.logging import MessageHub
 
-from mmlavit.engine.data import _read_categories, explain_sizes
+from mmlavit.engine.data import SkippedDataHook, _read_categories, explain_sizes
 from mmlavit.errors import ConfigError, DataError
 
 
@@ -16,6 +18,22 @@ def test_images_of_different_sizes():
             torch.stack([torch.ones(3, 4, 5), torch.ones(3, 4, 6)])
     with pytest.raises(RuntimeError, match='something else'), explain_sizes():
         raise RuntimeError('something else')
+
+
+def test_count_of_what_was_left_out(tmp_path):
+    file, hub, said = tmp_path / 'skipped.txt', MessageHub.get_instance('test_data'), []
+    runner = SimpleNamespace(iter=0, message_hub=hub, logger=SimpleNamespace(warning=said.append))
+    hook = SkippedDataHook(file)
+    for runner.iter in range(100):
+        if runner.iter in (30, 40, 60):
+            with file.open('a') as opened:
+                opened.write('a.jpg is cut off\n' if runner.iter < 50 else 'b.jpg is empty\n')
+        hook.after_train_iter(runner, runner.iter)
+        if runner.iter == 60:
+            assert hub.get_scalar('train/skipped_images').current() == 1  # a.jpg, twice
+    hook.after_train(runner)
+    assert hub.get_scalar('train/skipped_images').current() == 2
+    assert said == [f'Images left out so far: {number}; {file} says which and why' for number in (1, 2)]
 
 
 @pytest.mark.parametrize('order', [['categories', 'images'], ['images', 'categories']])
