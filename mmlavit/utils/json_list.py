@@ -16,9 +16,11 @@ _END = b'\n]\n'
 
 
 class JsonList:
-    """A JSON list in a file, an entry a line. After each entry the list is whole: a process may be killed at any time.
+    """A JSON list in a file, an entry a line. After each entry the list is whole.
 
-    The brackets that end the list are overwritten by the next entry together with new ones, in one call of the system.
+    The brackets that end the list are overwritten by the next entry together with new ones, in one call of the
+    system. A process that is killed within that call can leave a last line that is cut off; :func:`read_entries`
+    passes over it.
 
     Args:
         path (Path): The file. What it had is gone.

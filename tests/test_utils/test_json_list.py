@@ -51,7 +51,7 @@ def test_no_list(tmp_path):
 
 
 def test_killed(tmp_path):
-    """Ten times, at a random moment."""
+    """Ten times, at a random moment: an entry that was being written may be cut off, those before are there."""
     path = tmp_path / 'list.json'
     rng = random.Random(0)
     for _ in range(10):
@@ -64,7 +64,6 @@ def test_killed(tmp_path):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         entries = read_entries(path)
-        assert json.loads(path.read_bytes()) == entries
         assert all(entry['mask'] == list(range(len(entry['mask']))) for entry in entries)
 
 

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.json_list import read_entries
 
 ROOT = Path(__file__).resolve().parents[2]
 BROKEN_EACH = 100  # one of so many images
@@ -90,7 +91,7 @@ def main() -> None:
         for _ in range(args.kills):
             if run(command, log, rng.uniform(0, 3)) != -signal.SIGKILL:
                 raise UserError(f'it ended before it was killed: {log.read_text()[-300:]}; take more images')
-            there = json.loads((out / 'predictions.json').read_text())
+            there = read_entries(out / 'predictions.json')
             print(f'killed; {len(there)} images are in the list', flush=True)
         code = run(command, log, None)
         entries = json.loads((out / 'predictions.json').read_text())
