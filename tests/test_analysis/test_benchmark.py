@@ -39,6 +39,8 @@ PARAMETERS = {
     **{'lavit_t_twin': 11.00, 'lavit_s_twin': 23.67, 'lavit_b_twin': 43.55},
     **{'pvt_v2_b2': 24.85, 'pvt_v2_b2_mmdet': 24.85, 'mit_b2': 24.20, 'resnet50': 23.51},
     **{'swin_t': 27.52, 'swin_t_mmdet': 27.52, 'convnext_t': 27.82, 'hiera_t': 26.88},
+    **{'pvt_v2_b2_less': 23.06, 'pvt_v2_b2_twin': 24.85},
+    **{'deit_s': 21.67, 'deit_s_less': 20.36, 'vit_s': 21.67, 'vit_s_less': 20.36},
     **{'cpubone_b3': 35.89, 'cpubone_b2': 14.67, 'efficientvit_b2': 14.98, 'mobilenetv4_m': 7.20},
 }
 
@@ -59,7 +61,7 @@ def test_subjects_are_complete():
 
 @pytest.mark.parametrize('name', list(SUBJECTS))
 def test_subject(name):
-    """It gives a pyramid, and nothing in it makes a training step cheaper than it is."""
+    """It gives a pyramid, or the map of a plain transformer, and nothing in it makes a training step cheaper than it is."""
     model = pickle.loads(pickle.dumps(SUBJECTS[name])).build(64, 96)  # as the worker gets it
     model.train()
     assert all(p.requires_grad for p in model.parameters())
@@ -68,7 +70,10 @@ def test_subject(name):
     model.eval()
     with torch.inference_mode():
         maps = model(torch.rand(1, 3, 64, 96))
-    assert [tuple(x.shape[-2:]) for x in maps] == [(64 // s, 96 // s) for s in (4, 8, 16, 32)]
+    if name.startswith(('deit', 'vit')):  # one map of stride 16; timm's as tokens, with the class token
+        assert [x.shape.numel() for x in maps] == [384 * (24 if name.startswith('deit') else 25)]
+    else:
+        assert [tuple(x.shape[-2:]) for x in maps] == [(64 // s, 96 // s) for s in (4, 8, 16, 32)]
 
 
 def test_inputs():
