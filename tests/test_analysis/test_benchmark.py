@@ -61,7 +61,7 @@ def test_subjects_are_complete():
 
 @pytest.mark.parametrize('name', list(SUBJECTS))
 def test_subject(name):
-    """It gives a pyramid, or the map of a plain transformer, and nothing in it makes a training step cheaper than it is."""
+    """It gives a pyramid, or one map, and nothing in it makes a training step cheaper than it is."""
     model = pickle.loads(pickle.dumps(SUBJECTS[name])).build(64, 96)  # as the worker gets it
     model.train()
     assert all(p.requires_grad for p in model.parameters())
