@@ -446,6 +446,7 @@ def test_readme_options(tmp_path):
     assert [HOOKS.build(hook).__class__.__name__ for hook in cfg.custom_hooks] == [
         'SyncStatisticsHook',
         'DiagonalityLossHook',
+        'CheckNumbersHook',
         'EMAHook',
     ]
     [option] = re.findall(r'`--cfg-options (model\.backbone\.with_cp=True)`', text)
