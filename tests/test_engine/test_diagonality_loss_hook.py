@@ -89,7 +89,7 @@ def test_a_failed_forward_leaves_nothing_behind():
     model = build()
     attached(model)
     with pytest.raises(RuntimeError):
-        model(torch.zeros(2, 5, 64, 96, dtype=torch.float64), None, mode='loss')
+        model(torch.zeros(2, 3, 64, 96, dtype=torch.float32), None, mode='loss')  # the model is float64
     assert model.backbone.score_observer is None
     first = model(batch(), None, mode='loss')['loss_diag']
     assert model(batch(), None, mode='loss')['loss_diag'] == first

@@ -1,5 +1,6 @@
 """Classification, detection and segmentation resume exactly: with what these toolboxes draw at random."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def folder(tmp_path_factory):
 
 def train(config, work_dir, workers, resume=None):
     """Train four iterations."""
-    options = CONFIGS[config]
+    options = copy.deepcopy(CONFIGS[config])  # merging takes _delete_ out
     cfg = load_config(str(ROOT / 'configs/handwritten' / config))
     batch = 4 if 'classify' in config else 2
     cfg.merge_from_dict(

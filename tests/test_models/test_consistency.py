@@ -10,7 +10,7 @@ from mmlavit.errors import ConfigError
 from mmlavit.models.consistency import find_class_numbers, require_channels, require_classes
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
+CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if not {'_base_', 'plans'} & {*path.parts})
 
 
 @pytest.fixture(scope='module')
