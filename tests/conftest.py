@@ -1,6 +1,8 @@
 """Fixtures for all tests."""
 
 import socket
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -8,11 +10,23 @@ from mmengine.registry import DefaultScope
 
 
 @pytest.fixture
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
+def free_ports() -> Callable[[int], list[int]]:
+    """Gives different TCP ports of this machine that nothing listens on."""
+
+    def find(number: int) -> list[int]:
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+            for sock in sockets:
+                sock.bind(('127.0.0.1', 0))
+            return [sock.getsockname()[1] for sock in sockets]
+
+    return find
+
+
+@pytest.fixture
+def free_port(free_ports) -> int:
+    """One of them."""
+    return free_ports(1)[0]
 
 
 @pytest.fixture(params=['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu'])

@@ -94,23 +94,25 @@ def test_samples_are_augmented_each_in_its_own_way(tmp_path):
     assert len(set(drawn)) == len(drawn) == 24
 
 
-def train_both(rank, port, folder):
-    """What one of two processes does."""
+def train_both(rank, ports, folder):
+    """What one of two processes does; each training has a port of its own, as the one before may still be open."""
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1')
-    os.environ['MASTER_PORT'] = str(port)
     options = dict(launcher='pytorch', train_cfg=dict(by_epoch=True, max_epochs=3))
+    os.environ['MASTER_PORT'] = str(ports[0])
     train(f'{folder}/whole', **options)
+    os.environ['MASTER_PORT'] = str(ports[1])
     with pytest.raises(SystemExit, match='75'):  # rank 1 is asked to end in the second epoch
         train(f'{folder}/stopped', **options, send=dict(iteration=5, rank=1))
+    os.environ['MASTER_PORT'] = str(ports[2])
     workers = dict(train_dataloader__num_workers=1)
     resumed = train(f'{folder}/resumed', f'{folder}/stopped/interrupted.pth', **options, **workers)
     assert resumed.places[0] == (2, 0, 6)
 
 
-def test_two_processes(tmp_path, free_port):
+def test_two_processes(tmp_path, free_ports):
     # Forked, so that they need not import everything again.
-    multiprocessing.start_processes(train_both, (free_port, str(tmp_path)), nprocs=2, start_method='fork')
+    multiprocessing.start_processes(train_both, (free_ports(3), str(tmp_path)), nprocs=2, start_method='fork')
     assert same_training(tmp_path / 'whole/iter_9.pth', tmp_path / 'resumed/iter_9.pth')
     assert same_training(tmp_path / 'whole/iter_6.pth', tmp_path / 'stopped/interrupted.pth')
 
