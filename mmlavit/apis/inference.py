@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmengine.structures import BaseDataElement
 from torch import nn
@@ -55,7 +56,8 @@ class TorchModel(ABC):
         require_whole(self.model, weights.get('state_dict', weights), checkpoint)
         self.classes = self.meta.get('classes')
         try:
-            self.transforms = describe_pipeline(find_test_pipeline(cfg))
+            with DefaultScope.overwrite_default_scope(self.scope):
+                self.transforms = describe_pipeline(find_test_pipeline(cfg))
         except ConfigError:  # unknown steps: images count as they are
             self.transforms = []
         self._running = threading.Lock()

@@ -45,7 +45,10 @@ KEYS = {
     'FlexibleRunner': ("runner_type = 'FlexibleRunner'", ['--resume', '{file}']),
     'model': ('model = dict(init_cfg={init})', []),
     'backbone': ("model = dict(backbone=dict(init_cfg=dict({init}, prefix='backbone.')))", []),
-    'in a list': ("model = dict(head=dict(init_cfg=[dict(type='Normal', layer='Linear'), {init}]))", []),
+    'in a list': (
+        "model = dict(head=dict(init_cfg=[dict(type='Normal', layer='Linear'), dict({init}, prefix='head.')]))",
+        [],
+    ),
     'with workers': ("load_from = '{file}'\ntrain_dataloader = dict(num_workers=1)", []),
 }
 
