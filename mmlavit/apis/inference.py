@@ -52,7 +52,7 @@ class TorchModel(ABC):
         self.score_thr, self.device = score_thr, device
         require_channels(cfg.model)
         self.model, self.meta = self._load(copy.deepcopy(cfg), checkpoint, device)
-        weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+        weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')  # _load has said so
         require_whole(self.model, weights.get('state_dict', weights), checkpoint)
         self.classes = self.meta.get('classes')
         try:
