@@ -9,7 +9,7 @@ import numpy as np
 
 from .errors import UserError
 from .memory import MemoryNeed, require_memory
-from .resizing import apply, shape_after
+from .resizing import apply
 from .results import Classification, Detections, Result, Segmentation, paste_masks
 from .runtimes import RUNTIMES
 
@@ -65,19 +65,6 @@ class ExportedModel:
                 f'{self.session.path} takes sides of {self.sides[0]} to {self.sides[1]} pixels'
             )
         return np.ascontiguousarray(image)
-
-    def shape_seen(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Tell how large an image is after resizing, without resizing it.
-
-        Args:
-            shape (tuple[int, int]): Its height and width.
-
-        Returns:
-            tuple[int, int]: Height and width that the network sees.
-        """
-        for transform in self.transforms:
-            shape = shape_after(transform, shape)
-        return shape
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Result]:
         """Run the model on images.

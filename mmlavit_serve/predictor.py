@@ -14,6 +14,7 @@ import numpy as np
 from .errors import UserError
 from .exported import ExportedModel
 from .memory import ROUGH_BYTES, available_memory, require_memory
+from .resizing import shape_after_all
 from .results import Result
 from .video import Video, is_video
 
@@ -148,7 +149,7 @@ class Predictor:
 
     def _require_memory(self, shape: tuple[int, int], times: int) -> None:
         """Raise a UserError if so many images of this height and width need more memory than there is."""
-        seen = self.model.shape_seen(shape)
+        seen = shape_after_all(self.model.transforms, shape)
         limit = available_memory() if self.memory_limit is None else self.memory_limit
         # To ask what the model needs may take a second.
         if limit is not None and ROUGH_BYTES * times * (np.prod(shape) + np.prod(seen)) > limit / 2:

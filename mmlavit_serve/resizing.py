@@ -7,7 +7,7 @@ filters columns first, as version 13 does where an image shrinks much more in he
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import cv2
@@ -86,6 +86,21 @@ def shape_after(transform: Mapping[str, Any], shape: tuple[int, int]) -> tuple[i
             return int(scale * height / width), scale
         return scale, int(scale * width / height)
     return _resized_shape(transform, height, width)
+
+
+def shape_after_all(transforms: Iterable[Mapping[str, Any]], shape: tuple[int, int]) -> tuple[int, int]:
+    """Tell how large an image is after some transforms, without resizing it.
+
+    Args:
+        transforms (Iterable[Mapping]): Each as for :func:`apply`.
+        shape (tuple[int, int]): Height and width before.
+
+    Returns:
+        tuple[int, int]: Height and width after: what the network sees.
+    """
+    for transform in transforms:
+        shape = shape_after(transform, shape)
+    return shape
 
 
 def _resized_shape(transform: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:

@@ -31,7 +31,6 @@ from mmlavit.utils.toolbox import load_toolbox
 from mmlavit.utils.weights import require_whole
 from mmlavit_serve import Classification, Detections, Result, Segmentation
 from mmlavit_serve.memory import LABEL_BYTES, MemoryNeed
-from mmlavit_serve.resizing import shape_after
 
 _SIDES = 256, 512  # of the images that memory is measured with
 
@@ -98,19 +97,6 @@ class TorchModel(ABC):
         image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         with self._running, torch.no_grad():
             self.model.test_step(dict(inputs=[image], data_samples=[self._sample(side)]))
-
-    def shape_seen(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Tell how large an image is after resizing, without resizing it.
-
-        Args:
-            shape (tuple[int, int]): Its height and width.
-
-        Returns:
-            tuple[int, int]: Height and width that the network sees.
-        """
-        for transform in self.transforms:
-            shape = shape_after(transform, shape)
-        return shape
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Result]:
         """Run the model on images.

@@ -35,6 +35,7 @@ MEASURE = """
 import re, sys
 import numpy as np
 from mmlavit_serve import Predictor
+from mmlavit_serve.resizing import shape_after_all
 
 def memory(name):
     return int(re.search(name + r':\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024
@@ -45,7 +46,7 @@ image = rng.integers(0, 256, (64, 96, 3), np.uint8).repeat(16, 0).repeat(16, 1)
 predictor.predict(image[:160, :160])
 before = memory('VmRSS')
 predictor.predict(image)
-needed = predictor.model.memory.at(predictor.model.shape_seen(image.shape[:2]), image.shape[:2])
+needed = predictor.model.memory.at(shape_after_all(predictor.model.transforms, image.shape[:2]), image.shape[:2])
 print(needed / (memory('VmHWM') - before))
 """
 
