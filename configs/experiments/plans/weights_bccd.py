@@ -1,16 +1,7 @@
 # What the weights of LaViT-nano are worth: blood cells.
+_base_ = './_base_/weights.py'
+
 title = 'RetinaNet on blood cells, from the weights of this repository and from scratch'
 metric, scale, digits = 'coco/bbox_mAP', 100, 1
-seeds = [0, 1, 2]
-reference = 'scratch'
 columns = dict(train='box AP')
-
-train = (
-    'python tools/train.py configs/experiments/retinanet_lavit_nano_bccd.py --work-dir {work_dir} --cfg-options '
-    'randomness.seed={seed} train_cfg.max_iters=150 train_cfg.val_interval=75 param_scheduler.1.end=150'
-)
-weights = ' model.backbone.init_cfg.checkpoint=mmlavit://lavit_nano_in275'
-arms = dict(
-    scratch=dict(title='from scratch', commands=dict(train=train)),
-    weights=dict(title='from the weights', commands=dict(train=train + weights)),
-)
+names = dict(config='configs/experiments/retinanet_lavit_nano_bccd.py')
