@@ -12,6 +12,7 @@ from mmlavit.environment import check_environment
 
 # What is left out, by the module that says it. Other messages of these modules are shown.
 _WARNINGS = {
+    'mmengine.visualization.visualizer': 'Warning: The ',  # ... bbox or polygon is out of bounds; it is drawn cut off
     'mmdet.evaluation.metrics.faster_coco_metric': 'faster_coco_eval is not installed',  # nor used
     'mmseg.engine.hooks.visualization_hook': 'The draw is False',  # unless asked to draw
     'mmseg.models.builder': '``build_loss`` would be deprecated soon',  # called by mmseg itself
