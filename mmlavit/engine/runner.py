@@ -24,7 +24,7 @@ from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import blame_options
 from mmlavit.utils.checkpoint import require_checkpoints
 from mmlavit.utils.data_paths import require_data
-from mmlavit.utils.local_files import remove_partial_files
+from mmlavit.utils.local_files import remove_partial_files, require_work_dir
 from mmlavit.utils.toolbox import load_toolbox
 
 from .data import explain_sizes, watch_data
@@ -53,13 +53,15 @@ def run(
         dict, optional: The metrics of a test.
 
     Raises:
-        UserError: If data, checkpoint, GPU, launcher or strategy are missing that the config asks for.
+        UserError: If the work dir cannot be written to, or if data, checkpoint, GPU, launcher or strategy are missing
+            that the config asks for.
         EnvironmentProblem: If the config's toolbox cannot work as installed.
         SystemExit: With ``STOPPED_CODE`` (:mod:`mmlavit.errors`), if a signal has stopped a training.
     """
     scope = cfg.get('default_scope')
     if scope in SCOPES:
         load_toolbox(scope)
+    require_work_dir(cfg.work_dir)
     if mode == 'train':
         remove_partial_files(cfg.work_dir)
         if cfg.get('resume') and not cfg.get('load_from'):

@@ -67,6 +67,23 @@ def write_file(path: str | Path, content: bytes) -> None:
         raise UserError(f'{path} was not written: {reason}; a file that was there before is as it was') from error
 
 
+def require_work_dir(folder: str | Path) -> None:
+    """Make sure, before anything else takes its time, that files can be written to the folder of a run.
+
+    Args:
+        folder (str or Path): It is made if there is none.
+
+    Raises:
+        UserError: If they cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f'cannot write to the work dir {folder} ({reason}); choose another with --work-dir') from error
+
+
 def remove_partial_files(folder: str | Path) -> None:
     """Remove what processes that were killed have left of :func:`write_file`; only where nothing writes now."""
     for path in Path(folder).glob('.*.partial'):
