@@ -9,6 +9,7 @@ from pathlib import Path
 from mmengine.logging import print_log
 
 from mmlavit.errors import UserError
+from mmlavit.utils.local_files import write_file
 
 # Where a training saves itself that is asked to end. One name, so that many interruptions leave one file.
 INTERRUPTED = 'interrupted.pth'
@@ -52,6 +53,23 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
             f'no checkpoint in {work_dir} is whole ({", ".join(file.name for file in files)}); train without --resume'
         )
     return None
+
+
+def remove_interrupted(work_dir: str) -> None:
+    """Remove what an interruption has left of a training that has come to its end since.
+
+    Args:
+        work_dir (str): Where the training has written. ``last_checkpoint`` then names the newest checkpoint.
+    """
+    folder = Path(work_dir)
+    (folder / INTERRUPTED).unlink(missing_ok=True)
+    note = folder / 'last_checkpoint'
+    if note.is_file() and Path(note.read_text().strip()).name == INTERRUPTED:
+        files = [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]
+        if files:
+            write_file(note, str(max(files, key=lambda file: file.stat().st_mtime)).encode())
+        else:
+            note.unlink()
 
 
 def is_whole(file: Path) -> bool:

@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmlavit.engine.hooks import WholeCheckpointHook
-from mmlavit.engine.resume import find_whole_checkpoint, is_whole
+from mmlavit.engine.resume import INTERRUPTED, find_whole_checkpoint, is_whole, remove_interrupted
 from mmlavit.errors import UserError
 
 
@@ -138,3 +138,26 @@ def test_where_training_goes_on(tmp_path):
 def test_other_files_are_not_whole(tmp_path):
     (tmp_path / 'a.pth').write_text('text')
     assert not is_whole(tmp_path / 'a.pth') and not is_whole(tmp_path / 'b.pth')
+
+
+def test_an_interruption_in_the_last_validation_is_forgotten(tmp_path, capfd):
+    """The last epoch was saved before the validation; then last_checkpoint names what the interruption has left."""
+    train(tmp_path, 2)
+    note = tmp_path / 'last_checkpoint'
+    (tmp_path / INTERRUPTED).write_bytes((tmp_path / 'epoch_2.pth').read_bytes())
+    note.write_text(str(tmp_path / INTERRUPTED))
+    remove_interrupted(str(tmp_path))
+    assert not (tmp_path / INTERRUPTED).exists()
+    assert note.read_text() == find_whole_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_2.pth')
+    assert 'is missing' not in capfd.readouterr().out
+
+
+def test_of_other_checkpoints_nothing_is_forgotten(tmp_path):
+    train(tmp_path, 1)
+    before = (tmp_path / 'last_checkpoint').read_text()
+    remove_interrupted(str(tmp_path))
+    assert (tmp_path / 'last_checkpoint').read_text() == before
+    (tmp_path / 'epoch_1.pth').unlink()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / INTERRUPTED))
+    remove_interrupted(str(tmp_path))
+    assert find_whole_checkpoint(str(tmp_path)) is None

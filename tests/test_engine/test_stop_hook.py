@@ -61,12 +61,13 @@ def test_signals_are_given_back(tmp_path, signals):
 
 
 @pytest.mark.parametrize('iteration', [5, 11])
-def test_stopped_after_the_last_iteration_of_an_epoch(whole, iteration, tmp_path):
+def test_stopped_after_the_last_iteration_of_an_epoch(whole, iteration, tmp_path, capfd):
     stop(tmp_path, send=dict(iteration=iteration))
     resumed = train(tmp_path, tmp_path / 'interrupted.pth')
     assert len(resumed.places) == 11 - iteration
-    if iteration == 5:
-        assert same_training(tmp_path / 'iter_12.pth', whole / 'iter_12.pth')
+    assert same_training(tmp_path / 'iter_12.pth', whole / 'iter_12.pth')
+    assert find_whole_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_12.pth')
+    assert 'is missing' not in capfd.readouterr().out
 
 
 def test_stopped_in_a_validation(whole, tmp_path):

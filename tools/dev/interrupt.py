@@ -275,7 +275,8 @@ def stop_training(folder: Path, processes: int, seconds: float, rng: random.Rand
     begin = time.monotonic()
     code = training.wait(60)
     took = time.monotonic() - begin
-    if code == 0:
+    # After its last iteration and validation a training has nothing to stop, and the signal ends it as any program.
+    if code == 0 or (folder / f'killed/epoch_{EPOCHS}.pth').exists() and code == 128 + number:
         return 'ended before'
     if code != STOPPED_CODE or f'{number.name}: stopped after iteration' not in read(folder, 'killed'):
         raise UserError(f'exit code {code} instead of {STOPPED_CODE}: {read(folder, "killed")[-2000:]}')

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from mmlavit.utils.local_files import write_file
 
-from ..resume import INTERRUPTED
+from ..resume import INTERRUPTED, remove_interrupted
 
 # Where a process leaves a file when it has stopped, so that its launcher knows; see ``engine/launch.py``.
 STOPPED_FILE = 'MMLAVIT_STOPPED_FILE'
@@ -61,7 +61,7 @@ class StopHook(Hook):
         """Stop listening; what an interruption has left is of no use any more."""
         self.close()
         if is_main_process():
-            Path(runner.work_dir, INTERRUPTED).unlink(missing_ok=True)
+            remove_interrupted(runner.work_dir)
 
     def close(self) -> None:
         """Give the signals back."""
