@@ -30,7 +30,7 @@ def demo(tmp_path):
     def run_demo(*options):
         env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '-1'}
         command = [sys.executable, ROOT / 'tools/demo.py', '--task', 'classification', *options]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1800)
 
     return run_demo
 
