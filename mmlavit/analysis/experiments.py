@@ -195,7 +195,7 @@ def _run_command(command: str, folder: Path, threads: int) -> None:
         words.append('--resume')
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / 'output.txt'
-    print(f'{time.strftime("%H:%M:%S")} {command}', flush=True)
+    print(f'{time.strftime("%H:%M:%S")} {command}\n', end='', flush=True)  # in one piece: jobs print at the same time
     start = time.monotonic()
     with log.open('ab') as output:
         env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
