@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = run.parse_args(argv)
     os.environ.setdefault('OMP_NUM_THREADS', str(threads_per_process(args.nproc_per_node)))
+    if args.max_restarts and args.rdzv_backend == 'static':
+        _renew_stores(args)
     # What its agents say about a failure is in our line.
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)
     if args.nnodes != '1':
@@ -71,6 +73,16 @@ def threads_per_process(processes: str) -> int:
     affinity = getattr(os, 'sched_getaffinity', None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, cores // max(1, int(processes)))
+
+
+def _renew_stores(args: argparse.Namespace) -> None:
+    """Have the processes of each attempt meet at a store of their own.
+
+    By default torchrun keeps one store for all attempts; there, those of the second find addresses that those of the
+    first have left, and wait for them in vain.
+    """
+    args.rdzv_backend, args.rdzv_endpoint = 'c10d', _address(args)
+    os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
 
 
 def _report(error: ChildFailedError) -> int:
