@@ -32,7 +32,7 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
         UserError: If there are checkpoints, and all are damaged.
     """
     folder = Path(work_dir)
-    files = [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth'), *folder.glob(INTERRUPTED)]
+    files = [*_find_numbered(folder), *folder.glob(INTERRUPTED)]
     if any(file.is_dir() for file in files):
         return None
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
@@ -65,7 +65,7 @@ def remove_interrupted(work_dir: str) -> None:
     (folder / INTERRUPTED).unlink(missing_ok=True)
     note = folder / 'last_checkpoint'
     if note.is_file() and Path(note.read_text().strip()).name == INTERRUPTED:
-        files = [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]
+        files = _find_numbered(folder)
         if files:
             write_file(note, str(max(files, key=lambda file: file.stat().st_mtime)).encode())
         else:
@@ -79,3 +79,8 @@ def is_whole(file: Path) -> bool:
             return archive.testzip() is None
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def _find_numbered(folder: Path) -> list[Path]:
+    """Find the checkpoints of epochs and iterations, in no order."""
+    return [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]
