@@ -9,7 +9,7 @@ model = dict(
     ),
     backbone=dict(
         type='LaViT',
-        # No LaViT weights exist: training starts from scratch and says so. Yours:
+        # No weights of LaViT-T, -S or -B exist: training starts from scratch and says so. Yours:
         # --cfg-options model.backbone.init_cfg.checkpoint=FILE
         init_cfg=dict(type='Pretrained', checkpoint=None, prefix='backbone.'),
     ),
