@@ -61,7 +61,6 @@ def run(
     scope = cfg.get('default_scope')
     if scope in SCOPES:
         load_toolbox(scope)
-    require_work_dir(cfg.work_dir)
     if mode == 'train':
         remove_partial_files(cfg.work_dir)
         if cfg.get('resume') and not cfg.get('load_from'):
@@ -73,6 +72,7 @@ def run(
     launcher = cfg.get('launcher', 'none')
     require_launcher(launcher, local_rank)
     require_strategy(cfg)
+    require_work_dir(cfg.work_dir)  # last: it makes the folder, and a mistake leaves none
     if cfg.get('randomness', {}).get('deterministic'):
         # Without it, cuBLAS refuses to be deterministic.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
