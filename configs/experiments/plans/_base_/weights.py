@@ -3,7 +3,8 @@
 seeds = [0, 1, 2]
 reference = 'scratch'
 names = dict(
-    init='model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=mmlavit://lavit_nano_in275'
+    init='model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=mmlavit://lavit_nano_in275 '
+    'model.backbone.init_cfg.prefix=backbone.'
 )
 
 train = 'python tools/train.py {config} --work-dir {work_dir} --cfg-options randomness.seed={seed} '
