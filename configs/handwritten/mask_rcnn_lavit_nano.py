@@ -10,7 +10,7 @@ _base_ = [
 # FPN makes training from scratch faster.
 channels = 64
 model = dict(
-    backbone=dict(arch='nano', drop_path_rate=0.0, init_cfg=None),
+    backbone=dict(arch='nano', drop_path_rate=0.0),
     neck=dict(
         in_channels=[32, 64, 128, 192],
         out_channels=channels,

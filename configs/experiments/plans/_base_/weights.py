@@ -2,10 +2,7 @@
 # that has this base says in `names` what stands for {config}.
 seeds = [0, 1, 2]
 reference = 'scratch'
-names = dict(
-    init='model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=mmlavit://lavit_nano_in275 '
-    'model.backbone.init_cfg.prefix=backbone.'
-)
+names = dict(init='model.backbone.init_cfg.checkpoint=mmlavit://lavit_nano_in275')
 
 train = 'python tools/train.py {config} --work-dir {work_dir} --cfg-options randomness.seed={seed} '
 short = 'train_cfg.max_iters=150 train_cfg.val_interval=75 param_scheduler.1.end=150'
