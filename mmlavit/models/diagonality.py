@@ -11,6 +11,11 @@ from .layout import Scores
 from .resample import Grid, resample_tokens
 
 
+def square_grid(key_grid: Grid, reference_grid: Grid) -> Grid:
+    """Grid of :func:`square_scores`: on each axis the smaller of the two."""
+    return min(reference_grid[0], key_grid[0]), min(reference_grid[1], key_grid[1])
+
+
 def square_scores(scores: Scores, key_grid: Grid, reference_grid: Grid) -> Tensor:
     """Average less-attention scores to a square matrix, queries and keys on one grid (ours).
 
@@ -26,7 +31,7 @@ def square_scores(scores: Scores, key_grid: Grid, reference_grid: Grid) -> Tenso
     Returns:
         Tensor: Scores of shape (B, heads, S, S), S positions on the common grid, in float32 (float64 stays).
     """
-    grid = (min(reference_grid[0], key_grid[0]), min(reference_grid[1], key_grid[1]))
+    grid = square_grid(key_grid, reference_grid)
     size, keys = grid[0] * grid[1], reference_grid[0] * reference_grid[1]
     batch, heads = scores.map.shape[0], scores.heads
     square = resample_tokens(scores.map, scores.grid, grid)  # (B, S, heads * K)
@@ -36,30 +41,69 @@ def square_scores(scores: Scores, key_grid: Grid, reference_grid: Grid) -> Tenso
     return square.view(batch, heads, size, size).transpose(2, 3)
 
 
-def diagonality_loss(scores: Tensor) -> Tensor:
+# Of scores at this standard deviation the loss has half its weight: those of a model that has just been initialised are
+# below it, those of a trained one above.
+HALF_WEIGHT_DEVIATION = 0.1
+
+
+def diagonality_loss(scores: Tensor, inside: Tensor | None = None) -> Tensor:
     """Penalise square scores that are not symmetric or whose diagonal does not dominate its row.
 
-    With S the scores divided by their standard deviation, ``mean|S_ij - S_ji| + mean_{j != i} relu(S_ij - S_ii)``.
-    The division is ours: without it, shrinking all scores would minimise the loss. The gradient passes through the
-    standard deviation, so that it is orthogonal to the scores: with a detached one the value would be the same, but
-    every step would still shrink the scores, ever faster, until attention is uniform.
+    With S the scores divided by their standard deviation d, ``mean|S_ij - S_ji| + mean_{j != i} relu(S_ij - S_ii)``,
+    times ``d / (d + 0.1)``, which counts as a constant.
+
+    All of the scale is ours. Without the division, shrinking all scores would minimise the loss. The gradient passes
+    through d, so that it is orthogonal to the scores: with a detached one every step would still shrink them, ever
+    faster, until attention is uniform. Without the factor, the gradient grows as 1 / d: that of scores which hardly
+    differ, as those of a uniform image or of any image at the start, would drown that of the task.
 
     Args:
-        scores (Tensor): Square pre-softmax scores of shape (..., S, S).
+        scores (Tensor): Square pre-softmax scores of shape (..., heads, S, S).
+        inside (Tensor, optional): How much of each position is inside the image, from 0 to 1, of shape (..., S). The
+            pair of two positions counts by the product of their shares, also in d. All counts without it.
 
     Returns:
         Tensor: Scalar, the mean over all leading dimensions (images and heads). Zero if S is 1.
     """
-    size = scores.shape[-1]
-    if size == 1:
-        return scores.sum() * 0  # one key: nothing to compare, and a standard deviation of one number is undefined
-    deviation = scores.std(dim=(-2, -1), keepdim=True)
+    if inside is None:
+        inside = scores.new_ones(scores.shape[-1])
+    else:
+        inside = inside.to(scores.dtype).unsqueeze(-2)  # (..., 1, S), for all heads
+    pairs = inside.unsqueeze(-1) * inside.unsqueeze(-2)  # (..., 1, S, S)
+    others = pairs * (1 - torch.eye(scores.shape[-1], dtype=scores.dtype, device=scores.device))
+    tiny = torch.finfo(scores.dtype).tiny
+
+    def mean(values: Tensor, weights: Tensor) -> Tensor:
+        total = weights.sum(dim=(-2, -1), keepdim=True).clamp(min=tiny)  # of one position, there are no others
+        return (values * weights).sum(dim=(-2, -1), keepdim=True) / total
+
+    variance = mean((scores - mean(scores, pairs)).square(), pairs)
     # Scores that differ by rounding only (a uniform image) must not have that noise blown up to unit variance.
-    floor = 1e-5 * scores.detach().abs().mean(dim=(-2, -1), keepdim=True) + torch.finfo(scores.dtype).tiny
-    scores = scores / torch.maximum(deviation, floor)
-    asymmetry = (scores - scores.transpose(-2, -1)).abs().mean()
-    excess = (scores - scores.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)).relu()  # zero on the diagonal
-    return asymmetry + excess.sum(dim=(-2, -1)).mean() / (size * (size - 1))
+    floor = (1e-5 * mean(scores.detach().abs(), pairs)).square() + tiny
+    deviation = torch.maximum(variance, floor).sqrt()
+    scores = scores / deviation
+    asymmetry = mean((scores - scores.transpose(-2, -1)).abs(), pairs)
+    excess = mean((scores - scores.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)).relu(), others)
+    factor = deviation / (deviation + HALF_WEIGHT_DEVIATION)
+    return (factor.detach() * (asymmetry + excess)).mean()
+
+
+def share_inside(sizes: Tensor, grid: Grid) -> Tensor:
+    """Share of each position of a grid that lies inside its image, where a batch is padded at the bottom and right.
+
+    Args:
+        sizes (Tensor): Height and width of each image over those of the batch, from 0 to 1, of shape (B, 2).
+        grid (tuple[int, int]): The grid.
+
+    Returns:
+        Tensor: Shares of shape (B, S), S positions row by row.
+    """
+    along = []
+    for size, cells in zip(sizes.unbind(dim=1), grid, strict=True):
+        starts = torch.arange(cells, device=sizes.device, dtype=sizes.dtype)
+        along.append((size.unsqueeze(1) * cells - starts).clamp(0, 1))  # (B, cells)
+    rows, columns = along
+    return (rows.unsqueeze(2) * columns.unsqueeze(1)).flatten(1)
 
 
 class ScoreStatistics(NamedTuple):

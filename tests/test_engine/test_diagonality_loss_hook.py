@@ -7,6 +7,7 @@ import torch
 import torch.multiprocessing as mp
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmlavit import DiagonalityLossHook, LaViT
@@ -65,6 +66,25 @@ def test_loss_is_the_mean_over_less_attention_layers():
     torch.testing.assert_close(losses['loss_diag'], 0.5 * sum(seen) / 5)
     assert set(losses) == {'loss_fit', 'loss_diag', 'la_magnitude', 'la_entropy'}
     assert not losses['la_entropy'].requires_grad
+
+
+def test_padding_of_the_batch_does_not_count():
+    """Sizes of the images are those of the data samples; the second is half as high as the batch."""
+    model, x, seen = build(), batch(), []
+    samples = [BaseDataElement(metainfo=dict(img_shape=shape)) for shape in ((96, 160), (48, 160))]
+    attached(model)
+    losses = model(inputs=x, data_samples=samples, mode='loss')
+
+    def observe(attn, scores):
+        if isinstance(attn, LessAttention):
+            square = square_scores(scores, (3, 5), attn.reference_grid)  # 96x160 at stride 32
+            inside = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.5, 0.0]]).repeat_interleave(5, dim=1)
+            seen.append(diagonality_loss(square, inside))
+
+    model.backbone.score_observer = observe
+    model.backbone(x)
+    torch.testing.assert_close(losses['loss_diag'], 0.5 * sum(seen) / 5)
+    assert losses['loss_diag'] != model(x, None, mode='loss')['loss_diag']
 
 
 def test_total_loss_and_log():

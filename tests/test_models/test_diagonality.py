@@ -5,15 +5,22 @@ import pytest
 import torch
 
 from mmlavit.models import Scores, diagonality_loss, score_statistics, square_scores
+from mmlavit.models.diagonality import share_inside
 
 
-def by_loop(scores):
+def by_loop(scores, inside=None):
     """The formula for one matrix, element by element."""
     size = len(scores)
-    scores = scores / scores.std()
-    asymmetry = sum(abs(scores[i, j] - scores[j, i]) for i in range(size) for j in range(size)) / size**2
-    excess = sum(max(scores[i, j] - scores[i, i], 0) for i in range(size) for j in range(size) if i != j)
-    return asymmetry + excess / (size * (size - 1))
+    share = [1.0] * size if inside is None else inside.tolist()
+    pairs = [(i, j, share[i] * share[j]) for i in range(size) for j in range(size)]
+    total = sum(weight for _, _, weight in pairs)
+    centre = sum(weight * scores[i, j] for i, j, weight in pairs) / total
+    deviation = (sum(weight * (scores[i, j] - centre) ** 2 for i, j, weight in pairs) / total) ** 0.5
+    scores = scores / deviation
+    asymmetry = sum(weight * abs(scores[i, j] - scores[j, i]) for i, j, weight in pairs) / total
+    others = [(i, j, weight) for i, j, weight in pairs if i != j]
+    excess = sum(weight * max(scores[i, j] - scores[i, i], 0) for i, j, weight in others)
+    return deviation / (deviation + 0.1) * (asymmetry + excess / sum(weight for _, _, weight in others))
 
 
 def symmetric_dominant(size=6):
@@ -43,10 +50,42 @@ def test_positive_if_the_diagonal_does_not_dominate():
     assert diagonality_loss(scores) > 0
 
 
+def test_equals_the_loop_with_padding():
+    scores, inside = torch.randn(2, 3, 5, 5, dtype=torch.float64), torch.rand(2, 5, dtype=torch.float64)
+    expected = sum(by_loop(scores[b, h], inside[b]) for b in range(2) for h in range(3)) / 6
+    torch.testing.assert_close(diagonality_loss(scores, inside), torch.as_tensor(expected), rtol=0, atol=1e-12)
+
+
+def test_padding_does_not_count():
+    scores = torch.randn(2, 3, 9, 9, dtype=torch.float64, requires_grad=True)
+    loss = diagonality_loss(scores, torch.tensor([1.0] * 5 + [0.0] * 4).expand(2, 9))
+    torch.testing.assert_close(loss, diagonality_loss(scores[..., :5, :5]), rtol=0, atol=1e-12)
+    loss.backward()
+    assert not scores.grad[..., 5:, :].any() and not scores.grad[..., 5:].any() and scores.grad.any()
+
+
+def test_share_inside_is_that_of_the_pixels():
+    """A batch of 56x70 pixels on a grid of 7x5, counted pixel by pixel."""
+    sizes = [(56, 70), (30, 43), (8, 1)]
+    inside = share_inside(torch.tensor([(h / 56, w / 70) for h, w in sizes], dtype=torch.float64), (7, 5))
+    for share, (height, width) in zip(inside, sizes):
+        pixels = torch.zeros(56, 70, dtype=torch.float64)
+        pixels[:height, :width] = 1
+        expected = [pixels[8 * i : 8 * i + 8, 14 * j : 14 * j + 14].mean() for i in range(7) for j in range(5)]
+        torch.testing.assert_close(share, torch.stack(expected), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize('factor', [1e-6, 0.5, 1e3])
-def test_unchanged_when_scaled(factor):
-    scores = torch.randn(4, 9, 9, dtype=torch.float64)
-    torch.testing.assert_close(diagonality_loss(factor * scores), diagonality_loss(scores))
+def test_the_gradient_of_small_scores_is_bounded(factor):
+    """That of scores with deviation d goes as 1 / (d + 0.1), and not as 1 / d."""
+    scores = torch.randn(9, 9, dtype=torch.float64)
+    small = (factor * scores).requires_grad_()
+    scores.requires_grad_()
+    diagonality_loss(scores).backward()
+    diagonality_loss(small).backward()
+    deviation = scores.detach().std(correction=0)
+    ratio = (deviation + 0.1) / (factor * deviation + 0.1)
+    torch.testing.assert_close(small.grad, ratio * scores.grad)
 
 
 def test_gradient_does_not_shrink_the_scores():

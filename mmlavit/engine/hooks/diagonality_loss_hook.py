@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmlavit.errors import ConfigError
-from mmlavit.models.diagonality import diagonality_loss, score_statistics, square_scores
+from mmlavit.models.diagonality import diagonality_loss, score_statistics, share_inside, square_grid, square_scores
 from mmlavit.models.lavit import LaViT, LessAttention, VanillaAttention
 from mmlavit.models.layout import Scores
 from mmlavit.models.plain_vit import PlainLessAttention
@@ -23,7 +23,8 @@ class DiagonalityLossHook(Hook):
 
     The loss joins the dictionary that the model returns in ``mode='loss'``, inside its forward. So it is parsed,
     scaled (AMP), accumulated, reduced and logged as every other loss, and DDP sees it as an output. It is the
-    mean over all less-attention layers, each counted once, also with gradient checkpointing.
+    mean over all less-attention layers, each counted once, also with gradient checkpointing. Where images are padded
+    to the largest of their batch, padding does not count: their sizes are the ``img_shape`` of the data samples.
 
     Logged: ``loss_diag`` (weighted), and for the same scores ``la_magnitude``, the mean absolute score, and
     ``la_entropy``, the mean attention entropy in nats.
@@ -45,6 +46,7 @@ class DiagonalityLossHook(Hook):
         self._handles: list[RemovableHandle] = []
         self._backbones: list[LaViT] = []
         self._observing = False
+        self._sizes: Tensor | None = None
         self._terms: list[Tensor] = []
         self._magnitudes: list[Tensor] = []
         self._entropies: list[Tensor] = []
@@ -90,6 +92,9 @@ class DiagonalityLossHook(Hook):
     def _start(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         if _mode(args, kwargs) == 'loss':
             self._observing = True
+            self._sizes = _relative_sizes(
+                _argument(args, kwargs, 0, 'inputs'), _argument(args, kwargs, 1, 'data_samples')
+            )
             for backbone in self._backbones:
                 backbone.score_observer = self._observe
 
@@ -106,7 +111,10 @@ class DiagonalityLossHook(Hook):
         """Collect the terms of a less-attention layer, in float32 whatever autocast says."""
         with torch.autocast(scores.map.device.type, enabled=False):
             square = square_scores(scores, key_grid, reference_grid)
-            self._terms.append(diagonality_loss(square))
+            inside = self._sizes
+            if inside is not None:
+                inside = share_inside(inside, square_grid(key_grid, reference_grid))
+            self._terms.append(diagonality_loss(square, inside))
             magnitude, entropy = score_statistics(square)
         self._magnitudes.append(magnitude)
         self._entropies.append(entropy)
@@ -128,9 +136,22 @@ class DiagonalityLossHook(Hook):
         self._observing = False
         for backbone in self._backbones:
             backbone.score_observer = None
-        self._terms, self._magnitudes, self._entropies = [], [], []
+        self._sizes, self._terms, self._magnitudes, self._entropies = None, [], [], []
 
 
 def _mode(args: tuple, kwargs: dict) -> str:
     """Find the ``mode`` of ``forward(inputs, data_samples, mode)``."""
-    return kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
+    return _argument(args, kwargs, 2, 'mode') or 'tensor'
+
+
+def _argument(args: tuple, kwargs: dict, place: int, name: str):
+    return kwargs.get(name, args[place] if len(args) > place else None)
+
+
+def _relative_sizes(inputs, data_samples) -> Tensor | None:
+    """Find height and width of each image over those of the batch, (B, 2); None where the samples do not tell."""
+    sizes = [getattr(sample, 'metainfo', {}).get('img_shape') for sample in data_samples or []]
+    if not isinstance(inputs, Tensor) or len(sizes) != len(inputs) or None in sizes:
+        return None
+    height, width = inputs.shape[-2:]
+    return torch.tensor([(size[0] / height, size[1] / width) for size in sizes], device=inputs.device).clamp(max=1)
