@@ -61,10 +61,8 @@ def run(
     scope = cfg.get('default_scope')
     if scope in SCOPES:
         load_toolbox(scope)
-    if mode == 'train':
-        remove_partial_files(cfg.work_dir)
-        if cfg.get('resume') and not cfg.get('load_from'):
-            cfg.load_from = find_whole_checkpoint(cfg.work_dir)
+    if mode == 'train' and cfg.get('resume') and not cfg.get('load_from'):
+        cfg.load_from = find_whole_checkpoint(cfg.work_dir)
     splits = ['train', 'val'] if mode == 'train' else ['test']
     require_checkpoints(cfg)
     require_channels(cfg.model)
@@ -73,6 +71,8 @@ def run(
     require_launcher(launcher, local_rank)
     require_strategy(cfg)
     require_work_dir(cfg.work_dir)  # last: it makes the folder, and a mistake leaves none
+    if mode == 'train':
+        remove_partial_files(cfg.work_dir)
     if cfg.get('randomness', {}).get('deterministic'):
         # Without it, cuBLAS refuses to be deterministic.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')

@@ -112,8 +112,10 @@ class DiagonalityLossHook(Hook):
         with torch.autocast(scores.map.device.type, enabled=False):
             square = square_scores(scores, key_grid, reference_grid)
             inside = self._sizes
-            if inside is not None:
+            if inside is not None and len(inside) == len(square):
                 inside = share_inside(inside, square_grid(key_grid, reference_grid))
+            else:
+                inside = None
             self._terms.append(diagonality_loss(square, inside))
             magnitude, entropy = score_statistics(square)
         self._magnitudes.append(magnitude)
@@ -150,8 +152,14 @@ def _argument(args: tuple, kwargs: dict, place: int, name: str):
 
 def _relative_sizes(inputs, data_samples) -> Tensor | None:
     """Find height and width of each image over those of the batch, (B, 2); None where the samples do not tell."""
-    sizes = [getattr(sample, 'metainfo', {}).get('img_shape') for sample in data_samples or []]
-    if not isinstance(inputs, Tensor) or len(sizes) != len(inputs) or None in sizes:
+    if (
+        not isinstance(inputs, Tensor)
+        or not isinstance(data_samples, (list, tuple))
+        or len(data_samples) != len(inputs)
+    ):
         return None
     height, width = inputs.shape[-2:]
+    sizes = [getattr(sample, 'metainfo', {}).get('img_shape') for sample in data_samples]
+    if any(size is None for size in sizes) or all(tuple(size[:2]) == (height, width) for size in sizes):
+        return None
     return torch.tensor([(size[0] / height, size[1] / width) for size in sizes], device=inputs.device).clamp(max=1)
