@@ -41,8 +41,7 @@ def square_scores(scores: Scores, key_grid: Grid, reference_grid: Grid) -> Tenso
     return square.view(batch, heads, size, size).transpose(2, 3)
 
 
-# Of scores at this standard deviation the loss has half its weight: those of a model that has just been initialised are
-# below it, those of a trained one above.
+# Standard deviation of scores at which the loss has half its weight. Before training it is 0.003 to 0.1 in LaViT-nano.
 HALF_WEIGHT_DEVIATION = 0.1
 
 
@@ -59,8 +58,8 @@ def diagonality_loss(scores: Tensor, inside: Tensor | None = None) -> Tensor:
 
     Args:
         scores (Tensor): Square pre-softmax scores of shape (..., heads, S, S).
-        inside (Tensor, optional): How much of each position is inside the image, from 0 to 1, of shape (..., S). The
-            pair of two positions counts by the product of their shares, also in d. All counts without it.
+        inside (Tensor, optional): How much of each position is inside the image, from 0 to 1, of shape (..., S). A
+            pair of positions is weighted by the product of their shares, in d as well. None: all count fully.
 
     Returns:
         Tensor: Scalar, the mean over all leading dimensions (images and heads). Zero if S is 1.

@@ -68,7 +68,7 @@ def write_file(path: str | Path, content: bytes) -> None:
 
 
 def require_work_dir(folder: str | Path) -> None:
-    """Make sure, before anything else takes its time, that files can be written to the folder of a run.
+    """Make sure, before a run starts, that files can be written to its folder.
 
     Args:
         folder (str or Path): It is made if there is none.

@@ -71,7 +71,9 @@ def test_loss_is_the_mean_over_less_attention_layers():
 def test_padding_of_the_batch_does_not_count():
     """Sizes of the images are those of the data samples; the second is half as high as the batch."""
     model, x, seen = build(), batch(), []
-    samples = [BaseDataElement(metainfo=dict(img_shape=shape)) for shape in ((96, 160), (48, 160))]
+    shapes = ((96, 160), (48, 160))
+    marked = dict(batch_input_shape=(96, 160))  # by mmdet's data preprocessor
+    samples = [BaseDataElement(metainfo=dict(img_shape=shape, **marked)) for shape in shapes]
     attached(model)
     losses = model(inputs=x, data_samples=samples, mode='loss')
 
@@ -85,6 +87,23 @@ def test_padding_of_the_batch_does_not_count():
     model.backbone(x)
     torch.testing.assert_close(losses['loss_diag'], 0.5 * sum(seen) / 5)
     assert losses['loss_diag'] != model(x, None, mode='loss')['loss_diag']
+
+
+@pytest.mark.parametrize(
+    'samples',
+    [
+        torch.arange(2),
+        BaseDataElement(),
+        [BaseDataElement(), BaseDataElement()],
+        [BaseDataElement(metainfo=dict(img_shape=(32, 32))) for _ in range(2)],
+    ],
+    ids=['labels', 'one sample', 'nothing known', 'size of another image'],
+)
+def test_samples_that_tell_of_no_padding(samples):
+    model = build()
+    attached(model)
+    expected = model(batch(), None, mode='loss')['loss_diag']
+    assert torch.equal(model(batch(), samples, mode='loss')['loss_diag'], expected)
 
 
 def test_total_loss_and_log():

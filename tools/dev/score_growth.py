@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=16, help='images in each; default: %(default)s')
     parser.add_argument('--lr', type=float, default=1e-3, help='learning rate; default: %(default)s')
     parser.add_argument(
-        '--transform-lr', type=float, default=1.0, help='factor to it for the transforms; default: %(default)s'
+        '--transform-lr-mult', type=float, default=1.0, help='factor on it for the transforms; default: %(default)s'
     )
     parser.add_argument('--every', type=int, default=100, help='print after so many iterations; default: %(default)s')
     return parser.parse_args()
@@ -88,7 +88,7 @@ def main() -> None:
     model, (images, labels) = Classifier(), make_images(64)
     deltas = [value for name, value in model.named_parameters() if '.delta_' in name]
     others = [value for name, value in model.named_parameters() if '.delta_' not in name]
-    transforms = dict(params=deltas, lr=args.lr * args.transform_lr)
+    transforms = dict(params=deltas, lr=args.lr * args.transform_lr_mult)
     optimizer = torch.optim.AdamW([dict(params=others), transforms], lr=args.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1, (i + 1) / 50))
     print(f'mean |score|: VA layer, then less-attention layers 1, 4, 8, 12 and {CHAIN} of the chain')

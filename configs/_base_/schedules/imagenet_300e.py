@@ -2,7 +2,7 @@
 _base_ = './adamw.py'
 
 # The less-attention transforms learn at the rate of COCO's recipe: at 1e-3, scores of a long chain of them grow far too
-# large (docs/reliability.md, "Do scores grow along a chain?").
+# large (docs/reliability.md, "Numbers"). Both rates end at 1e-5.
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3),
     clip_grad=dict(max_norm=5.0),

@@ -23,8 +23,9 @@ class DiagonalityLossHook(Hook):
 
     The loss joins the dictionary that the model returns in ``mode='loss'``, inside its forward. So it is parsed,
     scaled (AMP), accumulated, reduced and logged as every other loss, and DDP sees it as an output. It is the
-    mean over all less-attention layers, each counted once, also with gradient checkpointing. Where images are padded
-    to the largest of their batch, padding does not count: their sizes are the ``img_shape`` of the data samples.
+    mean over all less-attention layers, each counted once, also with gradient checkpointing. What the
+    data preprocessors of mmdet and mmseg pad to make a batch does not count; padding by the pipeline or inside the
+    backbone does.
 
     Logged: ``loss_diag`` (weighted), and for the same scores ``la_magnitude``, the mean absolute score, and
     ``la_entropy``, the mean attention entropy in nats.
@@ -111,11 +112,9 @@ class DiagonalityLossHook(Hook):
         """Collect the terms of a less-attention layer, in float32 whatever autocast says."""
         with torch.autocast(scores.map.device.type, enabled=False):
             square = square_scores(scores, key_grid, reference_grid)
-            inside = self._sizes
-            if inside is not None and len(inside) == len(square):
-                inside = share_inside(inside, square_grid(key_grid, reference_grid))
-            else:
-                inside = None
+            inside = None
+            if self._sizes is not None and len(self._sizes) == len(square):
+                inside = share_inside(self._sizes, square_grid(key_grid, reference_grid))
             self._terms.append(diagonality_loss(square, inside))
             magnitude, entropy = score_statistics(square)
         self._magnitudes.append(magnitude)
@@ -151,15 +150,17 @@ def _argument(args: tuple, kwargs: dict, place: int, name: str):
 
 
 def _relative_sizes(inputs, data_samples) -> Tensor | None:
-    """Find height and width of each image over those of the batch, (B, 2); None where the samples do not tell."""
-    if (
-        not isinstance(inputs, Tensor)
-        or not isinstance(data_samples, (list, tuple))
-        or len(data_samples) != len(inputs)
-    ):
+    """Find height and width of each image over those of a padded batch, (B, 2); None if it is not known to be padded.
+
+    ``img_shape`` alone does not tell: mmpretrain's wrappers of torchvision leave there what the image was before them.
+    """
+    samples = data_samples if isinstance(data_samples, (list, tuple)) else []
+    infos = [getattr(sample, 'metainfo', {}) for sample in samples]
+    # mmdet's data preprocessor writes the one, mmseg's the other
+    if not infos or not all('batch_input_shape' in info or 'padding_size' in info for info in infos):
         return None
-    height, width = inputs.shape[-2:]
-    sizes = [getattr(sample, 'metainfo', {}).get('img_shape') for sample in data_samples]
-    if any(size is None for size in sizes) or all(tuple(size[:2]) == (height, width) for size in sizes):
+    shape = tuple(inputs.shape[-2:])
+    sizes = [tuple(info['img_shape'][:2]) for info in infos]
+    if all(size == shape for size in sizes):
         return None
-    return torch.tensor([(size[0] / height, size[1] / width) for size in sizes], device=inputs.device).clamp(max=1)
+    return torch.tensor([(h / shape[0], w / shape[1]) for h, w in sizes], device=inputs.device).clamp(max=1)
