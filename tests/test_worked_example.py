@@ -30,10 +30,13 @@ def test_it_is_the_config_of_the_readme():
     assert example_files(PAGE)[name] == example_files(ROOT / 'README.md')[name]
 
 
-def test_first_try_trains_and_validates(project):
+@pytest.mark.parametrize('trainer', ['of mmdet', 'of this repository'])
+def test_first_try_trains_and_validates(project, trainer):
     train, first_try = code_blocks(PAGE, 'bash')
     *setup, run = train.splitlines()
     assert first_try.startswith(run)  # the same command, with options that make it short
+    if trainer == 'of this repository':
+        setup.append(f'TRAIN={ROOT}/tools/train.py')
     env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     env['PATH'] = os.pathsep.join([os.path.dirname(sys.executable), env['PATH']])
     script = '\n'.join(['set -e', *setup, first_try])

@@ -149,7 +149,8 @@ class _Resumable:
             self._train_dataloader = loader
             return super().build_train_loop(loop)
         loader = ResumableLoader(loader, self.seed if exact else None, get_rank())
-        arguments = {key: value for key, value in loop.items() if key not in ('type', 'by_epoch')}
+        # mmengine puts _scope_ where a config inherits from one of another toolbox (mmdet::...).
+        arguments = {key: value for key, value in loop.items() if key not in ('type', 'by_epoch', '_scope_')}
         return kind(runner=self, dataloader=loader, **arguments)
 
 

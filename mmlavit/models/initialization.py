@@ -80,13 +80,16 @@ def resolve_init_cfg(init_cfg: dict | list[dict] | None) -> tuple[dict | list[di
         tuple: Initialisers, and whether a checkpoint was asked for but none was named.
 
     Raises:
-        ConfigError: If it is neither a dict nor a list.
+        ConfigError: If it is neither a dict nor a list, or a dict without a type.
     """
     default = deepcopy(DEFAULT_INIT)
     if init_cfg is None:
         return default, False
     if not isinstance(init_cfg, (dict, list)):
         raise ConfigError(f'init_cfg must be a dict, a list of dicts or None, got {init_cfg!r}')
+    if isinstance(init_cfg, dict) and 'type' not in init_cfg:
+        pretrained = "dict(type='Pretrained', checkpoint=..., prefix='backbone.')"
+        raise ConfigError(f'init_cfg needs a type, got {init_cfg!r}; to start from a checkpoint: {pretrained}')
     if isinstance(init_cfg, dict) and init_cfg.get('type') in ('Pretrained', 'PretrainedInit'):
         if init_cfg.get('checkpoint') is None:
             return default, True

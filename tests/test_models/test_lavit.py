@@ -560,6 +560,10 @@ class TestInterface:
             (dict(num_va_layers=5), 'num_va_layers must be'),
             (dict(in_channels=0), 'in_channels must be a positive integer, got 0'),
             (dict(in_channels='3'), "in_channels must be a positive integer, got '3'"),
+            (
+                dict(init_cfg=dict(checkpoint='weights.pth')),
+                "init_cfg needs a type, got .*type='Pretrained', checkpoint=",
+            ),
             (dict(init_cfg='weights.pth'), "init_cfg must be a dict, a list of dicts or None, got 'weights.pth'"),
             (dict(key_reduction='mean'), "key_reduction must be 'conv' or 'pool', got 'mean'"),
             (dict(out_indices=(1, 0)), 'out_indices must be increasing'),

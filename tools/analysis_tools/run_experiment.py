@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmlavit.analysis.benchmark.report import device_name, versions
 from mmlavit.analysis.experiments import Plan, run_plan, write_report
-from mmlavit.errors import one_line_errors
+from mmlavit.errors import UserError, one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,6 +38,8 @@ def main() -> None:
         arms = plan.choose(args.arms)
         root = args.work_dir or Path('work_dirs/experiments') / plan.name
         out_dir = args.out_dir or root
+        if args.report_only and not root.is_dir():
+            raise UserError(f'{root} does not exist: nothing of this plan has been run; leave out --report-only')
         command = f'python {shlex.join(sys.argv)}'
         software = ', '.join(f'{name} {version}' for name, version in versions().items())
         try:
