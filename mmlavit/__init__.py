@@ -1,16 +1,16 @@
 """mmlavit: the Less-Attention Vision Transformer for dense prediction on OpenMMLab.
 
-Importing the package registers ``LaViT`` and the hooks ``DiagonalityLossHook``, ``SyncStatisticsHook`` and
-``CheckNumbersHook`` in mmengine's root registries, from where mmpretrain, mmdet and mmseg configs resolve them:
-``custom_imports = dict(imports=['mmlavit'])``. From then on mmengine loads no checkpoint that could run code, and never
-leaves half a file under the name of a whole one. It needs torch and mmengine only.
+Importing the package registers ``LaViT`` and the hooks ``DiagonalityLossHook`` and ``CheckNumbersHook`` in mmengine's root
+registries, from where mmpretrain, mmdet and mmseg configs resolve them: ``custom_imports = dict(imports=['mmlavit'])``.
+From then on mmengine loads no checkpoint that could run code, and never leaves half a file under the name of a whole one.
+It needs torch and mmengine only.
 """
 
 from .environment import check_environment
 
 check_environment()  # before the imports below, whose errors would not say what to do
 
-from .engine.hooks import CheckNumbersHook, DiagonalityLossHook, SyncStatisticsHook  # noqa: E402
+from .engine.hooks import CheckNumbersHook, DiagonalityLossHook  # noqa: E402
 from .models import LaViT  # noqa: E402
 from .utils.checkpoint import register_loaders  # noqa: E402
 from .utils.local_files import register_local_files  # noqa: E402
@@ -19,4 +19,4 @@ from .version import __version__  # noqa: E402
 register_loaders()
 register_local_files()
 
-__all__ = ['CheckNumbersHook', 'DiagonalityLossHook', 'LaViT', 'SyncStatisticsHook', '__version__']
+__all__ = ['CheckNumbersHook', 'DiagonalityLossHook', 'LaViT', '__version__']

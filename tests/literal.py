@@ -100,15 +100,7 @@ def attention_residual(module, scores: list[list[Tensor]], grid) -> list[list[Te
                     )
             heads.append(torch.stack(rows))
         averaged.append(heads)
-    normed = [[None] * module.dwconv.shape[0] for _ in scores]
-    for h in range(module.dwconv.shape[0]):
-        everything = torch.stack([image[h] for image in averaged])
-        if module.norm.training:
-            mean, var = everything.mean(), everything.var(unbiased=False)
-        else:
-            mean, var = module.norm.running_mean[h], module.norm.running_var[h]
-        for b, image in enumerate(averaged):
-            normed[b][h] = (image[h] - mean) / (var + module.norm.eps).sqrt()
+    normed = [[(a - a.mean()) / (a.var(unbiased=False) + module.eps).sqrt() for a in image] for image in averaged]
     return [
         [
             module.layer_scale[o] * sum(module.conv1x1[o, h] * image[h] for h in range(module.dwconv.shape[0]))

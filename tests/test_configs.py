@@ -264,9 +264,7 @@ def test_imagenet_recipe(name):
     assert steps['RandomErasing'].erase_prob == 0.25
     assert [augment.type for augment in cfg.model.train_cfg.augments] == ['Mixup', 'CutMix']
     assert cfg.model.head.loss.label_smooth_val == 0.1
-    [ema] = [hook for hook in cfg.custom_hooks if hook.type == 'EMAHook']
-    # Else the averaged weights would be tested with BatchNorm statistics of other weights.
-    assert ema.update_buffers
+    assert [hook.type for hook in cfg.custom_hooks].count('EMAHook') == 1
 
 
 @pytest.mark.parametrize('name', PREDICTING)
@@ -448,7 +446,6 @@ def test_readme_options(tmp_path):
     cfg = Config.fromfile(file)
     init_default_scope(cfg.default_scope)
     assert [HOOKS.build(hook).__class__.__name__ for hook in cfg.custom_hooks] == [
-        'SyncStatisticsHook',
         'DiagonalityLossHook',
         'CheckNumbersHook',
         'EMAHook',

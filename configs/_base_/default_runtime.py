@@ -2,9 +2,6 @@
 custom_imports = dict(imports=['mmlavit'], allow_failed_imports=False)
 
 custom_hooks = [
-    # Each process normalises by its own images (the backbone's attention residuals have BatchNorms): without this
-    # hook the processes would validate, average (EMA) and save statistics of their own.
-    dict(type='SyncStatisticsHook'),
     dict(type='DiagonalityLossHook', weight=0.1),
     # Stops before a loss or gradient that is no number reaches the weights; action='skip' leaves such steps out.
     dict(type='CheckNumbersHook'),

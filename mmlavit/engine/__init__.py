@@ -1,7 +1,7 @@
 """Training and testing: the way from a config to a finished run, hooks, strategies, processes."""
 
 from .distributed import local_rank
-from .hooks import CheckNumbersHook, DiagonalityLossHook, DistillationHook, SyncStatisticsHook, TotalBatchHook
+from .hooks import CheckNumbersHook, DiagonalityLossHook, DistillationHook, TotalBatchHook
 from .mixed_precision import BFloat16OptimWrapper
 from .runner import run
 
@@ -10,7 +10,6 @@ __all__ = [
     'CheckNumbersHook',
     'DiagonalityLossHook',
     'DistillationHook',
-    'SyncStatisticsHook',
     'TotalBatchHook',
     'local_rank',
     'run',

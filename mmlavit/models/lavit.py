@@ -255,8 +255,8 @@ class AttentionResidual(nn.Module):
     """One stage's scores as a residual of the next stage's (paper, "Residual-based Attention Downsampling").
 
     ``E = LS(Conv1x1(Norm(DWConv(A))))`` with heads as channels. The depthwise convolution (kernel and stride 2) runs
-    over the grid of queries; the reference keys are the same in both stages. The norm is a BatchNorm over heads that
-    is not affine, and no convolution has a bias: a constant shift of scores is invisible to softmax (all ours).
+    over the grid of queries; the reference keys are the same in both stages. The norm standardises each head of each
+    image over its queries and keys: it has neither state nor weights. No convolution has a bias (all ours).
 
     Args:
         in_heads (int): Heads of the stage that the scores come from.
@@ -264,11 +264,12 @@ class AttentionResidual(nn.Module):
         layer_scale_init (float): Initial LayerScale factor, one per head.
     """
 
+    eps = 1e-5
+
     def __init__(self, in_heads: int, out_heads: int, layer_scale_init: float) -> None:
         super().__init__()
         # Plain parameters, as in LessAttention: the kernel starts as an average.
         self.dwconv = nn.Parameter(torch.full((in_heads, 1, 2, 2), 0.25))
-        self.norm = nn.BatchNorm1d(in_heads, affine=False)
         self.conv1x1 = nn.Parameter(torch.empty(out_heads, in_heads))
         nn.init.trunc_normal_(self.conv1x1, std=in_heads**-0.5)
         self.layer_scale = nn.Parameter(torch.full((out_heads,), float(layer_scale_init)))
@@ -280,12 +281,12 @@ class AttentionResidual(nn.Module):
         kernel = self.dwconv.repeat_interleave(keys, dim=0)  # (in_heads * K, 1, 2, 2)
         x = F.conv2d(to_map(scores.map, scores.grid), kernel, stride=2, groups=channels)
         grid = (x.shape[2], x.shape[3])
-        if self.norm.training and x.shape[0] * x.shape[2] * x.shape[3] * keys == 1:
-            raise ConfigError('too few scores for batch statistics; use larger images, or norm_eval=True')
-        x = self.norm(to_tokens(x).reshape(-1, scores.heads, keys))  # (B * N / 4, in_heads, K)
-        mix = self.layer_scale[:, None] * self.conv1x1  # (out_heads, in_heads)
-        heads = mix.shape[0]
-        return Scores(torch.matmul(mix, x).view(batch, -1, heads * keys), heads, grid)
+        x = to_tokens(x).unflatten(2, (scores.heads, keys))  # (B, N / 4, in_heads, K)
+        var, mean = torch.var_mean(x, dim=(1, 3), correction=0)  # (B, in_heads)
+        # The norm is folded into the 1x1 convolution, which is smaller than the scores: (B, out_heads, in_heads).
+        mix = self.layer_scale[:, None] * self.conv1x1 * (var + self.eps).rsqrt()[:, None]
+        shift = torch.matmul(mix, mean[..., None])  # (B, out_heads, 1)
+        return Scores((torch.matmul(mix[:, None], x) - shift[:, None]).flatten(2), mix.shape[1], grid)
 
 
 class Block(nn.Module):
@@ -364,7 +365,6 @@ class Stage(nn.Module):
         Returns:
             tuple[Tensor, Scores or None]: Normalised map (B, C, h, w), channels-last in memory, and last scores.
         """
-        # Outside the checkpoints: recomputing a BatchNorm would count its batch statistics twice.
         residual = self.residual(scores) if self.residual is not None else None
         x, grid = self.patch_embed(x)
         scores = None
@@ -408,7 +408,6 @@ class LaViT(BaseModule):
         out_indices (Sequence[int]): Stages whose maps are returned, increasing. Stages after the last are not built.
         frozen_stages (int): -1: nothing is frozen. 0: the first patch embedding. k: also stages 1 to k, whole. Frozen
             parts get no gradient and stay in eval mode.
-        norm_eval (bool): Whether the BatchNorms of the attention residuals keep their running statistics in training.
         with_cp (bool): Whether to recompute blocks in the backward pass to save memory.
         init_cfg (dict or list[dict], optional): mmengine initialisation; None: as in ``initialization.py``.
             ``dict(type='Pretrained', checkpoint=FILE, prefix='backbone.')`` loads a checkpoint on top of that; with
@@ -430,7 +429,6 @@ class LaViT(BaseModule):
         layer_scale_init: float = 0.1,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
-        norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -443,10 +441,9 @@ class LaViT(BaseModule):
             raise ConfigError(f"key_reduction must be 'conv' or 'pool', got {key_reduction!r}")
         require_number('drop_path_rate', drop_path_rate, 0, 1)
         require_number('layer_scale_init', layer_scale_init, -inf, inf)
-        require_flags(attention_residual=attention_residual, norm_eval=norm_eval, with_cp=with_cp)
+        require_flags(attention_residual=attention_residual, with_cp=with_cp)
         self.in_channels = in_channels
         self.out_indices, self.frozen_stages = resolve_stages(out_indices, frozen_stages)
-        self.norm_eval = norm_eval
         self.score_observer: ScoreObserver | None = None
 
         self.stages = nn.ModuleList()
@@ -517,14 +514,10 @@ class LaViT(BaseModule):
         super().init_weights()
 
     def train(self, mode: bool = True) -> LaViT:
-        """Set the mode, except for frozen parts and, with ``norm_eval``, BatchNorms, which stay in eval mode."""
+        """Set the mode, except for frozen parts, which stay in eval mode."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
-        if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
         return self
 
     def _frozen_modules(self) -> list[nn.Module]:

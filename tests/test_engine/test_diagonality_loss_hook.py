@@ -160,11 +160,10 @@ def test_falls_when_trained():
 
 
 def test_gradient_accumulation_equals_one_large_step():
-    """Norms are in eval mode here: batch statistics of two halves are not those of the whole."""
     x = batch(4)
     steps = []
     for chunks in (1, 2):
-        model = build(norm_eval=True)
+        model = build()
         attached(model)
         optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=chunks)
         optim.initialize_count_status(model, 0, chunks)
@@ -201,7 +200,7 @@ def _ddp_worker(rank, port, path):
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2')
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
-    model = build(norm_eval=True)
+    model = build()
     wrapped = MMDistributedDataParallel(model)
     hook = DiagonalityLossHook(weight=0.5)
 
@@ -219,7 +218,7 @@ def _ddp_worker(rank, port, path):
 
 
 def test_ddp_step_equals_the_single_process_step(tmp_path, free_port):
-    model = build(norm_eval=True)
+    model = build()
     attached(model)
     optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
     model.train_step(dict(inputs=batch(4), data_samples=None), optim)

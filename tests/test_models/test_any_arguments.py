@@ -71,7 +71,6 @@ def arguments(draw):
         drop_path_rate=st.floats(0, 0.9),
         layer_scale_init=st.floats(-1, 1),
         out_indices=st.just(outs),
-        norm_eval=st.booleans(),
         with_cp=st.booleans(),
         init_cfg=st.none(),
     )
@@ -87,7 +86,7 @@ JUNK = st.one_of(
 )  # fmt: skip
 ARGUMENTS = [
     'arch', 'in_channels', 'num_va_layers', 'attention_residual', 'key_reduction', 'drop_path_rate',
-    'layer_scale_init', 'out_indices', 'frozen_stages', 'norm_eval', 'with_cp', 'init_cfg',
+    'layer_scale_init', 'out_indices', 'frozen_stages', 'with_cp', 'init_cfg',
 ]  # fmt: skip
 KEYS = [
     'embed_dims', 'num_heads', 'depths', 'num_va_layers', 'mlp_ratios', 'patch_kernels', 'key_grid', 'query_grids',

@@ -94,14 +94,6 @@ class TestAgainstLiteralMatrices:
             for out, expected in zip(model(x), literal.backbone(model, x)):
                 torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
 
-    @pytest.mark.parametrize('num_va_layers', [1, (2, 2, 4, 2)], ids=['one', 'all'])
-    def test_training_statistics_of_the_attention_residual(self, num_va_layers):
-        model = toy(num_va_layers=num_va_layers).train()
-        x = torch.randn(2, 3, 96, 160, dtype=torch.float64)
-        with torch.no_grad():
-            for out, expected in zip(model(x), literal.backbone(model, x)):
-                torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
-
     @pytest.mark.parametrize('stage', [2, 3])
     def test_less_attention_is_the_papers_own_form_at_224(self, stage):
         """Psi as a free N x N matrix and two linears around transposes, as the paper writes it."""
@@ -529,16 +521,6 @@ class TestInterface:
                 in_embed = i == 0 and frozen >= 0 and name.startswith('patch_embed')
                 assert parameter.requires_grad is not (whole or in_embed), name
             assert stage.norm.training is not whole
-            if stage.residual is not None:
-                assert stage.residual.norm.training is not whole
-
-    def test_norm_eval(self):
-        model = LaViT('nano', norm_eval=True)
-        assert model.train() is model
-        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
-        assert len(norms) == 3
-        assert not any(norm.training for norm in norms)
-        assert model.stages[0].blocks[0].training
 
     def test_vanilla_twin_has_no_less_attention_and_keeps_nothing(self):
         model = LaViT('small', num_va_layers=(3, 4, 6, 3), attention_residual=False)

@@ -215,7 +215,7 @@ def test_options_reach_what_the_tool_sets(folder):
 PLAIN = """
 _base_ = '{base}'
 model = dict(backbone=dict(_delete_=True, **{backbone}), head=dict(in_channels=32))
-custom_hooks = [dict(type='SyncStatisticsHook')]
+custom_hooks = []
 """
 
 

@@ -6,7 +6,6 @@ from .diagonality_loss_hook import DiagonalityLossHook
 from .distillation_hook import DistillationHook
 from .position_hook import PositionHook
 from .stop_hook import StopHook
-from .sync_statistics_hook import SyncStatisticsHook
 from .total_batch_hook import TotalBatchHook
 from .whole_checkpoint_hook import WholeCheckpointHook
 
@@ -17,7 +16,6 @@ __all__ = [
     'DistillationHook',
     'PositionHook',
     'StopHook',
-    'SyncStatisticsHook',
     'TotalBatchHook',
     'WholeCheckpointHook',
 ]
