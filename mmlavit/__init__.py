@@ -1,9 +1,9 @@
 """mmlavit: the Less-Attention Vision Transformer for dense prediction on OpenMMLab.
 
-Importing the package registers ``LaViT`` and the hooks ``DiagonalityLossHook`` and ``CheckNumbersHook`` in mmengine's root
-registries, from where mmpretrain, mmdet and mmseg configs resolve them: ``custom_imports = dict(imports=['mmlavit'])``.
-From then on mmengine loads no checkpoint that could run code, and never leaves half a file under the name of a whole one.
-It needs torch and mmengine only.
+Importing the package registers ``LaViT`` and the hooks ``DiagonalityLossHook`` and ``CheckNumbersHook`` in mmengine's
+root registries, from where mmpretrain, mmdet and mmseg configs resolve them: ``custom_imports =
+dict(imports=['mmlavit'])``. From then on mmengine loads no checkpoint that could run code, and never leaves half a file
+under the name of a whole one. It needs torch and mmengine only.
 """
 
 from .environment import check_environment

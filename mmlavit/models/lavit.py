@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -276,17 +277,17 @@ class AttentionResidual(nn.Module):
 
     def forward(self, scores: Scores) -> Scores:
         """Turn scores (B, N, in_heads * K) into E of shape (B, N / 4, out_heads * K)."""
-        batch, _, channels = scores.map.shape
+        channels = scores.map.shape[2]
         keys = channels // scores.heads
         kernel = self.dwconv.repeat_interleave(keys, dim=0)  # (in_heads * K, 1, 2, 2)
         x = F.conv2d(to_map(scores.map, scores.grid), kernel, stride=2, groups=channels)
         grid = (x.shape[2], x.shape[3])
-        x = to_tokens(x).unflatten(2, (scores.heads, keys))  # (B, N / 4, in_heads, K)
-        var, mean = torch.var_mean(x, dim=(1, 3), correction=0)  # (B, in_heads)
-        # The norm is folded into the 1x1 convolution, which is smaller than the scores: (B, out_heads, in_heads).
-        mix = self.layer_scale[:, None] * self.conv1x1 * (var + self.eps).rsqrt()[:, None]
-        shift = torch.matmul(mix, mean[..., None])  # (B, out_heads, 1)
-        return Scores((torch.matmul(mix[:, None], x) - shift[:, None]).flatten(2), mix.shape[1], grid)
+        x = to_tokens(x).unflatten(2, (scores.heads, keys)).transpose(1, 2)  # (B, in_heads, N / 4, K)
+        # Its statistics are in float32 in any precision: squares of scores do not fit into float16. Not of the
+        # channels-last map, where torch's kernel for CPUs loses digits, nor by F.group_norm, which refuses one score.
+        x = torch.group_norm(x, scores.heads, eps=self.eps)
+        mix = self.layer_scale[:, None] * self.conv1x1  # (out_heads, in_heads)
+        return Scores(torch.matmul(mix, x.transpose(1, 2)).flatten(2), mix.shape[0], grid)
 
 
 class Block(nn.Module):
@@ -341,7 +342,7 @@ class Stage(nn.Module):
         patch_embed (PatchEmbed): Patch embedding.
         residual (AttentionResidual, optional): Attention residual.
         blocks (Sequence[Block]): Blocks; less-attention blocks come last.
-        with_cp (bool): Whether to checkpoint the blocks.
+        with_cp (bool): Whether to checkpoint the residual and the blocks.
     """
 
     def __init__(
@@ -365,20 +366,21 @@ class Stage(nn.Module):
         Returns:
             tuple[Tensor, Scores or None]: Normalised map (B, C, h, w), channels-last in memory, and last scores.
         """
-        residual = self.residual(scores) if self.residual is not None else None
+        residual = self._run(self.residual, scores) if self.residual is not None else None
         x, grid = self.patch_embed(x)
         scores = None
         for block in self.blocks:
-            if self.with_cp and torch.is_grad_enabled():
-                x, scores = checkpoint(
-                    block, x, grid, scores, residual, use_reentrant=False, context_fn=checkpoint_contexts
-                )
-            else:
-                x, scores = block(x, grid, scores, residual)
+            x, scores = self._run(block, x, grid, scores, residual)
             residual = None  # only the first layer takes it
             if observer is not None and scores is not None:
                 observer(block.attn, scores)
         return to_map(self.norm(x), grid), scores
+
+    def _run(self, module: nn.Module, *args: Any) -> Any:
+        """Call a module, checkpointed if that is on."""
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(module, *args, use_reentrant=False, context_fn=checkpoint_contexts)
+        return module(*args)
 
 
 @MODELS.register_module()
@@ -408,7 +410,7 @@ class LaViT(BaseModule):
         out_indices (Sequence[int]): Stages whose maps are returned, increasing. Stages after the last are not built.
         frozen_stages (int): -1: nothing is frozen. 0: the first patch embedding. k: also stages 1 to k, whole. Frozen
             parts get no gradient and stay in eval mode.
-        with_cp (bool): Whether to recompute blocks in the backward pass to save memory.
+        with_cp (bool): Whether to recompute blocks and attention residuals in the backward pass to save memory.
         init_cfg (dict or list[dict], optional): mmengine initialisation; None: as in ``initialization.py``.
             ``dict(type='Pretrained', checkpoint=FILE, prefix='backbone.')`` loads a checkpoint on top of that; with
             ``checkpoint=None`` the backbone starts from scratch and says so in one logged line.
