@@ -24,7 +24,6 @@ CLASSIFY = ROOT / 'configs/handwritten/classify_lavit_nano.py'
 CONFIG = f"""
 _base_ = '{CLASSIFY}'
 
-model = dict(backbone=dict(attention_residual=False))
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
