@@ -131,10 +131,15 @@ def test_half_precision(trained, publish, tmp_path, capsys):
     published = safetensors.torch.load_file(file)
     expected = averaged(runner)
     assert_same(published, {k: v.half() if v.is_floating_point() else v for k, v in expected.items()})
-    assert any(not v.is_floating_point() for v in published.values())  # BatchNorm's count
     runner.model.load_state_dict(published)  # into single precision
     key = 'backbone.stages.0.norm.weight'
     torch.testing.assert_close(runner.model.state_dict()[key], expected[key], atol=0, rtol=1e-3)
+
+    counted = {'a.weight': torch.ones(2), 'a.num_batches_tracked': torch.tensor(70001)}  # a BatchNorm's
+    torch.save(dict(state_dict=counted), tmp_path / 'counted.pth')
+    publish(tmp_path / 'counted.pth', tmp_path / 'count.safetensors', '--half')
+    [file] = tmp_path.glob('count-*.safetensors')
+    assert_same(safetensors.torch.load_file(file), {**counted, 'a.weight': torch.ones(2).half()})
 
     torch.save(dict(state_dict={'a.weight': torch.tensor([70000.0])}), tmp_path / 'large.pth')
     with pytest.raises(SystemExit):
