@@ -2,6 +2,7 @@
 # the 100 classes for validation. Trained with labels and with a teacher's scores.
 data_root = 'data/in275/'
 
+# Run once for each image; crops and flips are drawn on the device.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -9,9 +10,7 @@ train_pipeline = [
         file=data_root + 'train_scores.npz',
         root=data_root + 'train',
     ),
-    dict(type='RandomResizedCrop', scale=128, crop_ratio_range=(0.35, 1.0)),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackInputs'),
+    dict(type='Resize', scale=(84, 84), interpolation='bicubic'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -20,13 +19,17 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=128,
-    num_workers=2,
-    persistent_workers=True,
-    collate_fn=dict(type='default_collate'),
+    batch_size=512,
+    num_workers=0,
+    collate_fn=dict(type='mmlavit.datasets.decoded.keep_batch'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CustomDataset', data_root=data_root, data_prefix='train', ann_file='train.txt', pipeline=train_pipeline
+        type='mmlavit.datasets.decoded.DecodedImages',
+        cache=data_root + 'decoded',
+        data_root=data_root,
+        data_prefix='train',
+        ann_file='train.txt',
+        pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(

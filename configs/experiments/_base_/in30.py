@@ -11,8 +11,12 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=64,
     num_workers=1,
+    persistent_workers=True,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='InfiniteSampler'),
-    dataset=dict(data_root=data_root, ann_file='', pipeline=train_pipeline),
+    dataset=dict(
+        _delete_=True, type='CustomDataset', data_root=data_root, data_prefix='train', pipeline=train_pipeline
+    ),
 )
 val_dataloader = dict(batch_size=50, num_workers=1, dataset=dict(data_root=data_root, ann_file=''))
 test_dataloader = val_dataloader

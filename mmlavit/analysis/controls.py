@@ -1,0 +1,79 @@
+"""Cheaper networks that an experiment compares less attention with (ours): does what its layers do matter at all?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from mmlavit.errors import ConfigError
+from mmlavit.models.lavit import LaViT, LessAttention, attend
+from mmlavit.models.layout import Scores
+from mmlavit.models.resample import resample_tokens
+
+
+class SharedAttention(LessAttention):
+    """The scores of the layer before as they are, without transforms."""
+
+    _unused = ('delta_theta', 'delta_psi')
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        for name in self._unused:
+            delattr(self, name)
+
+    def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
+        """Attend; shapes as for ``LessAttention``."""
+        values = self.reduction(x, scores.grid)  # (B, M, C)
+        values = resample_tokens(values, self.reduction.reduced_grid(scores.grid), self.reference_grid)
+        return attend(scores, self.v(values), self.proj), scores
+
+
+class UniformAttention(SharedAttention):
+    """The mean of all values, for every query."""
+
+    def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
+        """Attend; shapes as for ``LessAttention``."""
+        values = self.reduction(x, scores.grid).mean(dim=1, keepdim=True)  # (B, 1, C)
+        return self.proj(self.v(values)).expand_as(x), scores
+
+
+class NoAttention(SharedAttention):
+    """Nothing: the feed-forward is all that is left of the block."""
+
+    _unused = (*SharedAttention._unused, 'v', 'proj', 'reduction')
+
+    def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
+        """Give zeros; shapes as for ``LessAttention``."""
+        return torch.zeros_like(x), scores
+
+
+CONTROLS = {'shared': SharedAttention, 'uniform': UniformAttention, 'none': NoAttention}
+
+
+@MODELS.register_module()
+class LaViTControl(LaViT):
+    """LaViT with something cheaper in the place of less attention. For experiments.
+
+    Args:
+        *args (Any): As for ``LaViT``.
+        later (str): What stands in the less-attention layers: 'shared', the scores of the layer before without
+            transforms; 'uniform', the mean of all values; 'none', no attention.
+        **kwargs (Any): As for ``LaViT``.
+
+    Raises:
+        ConfigError: If an argument is out of its range.
+    """
+
+    def __init__(self, *args: Any, later: str, **kwargs: Any) -> None:
+        if later not in CONTROLS:
+            raise ConfigError(f'later must be one of {", ".join(CONTROLS)}, got {later!r}')
+        super().__init__(*args, **kwargs)
+        for stage in self.stages:
+            for block in stage.blocks:
+                if isinstance(block.attn, LessAttention):
+                    attn = block.attn
+                    sizes = attn.v.in_features, attn.heads, attn.reduction.ratio, attn.reference_grid, attn.query_grid
+                    block.attn = CONTROLS[later](*sizes)

@@ -1,0 +1,179 @@
+"""Training images of a classifier, decoded once and cropped on the model's device (ours).
+
+Small images are quick to train on, and a GPU then waits for the processes that decode and crop them one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.registry import DATASETS, MODELS
+from mmpretrain.datasets import CustomDataset
+from mmpretrain.models import ClsDataPreprocessor
+from mmpretrain.structures import DataSample
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from mmlavit.errors import ConfigError, DataError
+
+_THREADS = 16
+
+
+@DATASETS.register_module()
+class DecodedImages(CustomDataset):
+    """A data set that gives batches, as they come out of a memory of decoded images.
+
+    The pipeline runs once for each image, so nothing in it should be random; crops and flips are drawn by
+    :class:`CroppingDataPreprocessor`. Images and targets are kept in files, which the next training maps into its
+    memory. Needs ``num_workers=0`` and ``collate_fn=dict(type='mmlavit.datasets.decoded.keep_batch')``.
+
+    Args:
+        cache (str): Folder for these files; it is made if it does not exist. Their names depend on the list of images,
+            on labels and pipeline, and on the files that the pipeline names; not on what the images contain.
+        pipeline (Sequence[dict]): Transforms; the last image and ``gt_score``, or else ``gt_label``, are kept.
+        **kwargs (Any): As for mmpretrain's ``CustomDataset``.
+
+    Raises:
+        ConfigError: If it is used in a worker process.
+        DataError: If an image cannot be used, or the pipeline gives images of several sizes.
+    """
+
+    def __init__(self, *, cache: str, pipeline: Sequence[Mapping[str, Any]], **kwargs: Any) -> None:
+        self.cache = cache
+        self.recipe = [_with_files(transform) for transform in pipeline]
+        self.images: np.ndarray | None = None  # (N, H, W, 3), BGR
+        self.targets: np.ndarray | None = None  # (N, classes), or labels (N,)
+        super().__init__(pipeline=pipeline, **kwargs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Give a batch of one."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Give a batch.
+
+        Args:
+            indices (Sequence[int]): Numbers of B images.
+
+        Returns:
+            dict: ``inputs``, bytes of shape (B, 3, H, W), and ``data_samples``.
+        """
+        if get_worker_info() is not None:
+            raise ConfigError('DecodedImages needs num_workers=0: each worker would decode all images')
+        if self.images is None:
+            self._load()
+        inputs = torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
+        samples = []
+        for index, target in zip(indices, torch.from_numpy(self.targets[indices]), strict=True):
+            sample = DataSample(metainfo=dict(sample_idx=int(index)))
+            name, value = ('gt_score', target) if target.dim() else ('gt_label', target[None])
+            sample.set_field(value, name, dtype=Tensor)
+            samples.append(sample)
+        return dict(inputs=inputs, data_samples=samples)
+
+    def _load(self) -> None:
+        """Map the files into memory; decode if they are not there."""
+        entries = [self.get_data_info(i) for i in range(len(self))]
+        key = [[entry['img_path'], int(entry['gt_label'])] for entry in entries]
+        digest = hashlib.sha256(json.dumps([key, self.recipe]).encode()).hexdigest()[:16]
+        files = [os.path.join(self.cache, f'{digest}_{name}.npy') for name in ('images', 'targets')]
+        if not all(map(os.path.isfile, files)):
+            os.makedirs(self.cache, exist_ok=True)
+            with ThreadPoolExecutor(_THREADS) as pool:
+                samples = list(pool.map(self._decode, range(len(entries)), entries))
+            sizes = {sample[0].shape for sample in samples}
+            if len(sizes) > 1:
+                raise DataError(f'DecodedImages needs images of one size, got {sorted(sizes)[:3]}; add a Resize')
+            for file, arrays in zip(files, zip(*samples, strict=True), strict=True):
+                temporary = f'{file}.{os.getpid()}'
+                with open(temporary, 'wb') as stream:
+                    np.save(stream, np.stack(arrays))
+                os.replace(temporary, file)
+        self.images, self.targets = (np.load(file, mmap_mode='r') for file in files)
+
+    def _decode(self, index: int, entry: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Run the pipeline: image and target."""
+        sample = self.pipeline(dict(entry))
+        if sample is None:
+            raise DataError(f'{entry["img_path"]}: DecodedImages cannot leave out images')
+        return sample['img'], np.asarray(sample.get('gt_score', sample['gt_label']))
+
+
+def _with_files(transform: Mapping[str, Any]) -> list:
+    """Give the arguments of a transform, with time and size of those that are files."""
+    files = {
+        key: os.stat(value) for key, value in transform.items() if isinstance(value, str) and os.path.isfile(value)
+    }
+    return [sorted(transform.items()), [(key, stat.st_mtime_ns, stat.st_size) for key, stat in files.items()]]
+
+
+def keep_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """Collate nothing, since :class:`DecodedImages` gives batches."""
+    return batch
+
+
+@MODELS.register_module()
+class CroppingDataPreprocessor(ClsDataPreprocessor):
+    """mmpretrain's data preprocessor, which in training crops, resizes and mirrors images of a batch on its device.
+
+    Args:
+        crop_size (int): Side of the crops after resizing, which is bilinear.
+        crop_ratio_range (Sequence[float]): Share of the image's area in a crop.
+        **kwargs (Any): As for ``ClsDataPreprocessor``.
+    """
+
+    def __init__(self, crop_size: int, crop_ratio_range: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.crop_size = crop_size
+        self.crop_ratio_range = tuple(crop_ratio_range)
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Prepare a batch.
+
+        Args:
+            data (dict): ``inputs``, and ``data_samples``.
+            training (bool): Whether to crop.
+
+        Returns:
+            dict: The same, for the model.
+        """
+        if training:
+            inputs = self.cast_data(data['inputs']).float()
+            data = {**data, 'inputs': random_resized_crop(inputs, self.crop_size, self.crop_ratio_range)}
+        return super().forward(data, training)
+
+
+def random_resized_crop(
+    images: Tensor, size: int, areas: Sequence[float], aspects: tuple[float, float] = (3 / 4, 4 / 3)
+) -> Tensor:
+    """Cut a random part out of each image, resize it, and mirror every second one.
+
+    As mmpretrain's ``RandomResizedCrop``, but a part that would be larger than the image is cut off there.
+
+    Args:
+        images (Tensor): Images of shape (B, C, H, W).
+        size (int): Side of the result.
+        areas (Sequence[float]): Smallest and largest share of the image's area.
+        aspects (tuple[float, float]): Smallest and largest ratio of width to height.
+
+    Returns:
+        Tensor: Crops of shape (B, C, size, size).
+    """
+    area, aspect, across, down, mirror = torch.rand(5, images.shape[0], device=images.device)
+    area = areas[0] + (areas[1] - areas[0]) * area
+    low, high = np.log(aspects)
+    aspect = torch.exp(low + (high - low) * aspect) * images.shape[2] / images.shape[3]
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)  # (B,), shares of sides
+    theta = images.new_zeros(images.shape[0], 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = torch.where(mirror < 0.5, -width, width), height
+    theta[:, 0, 2], theta[:, 1, 2] = (2 * across - 1) * (1 - width), (2 * down - 1) * (1 - height)
+    grid = F.affine_grid(theta, [images.shape[0], images.shape[1], size, size], align_corners=False)
+    return F.grid_sample(images, grid, padding_mode='border', align_corners=False)
