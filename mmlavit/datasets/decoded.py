@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, MODELS
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.models import ClsDataPreprocessor
@@ -32,13 +33,14 @@ class DecodedImages(CustomDataset):
     """A data set that gives batches, as they come out of a memory of decoded images.
 
     The pipeline runs once for each image, so nothing in it should be random; crops and flips are drawn by
-    :class:`CroppingDataPreprocessor`. Images and targets are kept in files, which the next training maps into its
-    memory. Needs ``num_workers=0`` and ``collate_fn=dict(type='mmlavit.datasets.decoded.keep_batch')``.
+    :class:`CroppingDataPreprocessor`. The images are kept in a file, which the next training maps into its memory.
+    Needs ``num_workers=0`` and ``collate_fn=dict(type='mmlavit.datasets.decoded.keep_batch')``.
 
     Args:
-        cache (str): Folder for these files; it is made if it does not exist. Their names depend on the list of images,
-            on labels and pipeline, and on the files that the pipeline names; not on what the images contain.
-        pipeline (Sequence[dict]): Transforms; the last image and ``gt_score``, or else ``gt_label``, are kept.
+        cache (str): Folder for that file; it is made if it does not exist. The file's name depends on the list of
+            images and on the pipeline, not on what the images contain.
+        pipeline (Sequence[dict]): Transforms that load an image.
+        targets (Sequence[dict]): Transforms that need no image, such as ``AddTeacherScores``.
         **kwargs (Any): As for mmpretrain's ``CustomDataset``.
 
     Raises:
@@ -46,9 +48,17 @@ class DecodedImages(CustomDataset):
         DataError: If an image cannot be used, or the pipeline gives images of several sizes.
     """
 
-    def __init__(self, *, cache: str, pipeline: Sequence[Mapping[str, Any]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        cache: str,
+        pipeline: Sequence[Mapping[str, Any]],
+        targets: Sequence[Mapping[str, Any]] = (),
+        **kwargs: Any,
+    ) -> None:
         self.cache = cache
-        self.recipe = [_with_files(transform) for transform in pipeline]
+        self.recipe = [sorted(transform.items()) for transform in pipeline]
+        self.target_pipeline = Compose(list(targets))
         self.images: np.ndarray | None = None  # (N, H, W, 3), BGR
         self.targets: np.ndarray | None = None  # (N, classes), or labels (N,)
         super().__init__(pipeline=pipeline, **kwargs)
@@ -80,39 +90,31 @@ class DecodedImages(CustomDataset):
         return dict(inputs=inputs, data_samples=samples)
 
     def _load(self) -> None:
-        """Map the files into memory; decode if they are not there."""
+        """Map the images into memory, decoded if they are not there yet, and collect the targets."""
         entries = [self.get_data_info(i) for i in range(len(self))]
-        key = [[entry['img_path'], int(entry['gt_label'])] for entry in entries]
-        digest = hashlib.sha256(json.dumps([key, self.recipe]).encode()).hexdigest()[:16]
-        files = [os.path.join(self.cache, f'{digest}_{name}.npy') for name in ('images', 'targets')]
-        if not all(map(os.path.isfile, files)):
+        samples = [self.target_pipeline(dict(entry)) for entry in entries]
+        self.targets = np.stack([np.asarray(sample.get('gt_score', sample['gt_label'])) for sample in samples])
+        key = json.dumps([[entry['img_path'] for entry in entries], self.recipe])
+        file = os.path.join(self.cache, f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy')
+        if not os.path.isfile(file):
             os.makedirs(self.cache, exist_ok=True)
             with ThreadPoolExecutor(_THREADS) as pool:
-                samples = list(pool.map(self._decode, range(len(entries)), entries))
-            sizes = {sample[0].shape for sample in samples}
+                images = list(pool.map(self._decode, entries))
+            sizes = {image.shape for image in images}
             if len(sizes) > 1:
                 raise DataError(f'DecodedImages needs images of one size, got {sorted(sizes)[:3]}; add a Resize')
-            for file, arrays in zip(files, zip(*samples, strict=True), strict=True):
-                temporary = f'{file}.{os.getpid()}'
-                with open(temporary, 'wb') as stream:
-                    np.save(stream, np.stack(arrays))
-                os.replace(temporary, file)
-        self.images, self.targets = (np.load(file, mmap_mode='r') for file in files)
+            temporary = f'{file}.{os.getpid()}'  # so that a file of this name is whole
+            with open(temporary, 'wb') as stream:
+                np.save(stream, np.stack(images))
+            os.replace(temporary, file)
+        self.images = np.load(file, mmap_mode='r')
 
-    def _decode(self, index: int, entry: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Run the pipeline: image and target."""
+    def _decode(self, entry: Mapping[str, Any]) -> np.ndarray:
+        """Load an image."""
         sample = self.pipeline(dict(entry))
         if sample is None:
             raise DataError(f'{entry["img_path"]}: DecodedImages cannot leave out images')
-        return sample['img'], np.asarray(sample.get('gt_score', sample['gt_label']))
-
-
-def _with_files(transform: Mapping[str, Any]) -> list:
-    """Give the arguments of a transform, with time and size of those that are files."""
-    files = {
-        key: os.stat(value) for key, value in transform.items() if isinstance(value, str) and os.path.isfile(value)
-    }
-    return [sorted(transform.items()), [(key, stat.st_mtime_ns, stat.st_size) for key, stat in files.items()]]
+        return sample['img']
 
 
 def keep_batch(batch: dict[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,12 @@
 data_root = 'data/in275/'
 
 # Run once for each image; crops and flips are drawn on the device.
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='mmlavit.datasets.teacher_scores.AddTeacherScores',
-        file=data_root + 'train_scores.npz',
-        root=data_root + 'train',
-    ),
-    dict(type='Resize', scale=(84, 84), interpolation='bicubic'),
-]
+train_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(84, 84), interpolation='bicubic')]
+teacher = dict(
+    type='mmlavit.datasets.teacher_scores.AddTeacherScores',
+    file=data_root + 'train_scores.npz',
+    root=data_root + 'train',
+)
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(128, 128), interpolation='bicubic'),
@@ -19,7 +16,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=512,
+    batch_size=256,
     num_workers=0,
     collate_fn=dict(type='mmlavit.datasets.decoded.keep_batch'),
     sampler=dict(type='DefaultSampler', shuffle=True),
@@ -30,6 +27,7 @@ train_dataloader = dict(
         data_prefix='train',
         ann_file='train.txt',
         pipeline=train_pipeline,
+        targets=[teacher],
     ),
 )
 val_dataloader = dict(

@@ -93,7 +93,8 @@ def compare(
 ) -> list[Comparison]:
     """Measure backbones in turns.
 
-    Every backbone is built and warmed up, for every input, in a process of its own. Then, round by round, one after the
+    Every backbone is built, all at the same time, and warmed up, one after the other, for every input, in a process of
+    its own. Then, round by round, one after the
     other runs while the others sleep, so that whatever slows the machine down for a while slows down all of them. The
     order alternates, so that none always follows the same neighbour. What fails drops out; the others go on.
 
@@ -126,7 +127,8 @@ def compare(
             for result in comparison.results:
                 worker = stack.enter_context(Worker(result.subject, comparison.size, settings))
                 runs.append((result, f'{result.subject.name} at {comparison.size}', worker))
-                attempt(runs[-1], 'warming up', 'warm_up')
+        for run in runs:
+            attempt(run, 'warming up', 'warm_up')
         for i in range(rounds):
             for run in runs if i % 2 == 0 else reversed(runs):
                 seconds = attempt(run, f'round {i + 1} of {rounds}: running', 'run', iterations)
