@@ -69,6 +69,9 @@ SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 
 # What a toolbox imports besides; not every distribution of it requires that.
 _COMPANIONS = {'mmdet': ('torchvision',), 'mmseg': ('ftfy', 'regex'), 'mmpretrain': ('torchvision',)}
+# With a later one, the multimodal models of mmpretrain, which all three toolboxes import, end in `TypeError: NoneType
+# takes no arguments`. None is needed.
+_TRANSFORMERS_BELOW = '5'
 
 # What ops without CUDA say of their CUDA version, as mmcv's C++ code does.
 _NO_CUDA = 'not available'
@@ -113,6 +116,7 @@ def check_environment(scope: str | None = None) -> None:
         missing = ' '.join(name for name in _COMPANIONS[scope] if find_spec(name) is None)
         if missing:
             raise _problem(f'{scope} imports what is not installed: {missing}', f'{_pip()} install {missing}')
+        _check_transformers()
         # Only detectors call ops. Ops that do not load, however, break every import of mmcv.ops.
         if scope == 'mmdet' or _find_ops():
             _check_ops(installed['mmcv'], called=scope == 'mmdet')
@@ -201,6 +205,16 @@ def _check_opencv() -> None:
             f'OpenCV cannot be imported: {error}. Needed: its headless build, which does without X11',
             f'{_pip()} install --force-reinstall --no-deps opencv-python-headless{f"=={version}" if version else ""}',
         ) from error
+
+
+def _check_transformers() -> None:
+    version = _get_version('transformers')
+    if version and _as_numbers(version) >= _as_numbers(_TRANSFORMERS_BELOW):
+        raise _problem(
+            f'transformers {version} is installed, and the toolboxes cannot be imported beside it. '
+            f'Needed: transformers<{_TRANSFORMERS_BELOW}, or none',
+            f'{_pip()} uninstall -y transformers, or {_pip()} install "transformers<{_TRANSFORMERS_BELOW}"',
+        )
 
 
 def _find_ops() -> Path | None:

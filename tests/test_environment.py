@@ -262,6 +262,16 @@ def test_missing_companion(site, scope, name):
     assert message.endswith(f'{PIP} install {name}')
 
 
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_transformers_that_no_toolbox_can_be_imported_beside(site, scope):
+    site.add('transformers', 'transformers', '5.0.0')
+    message = site.problem(scope)
+    assert 'transformers 5.0.0 is installed' in message and 'Needed: transformers<5, or none' in message
+    assert f'{PIP} uninstall -y transformers' in message
+    site.set_version('transformers', '4.57.6')
+    assert site.check(scope).returncode == 0
+
+
 def test_opencv_without_libgl(site):
     library = 'libGL.so.1: cannot open shared object file: No such file or directory'
     (site.folder / 'cv2' / '__init__.py').write_text(f'raise ImportError({library!r})')

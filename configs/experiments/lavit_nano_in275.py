@@ -1,4 +1,4 @@
-# LaViT-nano, 275 classes of ImageNet at 128x128, 13 epochs.
+# LaViT-nano, 275 classes of ImageNet at 128x128, 7 epochs.
 _base_ = [
     '../_base_/models/classifier_lavit.py',
     './_base_/in275.py',
@@ -21,7 +21,7 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(lr=2e-3, fused=True), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=1, end=13, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=1, end=7, convert_to_iter_based=True),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=13, val_interval=13)
+train_cfg = dict(by_epoch=True, max_epochs=7, val_interval=1)
 default_hooks = dict(checkpoint=dict(save_best=None))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
 from mmlavit.models.lavit import LaViT, LessAttention, attend
@@ -77,3 +77,5 @@ class LaViTControl(LaViT):
                     attn = block.attn
                     sizes = attn.v.in_features, attn.heads, attn.reduction.ratio, attn.reference_grid, attn.query_grid
                     block.attn = CONTROLS[later](*sizes)
+                    if later == 'none':
+                        block.norm1 = nn.Identity()

@@ -16,7 +16,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=256,
+    batch_size=128,
     num_workers=0,
     collate_fn=dict(type='mmlavit.datasets.decoded.keep_batch'),
     sampler=dict(type='DefaultSampler', shuffle=True),

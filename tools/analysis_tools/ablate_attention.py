@@ -1,0 +1,96 @@
+#!/usr/bin/env python
+"""Test a trained LaViT or its twin as it is, and without its attention residuals, transforms or later attention.
+
+Nothing is trained, so this tells what a model has come to depend on, not what it could do without.
+"""
+
+import argparse
+import copy
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
+
+from mmlavit.analysis.ablation import ABLATIONS
+from mmlavit.engine import run
+from mmlavit.errors import UserError, one_line_errors
+from mmlavit.models.arch import resolve_arch, resolve_num_va_layers
+from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config
+
+ROWS = {
+    'residual': 'without attention residuals',
+    'transforms': 'scores of the layer before, untransformed',
+    'uniform': 'later layers attend to all keys alike',
+    'none': 'later layers without attention',
+}
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config of a classifier, detector or segmentor with a LaViT')
+    parser.add_argument('checkpoint', help='its weights')
+    parser.add_argument(
+        '--without',
+        nargs='+',
+        choices=list(ABLATIONS),
+        metavar='WHAT',
+        help=f'some of {", ".join(ABLATIONS)} (default: all that the model has)',
+    )
+    parser.add_argument(
+        '--metrics', nargs='+', metavar='NAME', help='columns, such as coco/bbox_mAP (default: all that the test gives)'
+    )
+    parser.add_argument('--work-dir', default='work_dirs/ablation', help='for logs; default: %(default)s')
+    add_options_argument(parser, 'change settings of the config')
+    add_trust_argument(parser)
+    return parser.parse_args()
+
+
+def choose(cfg: Config, wanted: list[str] | None) -> tuple[list[str], list[int]]:
+    """Choose what to take away, and count the layers of each stage that keep their attention."""
+    backbone = cfg.model.get('backbone', {})
+    if backbone.get('type') != 'LaViT':
+        raise UserError(f'expected a config with backbone LaViT, got {backbone.get("type")}')
+    arch = resolve_arch(backbone.get('arch', 'small'))
+    layers = resolve_num_va_layers(backbone.get('num_va_layers'), arch)
+    twin = layers == tuple(arch.depths)
+    has = [what for what in ABLATIONS if not (twin and what == 'transforms')]
+    if not backbone.get('attention_residual', True):
+        has.remove('residual')
+    if impossible := set(wanted or ()) - set(has):
+        raise UserError(
+            f'--without {" ".join(sorted(impossible))}: this model has none; expected some of {", ".join(has)}'
+        )
+    return wanted or has, list(resolve_num_va_layers(None, arch) if twin else layers)
+
+
+def main() -> None:
+    """Test, and print a table."""
+    args = parse_args()
+    with one_line_errors():
+        cfg = load_config(args.config, args.cfg_options)
+        without, layers = choose(cfg, args.without)
+        cfg.load_from = args.checkpoint
+        results = {}
+        for what in (None, *without):
+            changed = copy.deepcopy(cfg)
+            changed.work_dir = str(Path(args.work_dir) / (what or 'whole'))
+            if what is not None:
+                changed.setdefault('custom_hooks', []).append(
+                    dict(type='AblationHook', what=what, num_va_layers=layers)
+                )
+                changed.custom_imports.imports.append('mmlavit.analysis.ablation')
+            results[what] = run(changed, 'test', args.cfg_options)
+    names = args.metrics or list(results[None])
+    if unknown := set(names) - set(results[None]):
+        sys.exit(f'error: the test gives no {", ".join(sorted(unknown))}; expected some of {", ".join(results[None])}')
+    table = Table('', *names, title=f'{args.config}, {args.checkpoint}')
+    for what, metrics in results.items():
+        table.add_row('as trained' if what is None else ROWS[what], *(f'{metrics[name]:.4g}' for name in names))
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
+if __name__ == '__main__':
+    main()
