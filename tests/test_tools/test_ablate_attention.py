@@ -1,0 +1,75 @@
+"""tools/analysis_tools/ablate_attention.py, as a user starts it."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from mmlavit.utils.arguments import load_config
+from mmlavit.utils.toolbox import load_toolbox
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / 'configs/handwritten/classify_lavit_nano.py'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Images of ten classes, and weights whose transforms and residuals decide what they are."""
+    root = tmp_path_factory.mktemp('ablation')
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        (root / f'images/{label}').mkdir(parents=True)
+        for i in range(4):
+            cv2.imwrite(str(root / f'images/{label}/{i}.png'), rng.integers(0, 256, (64, 64, 3), np.uint8))
+    cfg = load_config(str(CONFIG))
+    load_toolbox('mmpretrain')
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg.model)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    torch.save(model.state_dict(), root / 'weights.pth')
+    return root
+
+
+def ablate(monkeypatch, capsys, folder, *args):
+    command = ['ablate_attention.py', CONFIG, folder / 'weights.pth', '--work-dir', folder / 'logs', *args]
+    data = ['test_dataloader.dataset.ann_file=', 'test_dataloader.num_workers=0']
+    data += [f'test_dataloader.dataset.data_root={folder / "images"}', 'test_dataloader.persistent_workers=False']
+    data += ['test_dataloader.dataset.data_prefix=']
+    monkeypatch.setattr(sys, 'argv', [*map(str, command), '--cfg-options', *data])
+    code = 0
+    try:
+        runpy.run_path(str(ROOT / 'tools/analysis_tools/ablate_attention.py'), run_name='__main__')
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr()
+
+
+def test_table(folder, monkeypatch, capsys):
+    code, said = ablate(monkeypatch, capsys, folder)
+    assert code == 0, said.err
+    rows = dict(line.strip('│ ').split('│')[:2] for line in said.out.splitlines() if line.startswith('│'))
+    rows = {row.strip(): float(value) for row, value in rows.items()}
+    assert list(rows) == [
+        'as trained',
+        'without attention residuals',
+        'scores of the layer before, untransformed',
+        'later layers attend to all keys alike',
+        'later layers without attention',
+    ]
+    assert len(set(rows.values())) > 1
+    assert sorted(path.name for path in (folder / 'logs').iterdir()) == sorted(
+        ['whole', 'residual', 'transforms', 'uniform', 'none']
+    )
+
+
+def test_mistakes(folder, monkeypatch, capsys):
+    code, said = ablate(monkeypatch, capsys, folder, '--without', 'none', '--metrics', 'accuracy/top9')
+    assert code == 'error: the test gives no accuracy/top9; expected some of accuracy/top1'
