@@ -64,8 +64,12 @@ def attend(scores: Scores, values: Tensor, proj: nn.Module) -> Tensor:
     heads, keys = scores.heads, values.shape[1]
     values = values.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, K, d)
 
+    # Under autocast a softmax gives float32, which is written, read and rounded again before the product: not with a
+    # dtype. The kernel computes in float32 anyway.
+    dtype = None if scores.map.dtype is torch.float32 else scores.map.dtype
+
     def softmax(a: Tensor) -> Tensor:
-        return a.unflatten(-1, (heads, keys)).softmax(dim=-1)  # (B, N, H, K)
+        return a.unflatten(-1, (heads, keys)).softmax(dim=-1, dtype=dtype)  # (B, N, H, K)
 
     if not folding_pays(proj, scores.map.shape[1], keys, heads):
         out = recompute(softmax, scores.map, lambda probs: torch.matmul(probs.transpose(1, 2), values))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +10,26 @@ from .layout import PointwiseLinear, has_hooks, is_plain_eager, map_strips, to_m
 from .recompute import recompute
 from .resample import Grid
 
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+class LayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` over C channels, whose gradients are right in half precision on a CPU as well.
+
+    torch's kernel there sums the gradients of weight and bias over all tokens in the dtype of the input. In bfloat16,
+    40 % of the sum over 4,480 tokens are lost, 74 % over 20,000 (torch 2.10).
+
+    Args:
+        dim (int): Channels C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x of shape (..., C)."""
+        if x.device.type != 'cpu' or x.dtype not in (torch.bfloat16, torch.float16) or not torch.is_grad_enabled():
+            return super().forward(x)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class DropPath(nn.Module):

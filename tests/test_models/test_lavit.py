@@ -27,7 +27,7 @@ from mmlavit.models import (
     square_scores,
 )
 from mmlavit.models.lavit import attend
-from mmlavit.models.layers import FeedForward
+from mmlavit.models.layers import FeedForward, LayerNorm
 from mmlavit.models.layout import PointwiseLinear, folding_pays
 
 TOY = dict(
@@ -339,6 +339,26 @@ class TestTraining:
             assert all(p.grad.isfinite().all() for p in model.parameters())
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+    @pytest.mark.parametrize('cast', ['autocast', 'whole'])
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+    def test_gradients_of_norms_sum_over_many_tokens(self, dtype, cast):
+        """Of nn.LayerNorm on a CPU, most is lost in bfloat16."""
+        torch.manual_seed(0)
+        norm, x, target = LayerNorm(32), torch.randn(2, 10_000, 32), torch.randn(2, 10_000, 32).abs()
+        x = x.to(dtype)
+        (norm(x.float()) * target).sum().backward()
+        wanted = [p.grad.clone() for p in norm.parameters()]
+        norm.zero_grad()
+        if cast == 'whole':
+            norm.to(dtype)
+        with torch.autocast('cpu', dtype, enabled=cast == 'autocast'):
+            out = norm(x)
+        assert out.dtype is dtype
+        (out.float() * target).sum().backward()
+        for parameter, gradient in zip(norm.parameters(), wanted, strict=True):
+            atol = 0.002 * float(gradient.abs().max())
+            torch.testing.assert_close(parameter.grad.float(), gradient, rtol=0.02, atol=atol)
 
     def test_drop_path_grows_linearly_and_drops_whole_images(self):
         model = LaViT('small', drop_path_rate=0.3)
