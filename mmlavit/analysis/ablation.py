@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from mmengine.hooks import Hook
@@ -23,20 +23,21 @@ class AblationHook(Hook):
 
     Args:
         what (str): A key of :data:`ABLATIONS`.
-        num_va_layers (Sequence[int]): Layers of each stage that keep their attention; those after them are the later
-            ones. Of a twin they are vanilla, too.
+        num_va_layers (Sequence[int]): Layers at the start of each stage that are left alone. The others, the later
+            layers, are changed; in a twin these are vanilla layers.
 
     Raises:
         ConfigError: If there is no such ablation, the backbone is no LaViT, or has nothing of the kind.
     """
 
+    priority = 'LOWEST'  # after EMAHook, which puts the averaged weights into place
+
     def __init__(self, what: str, num_va_layers: Sequence[int]) -> None:
-        if what not in ABLATIONS:
-            raise ConfigError(f'AblationHook: what must be one of {", ".join(ABLATIONS)}, got {what!r}')
+        _require_known(what)
         self.what = what
         self.num_va_layers = tuple(num_va_layers)
 
-    def before_test(self, runner) -> None:
+    def before_test_epoch(self, runner) -> None:
         """Change the model."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         ablate(model.backbone, self.what, self.num_va_layers)
@@ -46,29 +47,38 @@ def ablate(backbone: nn.Module, what: str, num_va_layers: Sequence[int]) -> None
     """Take something away from a backbone; the arguments are those of :class:`AblationHook`.
 
     Raises:
-        ConfigError: If the backbone is no LaViT, or has nothing of the kind.
+        ConfigError: If there is no such ablation, the backbone is no LaViT, or has nothing of the kind.
     """
+    _require_known(what)
     if not isinstance(backbone, LaViT):
         raise ConfigError(f'expected a LaViT as backbone, got {type(backbone).__name__}')
     if not ABLATIONS[what](backbone, num_va_layers):
         raise ConfigError(f'this backbone has no {TITLES[what]}')
 
 
+def _require_known(what: str) -> None:
+    if what not in ABLATIONS:
+        raise ConfigError(f'what must be one of {", ".join(ABLATIONS)}, got {what!r}')
+
+
 def _remove_residual(backbone: LaViT, num_va_layers: Sequence[int]) -> int:
-    return _fill((m.layer_scale for m in backbone.modules() if isinstance(m, AttentionResidual)), 0)
+    return _set_to_zero([m.layer_scale for m in backbone.modules() if isinstance(m, AttentionResidual)])
 
 
 def _remove_transforms(backbone: LaViT, num_va_layers: Sequence[int]) -> int:
     layers = [m for m in backbone.modules() if isinstance(m, LessAttention)]
-    return _fill((delta for layer in layers for delta in (layer.delta_theta, layer.delta_psi)), 0)
+    return _set_to_zero([delta for layer in layers for delta in (layer.delta_theta, layer.delta_psi)])
 
 
-def _fill(parameters: Iterator[nn.Parameter], value: float) -> int:
-    return len([parameter.data.fill_(value) for parameter in parameters])
+def _set_to_zero(parameters: Sequence[nn.Parameter]) -> int:
+    for parameter in parameters:
+        parameter.data.zero_()
+    return len(parameters)
 
 
 def _later(backbone: LaViT, num_va_layers: Sequence[int]) -> list[Attention]:
-    return [block.attn for stage, n in zip(backbone.stages, num_va_layers, strict=False) for block in stage.blocks[n:]]
+    # Stages after the last of out_indices are not built.
+    return [block.attn for n, stage in enumerate(backbone.stages) for block in stage.blocks[num_va_layers[n] :]]
 
 
 def _make_uniform(backbone: LaViT, num_va_layers: Sequence[int]) -> int:
@@ -104,7 +114,7 @@ ABLATIONS: dict[str, Callable[[LaViT, Sequence[int]], int]] = {
     'uniform': _make_uniform,
     'none': _remove_attention,
 }
-"""By name: what takes something away and tells from how many places."""
+"""By name: functions that remove a part and return how many layers or parameters they changed."""
 
 TITLES = {
     'residual': 'attention residuals',

@@ -15,14 +15,13 @@ from mmlavit.models.resample import resample_tokens
 
 
 class SharedAttention(LessAttention):
-    """The scores of the layer before as they are, without transforms."""
+    """The scores of the layer before as they are, without transforms.
 
-    _unused = ('delta_theta', 'delta_psi')
+    Made from a ``LessAttention`` by changing its class, so that all settings of the backbone stay: frozen stages,
+    epsilons of norms.
+    """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        for name in self._unused:
-            delattr(self, name)
+    unused = ('delta_theta', 'delta_psi')
 
     def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
         """Attend; shapes as for ``LessAttention``."""
@@ -43,7 +42,7 @@ class UniformAttention(SharedAttention):
 class NoAttention(SharedAttention):
     """Nothing: the feed-forward is all that is left of the block."""
 
-    _unused = (*SharedAttention._unused, 'v', 'proj', 'reduction')
+    unused = (*SharedAttention.unused, 'v', 'proj', 'reduction')
 
     def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
         """Give zeros; shapes as for ``LessAttention``."""
@@ -71,11 +70,10 @@ class LaViTControl(LaViT):
         if later not in CONTROLS:
             raise ConfigError(f'later must be one of {", ".join(CONTROLS)}, got {later!r}')
         super().__init__(*args, **kwargs)
-        for stage in self.stages:
-            for block in stage.blocks:
-                if isinstance(block.attn, LessAttention):
-                    attn = block.attn
-                    sizes = attn.v.in_features, attn.heads, attn.reduction.ratio, attn.reference_grid, attn.query_grid
-                    block.attn = CONTROLS[later](*sizes)
-                    if later == 'none':
-                        block.norm1 = nn.Identity()
+        for block in (block for stage in self.stages for block in stage.blocks):
+            if isinstance(block.attn, LessAttention):
+                block.attn.__class__ = CONTROLS[later]
+                for name in CONTROLS[later].unused:
+                    delattr(block.attn, name)
+                if later == 'none':
+                    block.norm1 = nn.Identity()

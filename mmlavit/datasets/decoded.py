@@ -33,12 +33,13 @@ class DecodedImages(CustomDataset):
     """A data set that gives batches, as they come out of a memory of decoded images.
 
     The pipeline runs once for each image, so nothing in it should be random; crops and flips are drawn by
-    :class:`CroppingDataPreprocessor`. The images are kept in a file, which the next training maps into its memory.
+    :class:`CroppingDataPreprocessor`. The images are kept in a file that trainings map into their memory.
     Needs ``num_workers=0`` and ``collate_fn=dict(type='mmlavit.datasets.decoded.keep_batch')``.
 
     Args:
         cache (str): Folder for that file; it is made if it does not exist. The file's name depends on the list of
-            images and on the pipeline, not on what the images contain.
+            images and on the pipeline, not on what the images contain. Of several processes, each decodes all images
+            if the file is not there.
         pipeline (Sequence[dict]): Transforms that load an image.
         targets (Sequence[dict]): Transforms that need no image, such as ``AddTeacherScores``.
         **kwargs (Any): As for mmpretrain's ``CustomDataset``.
@@ -60,7 +61,7 @@ class DecodedImages(CustomDataset):
         self.recipe = [sorted(transform.items()) for transform in pipeline]
         self.target_pipeline = Compose(list(targets))
         self.images: np.ndarray | None = None  # (N, H, W, 3), BGR
-        self.targets: np.ndarray | None = None  # (N, classes), or labels (N,)
+        self.labels: np.ndarray | None = None  # class scores (N, classes), or numbers of classes (N,)
         super().__init__(pipeline=pipeline, **kwargs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class DecodedImages(CustomDataset):
             self._load()
         inputs = torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
         samples = []
-        for index, target in zip(indices, torch.from_numpy(self.targets[indices]), strict=True):
+        for index, target in zip(indices, torch.from_numpy(self.labels[indices]), strict=True):
             sample = DataSample(metainfo=dict(sample_idx=int(index)))
             name, value = ('gt_score', target) if target.dim() else ('gt_label', target[None])
             sample.set_field(value, name, dtype=Tensor)
@@ -93,7 +94,8 @@ class DecodedImages(CustomDataset):
         """Map the images into memory, decoded if they are not there yet, and collect the targets."""
         entries = [self.get_data_info(i) for i in range(len(self))]
         samples = [self.target_pipeline(dict(entry)) for entry in entries]
-        self.targets = np.stack([np.asarray(sample.get('gt_score', sample['gt_label'])) for sample in samples])
+        names = ['gt_score' if 'gt_score' in sample else 'gt_label' for sample in samples]
+        self.labels = np.stack([np.asarray(sample[name]) for sample, name in zip(samples, names, strict=True)])
         key = json.dumps([[entry['img_path'] for entry in entries], self.recipe])
         file = os.path.join(self.cache, f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy')
         if not os.path.isfile(file):
@@ -104,9 +106,13 @@ class DecodedImages(CustomDataset):
             if len(sizes) > 1:
                 raise DataError(f'DecodedImages needs images of one size, got {sorted(sizes)[:3]}; add a Resize')
             temporary = f'{file}.{os.getpid()}'  # so that a file of this name is whole
-            with open(temporary, 'wb') as stream:
-                np.save(stream, np.stack(images))
-            os.replace(temporary, file)
+            try:
+                with open(temporary, 'wb') as stream:
+                    np.save(stream, np.stack(images))
+                os.replace(temporary, file)
+            finally:
+                if os.path.exists(temporary):
+                    os.remove(temporary)
         self.images = np.load(file, mmap_mode='r')
 
     def _decode(self, entry: Mapping[str, Any]) -> np.ndarray:
@@ -156,9 +162,10 @@ class CroppingDataPreprocessor(ClsDataPreprocessor):
 def random_resized_crop(
     images: Tensor, size: int, areas: Sequence[float], aspects: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Tensor:
-    """Cut a random part out of each image, resize it, and mirror every second one.
+    """Cut a random part out of each image, resize it, and mirror it with a probability of 1/2.
 
-    As mmpretrain's ``RandomResizedCrop``, but a part that would be larger than the image is cut off there.
+    As mmpretrain's ``RandomResizedCrop``, but a part that is larger than the image is clipped to it, where mmpretrain
+    draws another.
 
     Args:
         images (Tensor): Images of shape (B, C, H, W).

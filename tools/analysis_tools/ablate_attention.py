@@ -13,7 +13,7 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from mmlavit.analysis.ablation import ABLATIONS
+from mmlavit.analysis.ablation import ABLATIONS  # registers AblationHook
 from mmlavit.engine import run
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch, resolve_num_va_layers
@@ -78,14 +78,13 @@ def main() -> None:
             changed = copy.deepcopy(cfg)
             changed.work_dir = str(Path(args.work_dir) / (what or 'whole'))
             if what is not None:
-                changed.setdefault('custom_hooks', []).append(
-                    dict(type='AblationHook', what=what, num_va_layers=layers)
-                )
-                changed.custom_imports.imports.append('mmlavit.analysis.ablation')
+                hook = dict(type='AblationHook', what=what, num_va_layers=layers)
+                changed.setdefault('custom_hooks', []).append(hook)
             results[what] = run(changed, 'test', args.cfg_options)
-    names = args.metrics or list(results[None])
-    if unknown := set(names) - set(results[None]):
-        sys.exit(f'error: the test gives no {", ".join(sorted(unknown))}; expected some of {", ".join(results[None])}')
+            names = args.metrics or list(results[None])
+            if unknown := set(names) - set(results[None]):
+                found = ', '.join(results[None])
+                raise UserError(f'the test gives no {", ".join(sorted(unknown))}; expected some of {found}')
     table = Table('', *names, title=f'{args.config}, {args.checkpoint}')
     for what, metrics in results.items():
         table.add_row('as trained' if what is None else ROWS[what], *(f'{metrics[name]:.4g}' for name in names))
