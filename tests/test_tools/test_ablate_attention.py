@@ -73,6 +73,6 @@ def test_table(folder, monkeypatch, capsys):
 def test_mistakes(folder, monkeypatch, capsys, tmp_path):
     options = ['--without', 'none', '--metrics', 'accuracy/top9', '--work-dir', tmp_path]
     code, said = ablate(monkeypatch, capsys, folder, *options)
-    assert code == 1
+    assert code == 2
     assert 'error: the test gives no accuracy/top9; expected some of accuracy/top1' in said.err
     assert [path.name for path in tmp_path.iterdir()] == ['whole']  # it stops after the first test
