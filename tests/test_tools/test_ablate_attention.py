@@ -58,7 +58,7 @@ def test_table(folder, monkeypatch, capsys):
     rows = dict(line.strip('│ ').split('│')[:2] for line in said.out.splitlines() if line.startswith('│'))
     rows = {row.strip(): float(value) for row, value in rows.items()}
     assert list(rows) == [
-        'as trained',
+        'whole',
         'without attention residuals',
         'scores of the layer before, untransformed',
         'later layers attend to all keys alike',

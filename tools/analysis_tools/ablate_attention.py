@@ -87,7 +87,7 @@ def main() -> None:
                 raise UserError(f'the test gives no {", ".join(sorted(unknown))}; expected some of {found}')
     table = Table('', *names, title=f'{args.config}, {args.checkpoint}')
     for what, metrics in results.items():
-        table.add_row('as trained' if what is None else ROWS[what], *(f'{metrics[name]:.4g}' for name in names))
+        table.add_row('whole' if what is None else ROWS[what], *(f'{metrics[name]:.4g}' for name in names))
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
