@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.structures import InstanceData
+from torch.profiler import ProfilerActivity, profile
 
 from mmlavit import LaViT
 from mmlavit.models.arch import ARCH_ZOO
@@ -77,10 +78,10 @@ def test_half_precision(variant, size, dtype, cast):
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_gradients(variant):
     model, images = build(variant).train(), torch.randn(2, 3, 160, 224)
-    weights = [torch.randn(2, 1, 1, 1)]
+    weights = torch.randn(2, 1, 1, 1)
 
     def gradients(model, images):
-        loss = sum((out * weights[0].to(out)).square().mean() for out in model(images))
+        loss = sum((out * weights.to(out)).square().mean() for out in model(images))
         return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
 
     wanted = gradients(copy.deepcopy(model).double(), images.double())
@@ -112,8 +113,6 @@ def test_attention_is_fused(residual):
     """Scores of all queries on all keys are never stored: not without and not with the attention residual."""
     model = build('nano' if residual else 'no_ar').eval().cuda().half()
     images = torch.randn(1, 3, 800, 1344, device='cuda', dtype=torch.half)
-    from torch.profiler import ProfilerActivity, profile
-
     with torch.no_grad(), profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
         model(images)
     names = {event.key for event in profiler.key_averages()}

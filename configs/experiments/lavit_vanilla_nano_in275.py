@@ -1,5 +1,4 @@
-# The vanilla twin: full attention in all layers, no attention residuals.
-_base_ = './lavit_nano_in275.py'
+# The vanilla twin: full attention in all layers, no attention residuals, and so no diagonality loss.
+_base_ = './lavit_nano_no_diag_in275.py'
 
 model = dict(backbone=dict(num_va_layers=(2, 2, 3, 2), attention_residual=False))
-custom_hooks = [hook for hook in _base_.custom_hooks if hook['type'] != 'DiagonalityLossHook']

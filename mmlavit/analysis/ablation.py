@@ -82,15 +82,24 @@ def _later(backbone: LaViT, num_va_layers: Sequence[int]) -> list[Attention]:
 
 
 def _make_uniform(backbone: LaViT, num_va_layers: Sequence[int]) -> int:
-    return _replace(_later(backbone, num_va_layers), _mean_of_values)
+    return _replace(_later(backbone, num_va_layers), attend_uniformly)
 
 
 def _remove_attention(backbone: LaViT, num_va_layers: Sequence[int]) -> int:
     return _replace(_later(backbone, num_va_layers), lambda attn, x, grid: torch.zeros_like(x))
 
 
-def _mean_of_values(attn: Attention, x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Attend to all reduced keys alike: tokens x (B, N, C) to (B, N, C)."""
+def attend_uniformly(attn: Attention, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Give every query the mean of all M reduced values.
+
+    Args:
+        attn (VanillaAttention or LessAttention): The layer whose values and projection are used.
+        x (Tensor): Normalised tokens of shape (B, N, C).
+        grid (tuple[int, int]): Their grid.
+
+    Returns:
+        Tensor: Tokens of shape (B, N, C).
+    """
     mean = attn.reduction(x, grid).mean(dim=1, keepdim=True)  # (B, 1, C)
     value = attn.v(mean) if isinstance(attn, LessAttention) else attn.kv(mean).chunk(2, dim=-1)[1]
     return attn.proj(value).expand_as(x)

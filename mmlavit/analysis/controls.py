@@ -13,6 +13,8 @@ from mmlavit.models.lavit import LaViT, LessAttention, attend
 from mmlavit.models.layout import Scores
 from mmlavit.models.resample import resample_tokens
 
+from .ablation import attend_uniformly
+
 
 class SharedAttention(LessAttention):
     """The scores of the layer before as they are, without transforms.
@@ -35,8 +37,7 @@ class UniformAttention(SharedAttention):
 
     def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
         """Attend; shapes as for ``LessAttention``."""
-        values = self.reduction(x, scores.grid).mean(dim=1, keepdim=True)  # (B, 1, C)
-        return self.proj(self.v(values)).expand_as(x), scores
+        return attend_uniformly(self, x, scores.grid), scores
 
 
 class NoAttention(SharedAttention):

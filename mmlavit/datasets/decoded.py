@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from mmlavit.errors import ConfigError, DataError
+from mmlavit.utils.local_files import write_file
 
 _THREADS = 16
 
@@ -99,20 +101,14 @@ class DecodedImages(CustomDataset):
         key = json.dumps([[entry['img_path'] for entry in entries], self.recipe])
         file = os.path.join(self.cache, f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy')
         if not os.path.isfile(file):
-            os.makedirs(self.cache, exist_ok=True)
             with ThreadPoolExecutor(_THREADS) as pool:
                 images = list(pool.map(self._decode, entries))
             sizes = {image.shape for image in images}
             if len(sizes) > 1:
                 raise DataError(f'DecodedImages needs images of one size, got {sorted(sizes)[:3]}; add a Resize')
-            temporary = f'{file}.{os.getpid()}'  # so that a file of this name is whole
-            try:
-                with open(temporary, 'wb') as stream:
-                    np.save(stream, np.stack(images))
-                os.replace(temporary, file)
-            finally:
-                if os.path.exists(temporary):
-                    os.remove(temporary)
+            buffer = BytesIO()
+            np.save(buffer, np.stack(images))
+            write_file(file, buffer.getbuffer())
         self.images = np.load(file, mmap_mode='r')
 
     def _decode(self, entry: Mapping[str, Any]) -> np.ndarray:

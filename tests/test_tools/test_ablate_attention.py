@@ -1,7 +1,5 @@
 """tools/analysis_tools/ablate_attention.py, as a user starts it."""
 
-import runpy
-import sys
 from pathlib import Path
 
 import cv2
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from tool_runs import run_tool
 
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.toolbox import load_toolbox
@@ -39,16 +38,11 @@ def folder(tmp_path_factory):
 
 
 def ablate(monkeypatch, capsys, folder, *args):
-    command = ['ablate_attention.py', CONFIG, folder / 'weights.pth', '--work-dir', folder / 'logs', *args]
+    command = [CONFIG, folder / 'weights.pth', '--work-dir', folder / 'logs', *args, '--cfg-options']
     data = ['test_dataloader.dataset.ann_file=', 'test_dataloader.num_workers=0']
     data += [f'test_dataloader.dataset.data_root={folder / "images"}', 'test_dataloader.persistent_workers=False']
     data += ['test_dataloader.dataset.data_prefix=']
-    monkeypatch.setattr(sys, 'argv', [*map(str, command), '--cfg-options', *data])
-    code = 0
-    try:
-        runpy.run_path(str(ROOT / 'tools/analysis_tools/ablate_attention.py'), run_name='__main__')
-    except SystemExit as stop:
-        code = stop.code
+    code = run_tool(monkeypatch, 'analysis_tools/ablate_attention.py', *command, *data)
     return code, capsys.readouterr()
 
 

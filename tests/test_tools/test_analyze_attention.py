@@ -1,7 +1,5 @@
 """tools/analysis_tools/analyze_attention.py, as a user starts it."""
 
-import runpy
-import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +8,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 from small_vit import VIT
+from tool_runs import run_tool
 
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.toolbox import load_toolbox
@@ -42,12 +41,7 @@ def folder(tmp_path_factory):
 
 
 def analyze(monkeypatch, capsys, folder, *args):
-    monkeypatch.setattr(sys, 'argv', ['analyze_attention.py', *map(str, args), '--images', str(folder / 'images')])
-    code = 0
-    try:
-        runpy.run_path(str(ROOT / 'tools/analysis_tools/analyze_attention.py'), run_name='__main__')
-    except SystemExit as stop:
-        code = stop.code
+    code = run_tool(monkeypatch, 'analysis_tools/analyze_attention.py', *args, '--images', folder / 'images')
     return code, capsys.readouterr()
 
 

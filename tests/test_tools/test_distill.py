@@ -1,8 +1,6 @@
 """tools/distill.py, as a user starts it."""
 
 import os
-import runpy
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from small_vit import VIT
+from tool_runs import run_tool
 
 from mmlavit.apis.distill import distillation_config, keep_options
 from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
@@ -62,12 +61,7 @@ def write_teacher(root, config):
 
 
 def distill(monkeypatch, capfd, *args):
-    monkeypatch.setattr(sys, 'argv', ['distill.py', *map(str, args)])
-    code = 0
-    try:
-        runpy.run_path(str(ROOT / 'tools/distill.py'), run_name='__main__')
-    except SystemExit as stop:
-        code = stop.code
+    code = run_tool(monkeypatch, 'distill.py', *args)
     return code, capfd.readouterr()
 
 

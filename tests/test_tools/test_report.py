@@ -1,8 +1,6 @@
 """The tools that make pictures of a trained model, as a user starts them."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from tool_runs import run_tool
 
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.toolbox import load_toolbox
@@ -56,12 +55,7 @@ def start(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
 
     def start(tool, *args):
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / 'tools/analysis_tools' / tool), run_name='__main__')
-        except SystemExit as stop:
-            code = stop.code
+        code = run_tool(monkeypatch, f'analysis_tools/{tool}', *args)
         return code, capsys.readouterr()
 
     return start

@@ -73,21 +73,23 @@ def main() -> None:
         cfg = load_config(args.config, args.cfg_options)
         without, layers = choose(cfg, args.without)
         cfg.load_from = args.checkpoint
-        results = {}
-        for what in (None, *without):
+
+        def test(name: str, *hooks: dict) -> dict:
             changed = copy.deepcopy(cfg)
-            changed.work_dir = str(Path(args.work_dir) / (what or 'whole'))
-            if what is not None:
-                hook = dict(type='AblationHook', what=what, num_va_layers=layers)
-                changed.setdefault('custom_hooks', []).append(hook)
-            results[what] = run(changed, 'test', args.cfg_options)
-            names = args.metrics or list(results[None])
-            if unknown := set(names) - set(results[None]):
-                found = ', '.join(results[None])
-                raise UserError(f'the test gives no {", ".join(sorted(unknown))}; expected some of {found}')
+            changed.work_dir = str(Path(args.work_dir) / name)
+            changed.custom_hooks = [*changed.get('custom_hooks', []), *hooks]
+            return run(changed, 'test', args.cfg_options)
+
+        whole = test('whole')
+        names = args.metrics or list(whole)
+        if unknown := set(names) - set(whole):
+            raise UserError(f'the test gives no {", ".join(sorted(unknown))}; expected some of {", ".join(whole)}')
+        rows = {'whole': whole}
+        for what in without:
+            rows[ROWS[what]] = test(what, dict(type='AblationHook', what=what, num_va_layers=layers))
     table = Table('', *names, title=f'{args.config}, {args.checkpoint}')
-    for what, metrics in results.items():
-        table.add_row('whole' if what is None else ROWS[what], *(f'{metrics[name]:.4g}' for name in names))
+    for row, metrics in rows.items():
+        table.add_row(row, *(f'{metrics[name]:.4g}' for name in names))
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 

@@ -1,0 +1,19 @@
+"""Tools in this process, which has imported the toolboxes already."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+TOOLS = Path(__file__).parents[1] / 'tools'
+
+
+def run_tool(monkeypatch, tool: str, *args) -> int | str:
+    """Run a tool, named by its path under ``tools``; give its exit code."""
+    monkeypatch.setattr(sys, 'argv', [Path(tool).name, *map(str, args)])
+    try:
+        runpy.run_path(str(TOOLS / tool), run_name='__main__')
+    except SystemExit as stop:
+        return stop.code
+    return 0
