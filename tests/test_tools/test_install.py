@@ -97,7 +97,7 @@ def test_from_nothing_and_again(fake, stack):
     venv, uv, packages = first.calls
     assert venv == 'venv'
     assert uv == 'install -q uv>=0.8'
-    assert packages == f'install {" ".join(first.requirements)} -e .[optional,deploy,tests,docs]'
+    assert packages == f'install --compile-bytecode {" ".join(first.requirements)} -e .[optional,deploy,tests,docs]'
     assert './ops' in first.requirements
     again = fake(stack)
     again.run()

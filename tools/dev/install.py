@@ -120,7 +120,9 @@ class Installer:
             self._make_venv()
         if not any(self.site.glob('uv-*.dist-info')):
             self._call(self.python, '-m', 'pip', 'install', '-q', UV)
-        self._uv('install', *self.wanted(), *THIS_PACKAGE)
+        # Compiled once, here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each start of a tool would
+        # otherwise compile the toolboxes again, which takes longer than all else that it does to start.
+        self._uv('install', '--compile-bytecode', *self.wanted(), *THIS_PACKAGE)
         if not self._runs('import cv2'):
             # The toolboxes require the build with windows by name; the headless one has the same files.
             opencv = next(line for line in self.requirements if line.startswith('opencv-python=='))
