@@ -16,6 +16,7 @@ if attempt == '0' and dist.get_rank() == 1:
 total = torch.tensor(dist.get_rank() + 1)
 dist.all_reduce(total)
 print(f'attempt {attempt}: {total.item()}', flush=True)
+dist.destroy_process_group()  # a thread of it that is alive at the end can abort the process
 """
 
 
