@@ -42,7 +42,7 @@ class ExportedModel:
         self.task, self.transforms = meta['task'], meta['transforms']
         self.classes, self.palette = meta['classes'], meta['palette']
         self.mask_thr, self.sides = meta['mask_thr'], meta['sides']
-        # Files of mmlavit 1.0 do not say.
+        # Older files do not say.
         self.memory = MemoryNeed(*meta.get('memory', (0, 0, 0)))
         self.score_thr, self.memory_limit = score_thr, memory_limit
         batch, height, width, _ = self.session.input_shapes['images']
