@@ -97,7 +97,7 @@ def test_from_nothing_and_again(fake, stack):
     venv, uv, packages = first.calls
     assert venv == 'venv'
     assert uv == 'install -q uv>=0.8'
-    assert packages == f'install --compile-bytecode {" ".join(first.requirements)} -e .[optional,deploy,tests,docs]'
+    assert packages == f'install {" ".join(first.requirements)} -e .[optional,deploy,tests,docs]'
     assert './ops' in first.requirements
     again = fake(stack)
     again.run()
@@ -231,6 +231,20 @@ def test_network_settings_of_pip(install, tmp_path, monkeypatch):
     installer._uv('install', 'torch')
     assert [env['UV_DEFAULT_INDEX'] for env in calls] == ['https://mirror.example/simple', 'https://own.example/simple']
     assert calls[0]['SSL_CERT_FILE'] == '/some/certificates.pem'
+
+
+@pytest.mark.parametrize(('own', 'value'), [(None, '1'), ('0', '0')])
+def test_bytecode_is_compiled_by_every_installation(install, tmp_path, monkeypatch, own, value):
+    """Also for what is installed anew later: OpenCV without windows, mmcv with compiled ops."""
+    installer = install.Installer(tmp_path, 'maintained', False)
+    installer.python = Path(sys.executable)
+    calls = []
+    monkeypatch.setattr(installer, '_call', lambda *command, env: calls.append(env))
+    monkeypatch.delenv('UV_COMPILE_BYTECODE', raising=False)
+    if own:
+        monkeypatch.setenv('UV_COMPILE_BYTECODE', own)
+    installer._uv('install', 'torch')
+    assert calls[0]['UV_COMPILE_BYTECODE'] == value
 
 
 def test_failed_command(install, tmp_path, capfd):

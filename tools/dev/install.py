@@ -120,9 +120,7 @@ class Installer:
             self._make_venv()
         if not any(self.site.glob('uv-*.dist-info')):
             self._call(self.python, '-m', 'pip', 'install', '-q', UV)
-        # Compiled once, here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each start of a tool would
-        # otherwise compile the toolboxes again, which takes longer than all else that it does to start.
-        self._uv('install', '--compile-bytecode', *self.wanted(), *THIS_PACKAGE)
+        self._uv('install', *self.wanted(), *THIS_PACKAGE)
         if not self._runs('import cv2'):
             # The toolboxes require the build with windows by name; the headless one has the same files.
             opencv = next(line for line in self.requirements if line.startswith('opencv-python=='))
@@ -185,7 +183,9 @@ class Installer:
         shown = subprocess.run(config, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
         variables = {'index-url': 'UV_DEFAULT_INDEX', 'cert': 'SSL_CERT_FILE'}
         settings = re.findall(r"^[\w:]+\.(index-url|cert)='(.*)'$", shown, re.M)
-        env = {**{variables[name]: value for name, value in settings}, **os.environ}
+        # Bytecode is made once, here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each start of a tool
+        # would otherwise compile the toolboxes again, which takes longer than all else that it does to start.
+        env = {'UV_COMPILE_BYTECODE': '1', **{variables[name]: value for name, value in settings}, **os.environ}
         self._call(self.uv, 'pip', command, '--python', self.python, *arguments, env=env)
 
     def _call(self, *command, env=None):
