@@ -9,7 +9,9 @@ from mmengine.structures import InstanceData
 from torch.profiler import ProfilerActivity, profile
 
 from mmlavit import LaViT
+from mmlavit.models import lavit
 from mmlavit.models.arch import ARCH_ZOO
+from mmlavit.models.factored import factoring_pays
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 ROOT = Path(__file__).parents[1]
@@ -90,6 +92,90 @@ def test_gradients(variant):
     # Together: some, such as of biases before a norm, are zero but for rounding.
     flat = [torch.cat([g.flatten().double().cpu() for g in some if g is not None]) for some in (found, wanted)]
     assert error(flat[:1], flat[1:]) < 1e-4
+
+
+def count_factored(monkeypatch):
+    """Count the layers that put scores into factors."""
+    counted = []
+
+    def pays(scores, query_grid):
+        pays = factoring_pays(scores, query_grid)
+        counted.extend([query_grid] * pays)
+        return pays
+
+    monkeypatch.setattr(lavit, 'factoring_pays', pays)
+    return counted
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('variant', ['nano', 'tiny', 'with_cp'])
+def test_gradients_in_half_precision(variant, dtype, monkeypatch):
+    """As near to those in float32 with scores in factors as without."""
+    model, images = build(variant).train().cuda(), torch.randn(2, 3, 256, 320, device='cuda')
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def gradients(dtype=None):
+        with torch.autocast('cuda', dtype, enabled=dtype is not None):
+            outs = model(images)
+        loss = sum(out.float().square().mean() for out in outs)
+        return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, parameters)])
+
+    wanted = gradients()
+    counted = count_factored(monkeypatch)
+    factored = error([gradients(dtype)], [wanted])
+    assert len(counted) >= 2  # stages; a checkpointed block counts twice
+    monkeypatch.setattr(lavit, 'factoring_pays', lambda scores, query_grid: False)
+    plain = error([gradients(dtype)], [wanted])
+    assert factored < 2 * plain + 1e-3
+    assert factored < 64 * torch.finfo(dtype).eps
+
+
+def test_factors_keep_scores_out_of_memory(monkeypatch):
+    """No less-attention layer of a large image computes a softmax of its own."""
+    model = LaViT('small').eval().cuda().half()
+    images = torch.randn(1, 3, 512, 768, device='cuda', dtype=torch.half)
+    counted = count_factored(monkeypatch)
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+        model(images)
+    assert counted == [(7, 7), (7, 7), (14, 14), (7, 7)]
+    names = {event.key for event in profiler.key_averages()}
+    assert 'aten::_softmax' not in names
+    assert 'aten::_scaled_dot_product_attention_math' not in names
+
+
+def test_one_process_of_nccl(tmp_path):
+    """A step of DistributedDataParallel, in mixed precision, gives the gradients of the model alone."""
+    model, images = build('nano').train().cuda(), torch.randn(2, 3, 160, 224, device='cuda')
+    torch.distributed.init_process_group('nccl', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+        for module in (model, wrapped):
+            with torch.autocast('cuda', torch.float16):
+                outs = module(images)
+            sum(out.float().square().mean() for out in outs).backward()
+        found, wanted = (
+            torch.cat([parameter.grad.flatten() for parameter in module.parameters()]) for module in (wrapped, model)
+        )
+    finally:
+        torch.distributed.destroy_process_group()
+    assert error([found], [wanted]) < 1e-2
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_compiled_in_half_precision(training):
+    model, images = build('nano').cuda().train(training), torch.randn(2, 3, 256, 320, device='cuda')
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
+    with torch.set_grad_enabled(training):
+        wanted = model(images)
+        with torch.autocast('cuda', torch.float16):
+            found = compiled(images)
+    assert error(found, wanted) < 32 * torch.finfo(torch.float16).eps
+    if training:
+        gradients = []
+        for outs, parameters in ((found, compiled.parameters()), (wanted, model.parameters())):
+            grads = torch.autograd.grad(sum(out.float().square().mean() for out in outs), list(parameters))
+            gradients.append(torch.cat([grad.flatten() for grad in grads]))
+        assert error(gradients[:1], gradients[1:]) < 64 * torch.finfo(torch.float16).eps
 
 
 @pytest.mark.parametrize('training', [False, True])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .layout import Scores
+from .factored import AnyScores
 from .resample import Grid, resample_tokens
 
 
@@ -16,7 +16,7 @@ def square_grid(key_grid: Grid, reference_grid: Grid) -> Grid:
     return min(reference_grid[0], key_grid[0]), min(reference_grid[1], key_grid[1])
 
 
-def square_scores(scores: Scores, key_grid: Grid, reference_grid: Grid) -> Tensor:
+def square_scores(scores: AnyScores, key_grid: Grid, reference_grid: Grid) -> Tensor:
     """Average less-attention scores to a square matrix, queries and keys on one grid (ours).
 
     That grid is the reference key grid, or on each axis the key grid where that is smaller: averaging to more
@@ -24,7 +24,7 @@ def square_scores(scores: Scores, key_grid: Grid, reference_grid: Grid) -> Tenso
     size nothing is averaged and the result is the paper's matrix.
 
     Args:
-        scores (Scores): Scores of shape (B, N, heads * K), K reference keys.
+        scores (Scores or FactoredScores): Scores of shape (B, N, heads * K), K reference keys.
         key_grid (tuple[int, int]): Grid of the spatially reduced keys, stride 32 of the image.
         reference_grid (tuple[int, int]): Grid of the K reference keys.
 
@@ -33,8 +33,9 @@ def square_scores(scores: Scores, key_grid: Grid, reference_grid: Grid) -> Tenso
     """
     grid = square_grid(key_grid, reference_grid)
     size, keys = grid[0] * grid[1], reference_grid[0] * reference_grid[1]
-    batch, heads = scores.map.shape[0], scores.heads
-    square = resample_tokens(scores.map, scores.grid, grid)  # (B, S, heads * K)
+    heads = scores.heads
+    square = scores.average(grid)  # (B, S, heads * K)
+    batch = square.shape[0]
     square = square if square.dtype == torch.float64 else square.float()
     square = square.view(batch, size, heads, keys).permute(0, 2, 3, 1)  # (B, heads, K, S)
     square = resample_tokens(square.reshape(-1, keys, size), reference_grid, grid)  # (B * heads, S keys, S queries)

@@ -40,6 +40,7 @@ from mmlavit.errors import ConfigError
 
 from .arch import STRIDES, Arch, resolve_arch, resolve_num_va_layers
 from .arguments import require_flags, require_integer, require_number, resolve_stages
+from .factored import AnyScores, FactoredScores, factor, factoring_pays
 from .initialization import resolve_init_cfg
 from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
 from .layout import PointwiseLinear, Scores, attend_in_pieces, folding_pays, linear, linear_each, to_map, to_tokens
@@ -47,20 +48,22 @@ from .recompute import checkpoint_contexts, recompute
 from .resample import Grid, ceil_div, is_symbolic, resample_tokens
 
 
-def attend(scores: Scores, values: Tensor, proj: nn.Module) -> Tensor:
+def attend(scores: AnyScores, values: Tensor, proj: nn.Module) -> Tensor:
     """Softmax over the reference keys, weighted sum of values, output projection.
 
     ``softmax(A_h) V_h W_h`` summed over heads is one matrix product with ``V_h W_h`` stacked over (head, key). Where
     that is cheaper (:func:`folding_pays`), scores and output also stay in token layout without a transpose.
 
     Args:
-        scores (Scores): Pre-softmax scores of shape (B, N, H * K).
+        scores (Scores or FactoredScores): Pre-softmax scores of shape (B, N, H * K).
         values (Tensor): Values of shape (B, K, C).
         proj (nn.Module): Output projection, C to C.
 
     Returns:
         Tensor: Tokens of shape (B, N, C).
     """
+    if isinstance(scores, FactoredScores):
+        return proj(scores.attend(values))
     heads, keys = scores.heads, values.shape[1]
     values = values.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, K, d)
 
@@ -179,12 +182,14 @@ class VanillaAttention(nn.Module):
             identity = torch.eye(columns, device=key.device, dtype=key.dtype)
             up = resample_tokens(identity[None], self.reference_grid, key_grid)[0]  # (M, K)
             up = up.to(key.dtype)[:, None].expand(*key.shape[:3], columns)  # (B, M, H, K)
-            query, key, scale = torch.cat([query * scale, extra], dim=-1), torch.cat([key, up], dim=-1), 1.0
+            queries, keys, scale = [query * scale, extra], [key, up], 1.0
             if not torch.compiler.is_exporting():  # to runtimes that take the product apart
-                # Fused kernels want one width, a multiple of eight, for queries, keys and values.
-                padding = -(head_dim + columns) % 8
-                query, key = F.pad(query, (0, padding)), F.pad(key, (0, padding))
+                # Fused kernels want one width for queries, keys and values; on a GPU they are made for multiples of 32.
+                padding = -(head_dim + columns) % (32 if query.is_cuda else 8)
+                queries.append(query.new_zeros(()).expand(*query.shape[:3], padding))
+                keys.append(key.new_zeros(()).expand(*key.shape[:3], padding))
                 value = F.pad(value, (0, columns + padding))
+            query, key = torch.cat(queries, dim=-1), torch.cat(keys, dim=-1)
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))
         if torch.compiler.is_exporting():
             out = attend_in_pieces(query, key * scale, value, self.reduction.ratio**2)
@@ -226,23 +231,27 @@ class LessAttention(nn.Module):
         for delta in (self.delta_theta, self.delta_psi):
             nn.init.trunc_normal_(delta, std=0.02 / delta.shape[0] ** 0.5)
 
-    def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
+    def forward(self, x: Tensor, scores: AnyScores) -> tuple[Tensor, AnyScores]:
         """Attend with transformed scores.
 
         Args:
             x (Tensor): Normalised tokens of shape (B, N, C).
-            scores (Scores): Scores of the previous layer, on the grid of x.
+            scores (Scores or FactoredScores): Scores of the previous layer, on the grid of x.
 
         Returns:
-            tuple[Tensor, Scores]: Tokens (B, N, C) and this layer's scores.
+            tuple[Tensor, Scores or FactoredScores]: Tokens (B, N, C) and this layer's scores.
         """
         values = self.reduction(x, scores.grid)  # (B, M, C)
         values = resample_tokens(values, self.reduction.reduced_grid(scores.grid), self.reference_grid)
+        if factoring_pays(scores, self.query_grid):
+            scores = factor(scores, self.query_grid)
         scores = self.transform(scores)
         return attend(scores, self.v(values), self.proj), scores
 
-    def transform(self, scores: Scores) -> Scores:
-        """``Psi A Theta^T`` for scores A."""
+    def transform(self, scores: AnyScores) -> AnyScores:
+        """``Psi A Theta^T`` for scores A, in the form that they come in."""
+        if isinstance(scores, FactoredScores):
+            return scores.transform(self.delta_theta, self.delta_psi)
         return self.transform_queries(scores._replace(map=transform_keys(scores.map, self.delta_theta)))
 
     def transform_queries(self, scores: Scores) -> Scores:
@@ -279,19 +288,44 @@ class AttentionResidual(nn.Module):
         nn.init.trunc_normal_(self.conv1x1, std=in_heads**-0.5)
         self.layer_scale = nn.Parameter(torch.full((out_heads,), float(layer_scale_init)))
 
-    def forward(self, scores: Scores) -> Scores:
+    def forward(self, scores: AnyScores) -> Scores:
         """Turn scores (B, N, in_heads * K) into E of shape (B, N / 4, out_heads * K)."""
-        channels = scores.map.shape[2]
+        a = scores.map
+        channels = a.shape[2]
         keys = channels // scores.heads
         kernel = self.dwconv.repeat_interleave(keys, dim=0)  # (in_heads * K, 1, 2, 2)
-        x = F.conv2d(to_map(scores.map, scores.grid), kernel, stride=2, groups=channels)
+        x = F.conv2d(to_map(a, scores.grid), kernel, stride=2, groups=channels)
         grid = (x.shape[2], x.shape[3])
         x = to_tokens(x).unflatten(2, (scores.heads, keys)).transpose(1, 2)  # (B, in_heads, N / 4, K)
+        mix = self.layer_scale[:, None] * self.conv1x1  # (out_heads, in_heads)
+        if x.is_cuda:
+            return Scores(_standardise_and_mix(x, mix, self.eps).transpose(1, 2).flatten(2), mix.shape[0], grid)
         # Its statistics are in float32 in any precision: squares of scores do not fit into float16. Not of the
         # channels-last map, where torch's kernel for CPUs loses digits, nor by F.group_norm, which refuses one score.
         x = torch.group_norm(x, scores.heads, eps=self.eps)
-        mix = self.layer_scale[:, None] * self.conv1x1  # (out_heads, in_heads)
         return Scores(torch.matmul(mix, x.transpose(1, 2)).flatten(2), mix.shape[0], grid)
+
+
+def _standardise_and_mix(x: Tensor, mix: Tensor, eps: float) -> Tensor:
+    """Standardise each head of each image, and mix heads, by kernels that fill a GPU.
+
+    That of ``group_norm`` has one thread block for each head of each image, and there are few of these; a product with
+    heads in the last but one dimension is as many tiny ones as there are queries.
+
+    Args:
+        x (Tensor): Scores of shape (B, in_heads, N, K).
+        mix (Tensor): Weights of shape (out_heads, in_heads).
+        eps (float): Added to variances.
+
+    Returns:
+        Tensor: Scores of shape (B, out_heads, N, K).
+    """
+    flat = x.flatten(2)  # (B, in_heads, N * K)
+    wide = flat if flat.dtype is torch.float64 else flat.float()  # squares of scores do not fit into float16
+    variance, mean = torch.var_mean(wide, dim=2, correction=0, keepdim=True)
+    mix = mix * (variance + eps).rsqrt().transpose(1, 2)  # (B, out_heads, in_heads)
+    mixed = torch.matmul(mix.to(flat.dtype), (wide - mean).to(flat.dtype))
+    return mixed.unflatten(2, x.shape[2:])
 
 
 class Block(nn.Module):
@@ -313,8 +347,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, x: Tensor, grid: Grid, scores: Scores | None, residual: Scores | None
-    ) -> tuple[Tensor, Scores | None]:
+        self, x: Tensor, grid: Grid, scores: AnyScores | None, residual: Scores | None
+    ) -> tuple[Tensor, AnyScores | None]:
         """Run the block.
 
         Args:
@@ -334,7 +368,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x), grid)), scores
 
 
-ScoreObserver = Callable[[VanillaAttention | LessAttention, Scores], None]
+ScoreObserver = Callable[[VanillaAttention | LessAttention, AnyScores], None]
 """Called in a forward with every attention layer that gives scores, and these: all less-attention layers, and vanilla
 layers with ``keep_scores``."""
 
@@ -359,7 +393,9 @@ class Stage(nn.Module):
         self.norm = LayerNorm(patch_embed.proj.out_channels)
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor, scores: Scores | None, observer: ScoreObserver | None) -> tuple[Tensor, Scores | None]:
+    def forward(
+        self, x: Tensor, scores: AnyScores | None, observer: ScoreObserver | None
+    ) -> tuple[Tensor, AnyScores | None]:
         """Run the stage.
 
         Args:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .resample import Grid
+from .resample import Grid, resample_tokens
 
 SMALL = 20480
 """Elements up to which torch keeps the convolution of one image from oneDNN."""
@@ -37,6 +37,15 @@ class Scores(NamedTuple):
     map: Tensor
     heads: int
     grid: Grid
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.map.device
+
+    def average(self, grid: Grid) -> Tensor:
+        """Average queries to a smaller grid of S cells: (B, S, H * K)."""
+        return resample_tokens(self.map, self.grid, grid)
 
 
 class PointwiseLinear(nn.Linear):

@@ -79,16 +79,16 @@ def _positions(src: int, dst: int, device: torch.device | str | None) -> tuple[T
     return torch.arange(dst, device=device)[:, None], torch.arange(src, device=device)[None, :]
 
 
-def _matrix_like(src: int, dst: int, x: Tensor) -> Tensor:
-    """Return ``resample_matrix(src, dst)`` on the device and in the type of x, from a cache in eager mode."""
+def cached_matrix(src: int, dst: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Give ``resample_matrix(src, dst)``, from a cache in eager mode; not to be changed in place."""
     if torch.compiler.is_compiling():  # sizes may be symbolic, and a cache would be a side effect
-        return resample_matrix(src, dst, device=x.device, dtype=x.dtype)
-    key = (src, dst, x.device, x.dtype)
+        return resample_matrix(src, dst, device=device, dtype=dtype)
+    key = (src, dst, device, dtype)
     matrix = _matrices.get(key)
     if matrix is None:
         # A matrix made under inference_mode could not be used by a later training step.
         with torch.inference_mode(False):
-            matrix = resample_matrix(src, dst, device=x.device, dtype=x.dtype)
+            matrix = resample_matrix(src, dst, device=device, dtype=dtype)
         if type(matrix) is Tensor:  # not a fake tensor of some tracing mode
             _keep(key, matrix)
     return matrix
@@ -123,14 +123,14 @@ def resample_tokens(x: Tensor, src: Grid, dst: Grid) -> Tensor:
     batch, _, channels = x.shape
 
     def resample_rows(x: Tensor) -> Tensor:
-        matrix = _matrix_like(height, dst_h, x)
+        matrix = cached_matrix(height, dst_h, x.device, x.dtype)
         return torch.matmul(matrix, x.reshape(batch, height, -1))  # (B, dst_h, width * C)
 
     # The rows come first where they shrink and last where they grow: the other axis then sees the smaller map.
     if symbolic or dst_h < height:
         x = resample_rows(x)
     if symbolic or dst_w != width:
-        matrix = _matrix_like(width, dst_w, x)
+        matrix = cached_matrix(width, dst_w, x.device, x.dtype)
         x = torch.matmul(matrix, x.reshape(-1, width, channels))  # (B * rows, dst_w, C)
         width = dst_w
     if not symbolic and dst_h > height:

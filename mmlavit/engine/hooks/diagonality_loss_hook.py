@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from mmlavit.errors import ConfigError
 from mmlavit.models.diagonality import diagonality_loss, score_statistics, share_inside, square_grid, square_scores
+from mmlavit.models.factored import AnyScores
 from mmlavit.models.lavit import LaViT, LessAttention, VanillaAttention
-from mmlavit.models.layout import Scores
 from mmlavit.models.plain_vit import PlainLessAttention
 from mmlavit.models.resample import Grid
 
@@ -99,7 +99,7 @@ class DiagonalityLossHook(Hook):
             for backbone in self._backbones:
                 backbone.score_observer = self._observe
 
-    def _observe(self, attn: VanillaAttention | LessAttention, scores: Scores) -> None:
+    def _observe(self, attn: VanillaAttention | LessAttention, scores: AnyScores) -> None:
         if isinstance(attn, LessAttention):
             self._collect(scores, attn.reduction.reduced_grid(scores.grid), attn.reference_grid)
 
@@ -108,9 +108,9 @@ class DiagonalityLossHook(Hook):
             scores = attn.cell_scores()
             self._collect(scores, scores.grid, attn.reference_grid)
 
-    def _collect(self, scores: Scores, key_grid: Grid, reference_grid: Grid) -> None:
+    def _collect(self, scores: AnyScores, key_grid: Grid, reference_grid: Grid) -> None:
         """Collect the terms of a less-attention layer, in float32 whatever autocast says."""
-        with torch.autocast(scores.map.device.type, enabled=False):
+        with torch.autocast(scores.device.type, enabled=False):
             square = square_scores(scores, key_grid, reference_grid)
             inside = None
             if self._sizes is not None and len(self._sizes) == len(square):
