@@ -26,7 +26,7 @@ from .curves import Curve, Log, Panel, draw_panels
 RESUMABLE = ('tools/train.py', 'tools/distill.py')
 """Tools that go on where they were interrupted when they are told to."""
 
-_LOGS = '*/vis_data/[0-9]*.json'  # of mmengine, of trainings and tests
+_LOGS = ('*/vis_data/[0-9]*.json', '*/[0-9]*.json')  # of mmengine's trainings, and of its tests
 _KEYS = {'title', 'metric', 'scale', 'digits', 'seeds', 'reference', 'columns', 'arms'}
 _ARM_KEYS = {'title', 'seeds', 'needs', 'commands'}
 
@@ -223,7 +223,7 @@ def read_results(folder: Path, metric: str) -> list[tuple[int, float]]:
         list[tuple[int, float]]: Step and value of each; the last is the result. Empty if it logged none.
     """
     rows = []
-    for log in sorted(folder.glob(_LOGS)):
+    for log in sorted(log for pattern in _LOGS for log in folder.glob(pattern)):
         rows += [json.loads(line) for line in log.read_text().splitlines() if line.endswith('}')]
     results = {int(row.get('step', 0)): float(row[metric]) for row in rows if metric in row}
     return sorted(results.items())

@@ -136,6 +136,14 @@ def test_results_of_a_resumed_run(tmp_path):
     assert read_results(tmp_path, 'aAcc') == []
 
 
+def test_results_of_a_test(tmp_path):
+    """mmengine writes them beside the folder of a training's."""
+    log = tmp_path / '20260101_000000/20260101_000000.json'
+    log.parent.mkdir()
+    log.write_text('{"mIoU": 3.0, "time": 0.1}')
+    assert read_results(tmp_path, 'mIoU') == [(0, 3)]
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
