@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from mmengine.hooks import Hook
@@ -11,48 +12,54 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
+from mmlavit.models.arguments import resolve_layers
 from mmlavit.models.lavit import AttentionResidual, LaViT, LessAttention, VanillaAttention
-from mmlavit.models.layout import Scores
+from mmlavit.models.plain_vit import PlainLessAttention, find_blocks, find_transformer
 
 Attention = VanillaAttention | LessAttention
 
 
 @HOOKS.register_module()
 class AblationHook(Hook):
-    """Take something away from a LaViT, or from its twin, before a test.
+    """Take something away from a LaViT, from its twin, or from a plain vision transformer, before a test.
 
     Args:
         what (str): A key of :data:`ABLATIONS`.
-        num_va_layers (Sequence[int]): Layers at the start of each stage that are left alone. The others, the later
-            layers, are changed; in a twin these are vanilla layers.
+        num_va_layers (Sequence[int], optional): Of a LaViT: layers at the start of each stage that are left alone. The
+            others, the later layers, are changed; in a twin these are vanilla layers.
+        layers (Sequence[int], optional): Of a plain transformer: numbers of its later layers, from 0; None: those that
+            have less attention.
 
     Raises:
-        ConfigError: If there is no such ablation, the backbone is no LaViT, or has nothing of the kind.
+        ConfigError: If there is no such ablation, the backbone is of another kind, or has nothing of what is meant.
     """
 
     priority = 'LOWEST'  # after EMAHook, which puts the averaged weights into place
 
-    def __init__(self, what: str, num_va_layers: Sequence[int]) -> None:
+    def __init__(
+        self, what: str, num_va_layers: Sequence[int] | None = None, layers: Sequence[int] | None = None
+    ) -> None:
         _require_known(what)
         self.what = what
-        self.num_va_layers = tuple(num_va_layers)
+        self.num_va_layers = num_va_layers
+        self.layers = layers
 
     def before_test_epoch(self, runner) -> None:
         """Change the model."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        ablate(model.backbone, self.what, self.num_va_layers)
+        ablate(model.backbone, self.what, self.num_va_layers, self.layers)
 
 
-def ablate(backbone: nn.Module, what: str, num_va_layers: Sequence[int]) -> None:
+def ablate(
+    backbone: nn.Module, what: str, num_va_layers: Sequence[int] | None = None, layers: Sequence[int] | None = None
+) -> None:
     """Take something away from a backbone; the arguments are those of :class:`AblationHook`.
 
     Raises:
-        ConfigError: If there is no such ablation, the backbone is no LaViT, or has nothing of the kind.
+        ConfigError: If there is no such ablation, the backbone is of another kind, or has nothing of what is meant.
     """
     _require_known(what)
-    if not isinstance(backbone, LaViT):
-        raise ConfigError(f'expected a LaViT as backbone, got {type(backbone).__name__}')
-    if not ABLATIONS[what](backbone, num_va_layers):
+    if not ABLATIONS[what](backbone, _later_layers(backbone, num_va_layers, layers)):
         raise ConfigError(f'this backbone has no {TITLES[what]}')
 
 
@@ -61,12 +68,27 @@ def _require_known(what: str) -> None:
         raise ConfigError(f'what must be one of {", ".join(ABLATIONS)}, got {what!r}')
 
 
-def _remove_residual(backbone: LaViT, num_va_layers: Sequence[int]) -> int:
+def _later_layers(
+    backbone: nn.Module, num_va_layers: Sequence[int] | None, layers: Sequence[int] | None
+) -> list[nn.Module]:
+    """Attention of the later layers."""
+    if isinstance(backbone, LaViT):
+        if num_va_layers is None:
+            raise ConfigError('num_va_layers is missing: the layers of each stage that are left alone')
+        # Stages after the last of out_indices are not built.
+        return [block.attn for n, stage in enumerate(backbone.stages) for block in stage.blocks[num_va_layers[n] :]]
+    blocks = find_blocks(find_transformer(backbone))
+    if layers is None:
+        return [block.attn for block in blocks if isinstance(block.attn, PlainLessAttention)]
+    return [blocks[i].attn for i in resolve_layers(layers, len(blocks), first=0)]
+
+
+def _remove_residual(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
     return _set_to_zero([m.layer_scale for m in backbone.modules() if isinstance(m, AttentionResidual)])
 
 
-def _remove_transforms(backbone: LaViT, num_va_layers: Sequence[int]) -> int:
-    layers = [m for m in backbone.modules() if isinstance(m, LessAttention)]
+def _remove_transforms(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
+    layers = [m for m in backbone.modules() if isinstance(m, (LessAttention, PlainLessAttention))]
     return _set_to_zero([delta for layer in layers for delta in (layer.delta_theta, layer.delta_psi)])
 
 
@@ -76,17 +98,38 @@ def _set_to_zero(parameters: Sequence[nn.Parameter]) -> int:
     return len(parameters)
 
 
-def _later(backbone: LaViT, num_va_layers: Sequence[int]) -> list[Attention]:
-    # Stages after the last of out_indices are not built.
-    return [block.attn for n, stage in enumerate(backbone.stages) for block in stage.blocks[num_va_layers[n] :]]
+def _make_uniform(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
+    for attn in later:
+        if isinstance(attn, PlainLessAttention):
+            attn.attend = partial(_attend_plainly, attn)
+        elif isinstance(attn, Attention):
+            _replace(attn, attend_uniformly)
+        else:
+            if not isinstance(getattr(attn, 'q_norm', None), (nn.Identity, type(None))):
+                raise ConfigError('attention with a norm of queries cannot be made uniform')
+            attn.qkv.register_forward_hook(_forget_queries)
+    return len(later)
 
 
-def _make_uniform(backbone: LaViT, num_va_layers: Sequence[int]) -> int:
-    return _replace(_later(backbone, num_va_layers), attend_uniformly)
+def _attend_plainly(attn: PlainLessAttention, x: Tensor) -> Tensor:
+    """Give every token the mean of all values; the scores that are passed on stay what they are."""
+    attn.pass_scores_on()
+    return attn.proj(attn.v(x.mean(dim=1, keepdim=True))).expand_as(x)
 
 
-def _remove_attention(backbone: LaViT, num_va_layers: Sequence[int]) -> int:
-    return _replace(_later(backbone, num_va_layers), lambda attn, x, grid: torch.zeros_like(x))
+def _forget_queries(qkv: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    """Without queries, all scores are zero, and attention is uniform."""
+    query, rest = output.tensor_split([output.shape[-1] // 3], dim=-1)
+    return torch.cat([torch.zeros_like(query), rest], dim=-1)
+
+
+def _remove_attention(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
+    for attn in later:
+        if isinstance(attn, Attention):
+            _replace(attn, lambda attn, x, grid: torch.zeros_like(x))
+        else:
+            attn.register_forward_hook(lambda attn, args, output: torch.zeros_like(output))
+    return len(later)
 
 
 def attend_uniformly(attn: Attention, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -105,19 +148,17 @@ def attend_uniformly(attn: Attention, x: Tensor, grid: tuple[int, int]) -> Tenso
     return attn.proj(value).expand_as(x)
 
 
-def _replace(layers: Sequence[Attention], attend: Callable[[Attention, Tensor, tuple[int, int]], Tensor]) -> int:
-    """Let layers attend otherwise; the scores that they pass on stay what they are."""
+def _replace(attn: Attention, attend: Callable[[Attention, Tensor, tuple[int, int]], Tensor]) -> None:
+    """Let a layer attend otherwise; the scores that it passes on stay what they are."""
 
     def hook(attn: Attention, args: tuple, output: tuple) -> tuple:
         x, place = args[:2]  # a grid, or scores that know it
-        return attend(attn, x, place.grid if isinstance(place, Scores) else place), output[1]
+        return attend(attn, x, getattr(place, 'grid', place)), output[1]
 
-    for attn in layers:
-        attn.register_forward_hook(hook)
-    return len(layers)
+    attn.register_forward_hook(hook)
 
 
-ABLATIONS: dict[str, Callable[[LaViT, Sequence[int]], int]] = {
+ABLATIONS: dict[str, Callable[[nn.Module, Sequence[nn.Module]], int]] = {
     'residual': _remove_residual,
     'transforms': _remove_transforms,
     'uniform': _make_uniform,

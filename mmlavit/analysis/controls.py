@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmlavit.errors import ConfigError
 from mmlavit.models.lavit import LaViT, LessAttention, attend
 from mmlavit.models.layout import Scores
+from mmlavit.models.plain_vit import PlainLessAttention, WithLessAttention, find_blocks, find_transformer
 from mmlavit.models.resample import resample_tokens
 
 from .ablation import attend_uniformly
@@ -50,7 +51,48 @@ class NoAttention(SharedAttention):
         return torch.zeros_like(x), scores
 
 
+class PlainSharedAttention(PlainLessAttention):
+    """The scores of the layer before as they are, in a plain transformer."""
+
+    unused = ('delta_theta', 'delta_psi')
+
+    def transform(self, scores: Scores) -> Scores:
+        """Give the scores back."""
+        return scores
+
+
+class PlainUniformAttention(PlainSharedAttention):
+    """The mean of the values of all tokens, for every query, in a plain transformer."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Attend; shapes as for ``PlainLessAttention``."""
+        return self.proj(self.v(x.mean(dim=1, keepdim=True))).expand_as(x)
+
+
+class PlainNoAttention(PlainSharedAttention):
+    """Nothing: the feed-forward is all that is left of a layer of a plain transformer."""
+
+    unused = (*PlainSharedAttention.unused, 'v', 'proj')
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Give zeros; shapes as for ``PlainLessAttention``."""
+        return torch.zeros_like(x)
+
+
 CONTROLS = {'shared': SharedAttention, 'uniform': UniformAttention, 'none': NoAttention}
+PLAIN_CONTROLS = {'shared': PlainSharedAttention, 'uniform': PlainUniformAttention, 'none': PlainNoAttention}
+
+
+def _replace(attn: nn.Module, control: type[nn.Module]) -> None:
+    """Make a control of a less-attention layer, without what it does not use."""
+    attn.__class__ = control
+    for name in control.unused:
+        delattr(attn, name)
+
+
+def _require_control(later: str) -> None:
+    if later not in CONTROLS:
+        raise ConfigError(f'later must be one of {", ".join(CONTROLS)}, got {later!r}')
 
 
 @MODELS.register_module()
@@ -68,13 +110,34 @@ class LaViTControl(LaViT):
     """
 
     def __init__(self, *args: Any, later: str, **kwargs: Any) -> None:
-        if later not in CONTROLS:
-            raise ConfigError(f'later must be one of {", ".join(CONTROLS)}, got {later!r}')
+        _require_control(later)
         super().__init__(*args, **kwargs)
         for block in (block for stage in self.stages for block in stage.blocks):
             if isinstance(block.attn, LessAttention):
-                block.attn.__class__ = CONTROLS[later]
-                for name in CONTROLS[later].unused:
-                    delattr(block.attn, name)
+                _replace(block.attn, CONTROLS[later])
                 if later == 'none':
                     block.norm1 = nn.Identity()
+
+
+@MODELS.register_module()
+class WithLessAttentionControl(WithLessAttention):
+    """A plain vision transformer with something cheaper in the place of less attention. For experiments.
+
+    Args:
+        *args (Any): As for ``WithLessAttention``.
+        later (str): What stands in the layers; as for ``LaViTControl``. 'uniform' is the mean over all tokens.
+        **kwargs (Any): As for ``WithLessAttention``.
+
+    Raises:
+        ConfigError: If an argument is out of its range.
+    """
+
+    def __init__(self, *args: Any, later: str, **kwargs: Any) -> None:
+        _require_control(later)
+        super().__init__(*args, **kwargs)
+        for block in find_blocks(find_transformer(self)):
+            if isinstance(block.attn, PlainLessAttention):
+                _replace(block.attn, PLAIN_CONTROLS[later])
+                if later == 'none':
+                    name = 'ln1' if hasattr(block, 'ln1') else 'norm1'  # of mmpretrain, of timm
+                    setattr(block, name, nn.Identity())

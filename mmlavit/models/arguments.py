@@ -81,12 +81,13 @@ def _increases(numbers: Sequence[int]) -> bool:
     return sorted(set(numbers)) == [*numbers]
 
 
-def resolve_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Check which layers of a plain transformer become less-attention layers.
+def resolve_layers(layers: Sequence[int], depth: int, first: int = 1) -> tuple[int, ...]:
+    """Check which layers of a plain transformer are meant, such as those that become less-attention layers.
 
     Args:
         layers (Sequence[int]): Increasing numbers.
         depth (int): Number of layers of the transformer.
+        first (int): The first layer that is possible.
 
     Returns:
         tuple[int, ...]: The numbers.
@@ -94,7 +95,7 @@ def resolve_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
     Raises:
         ConfigError: If one is out of its range.
     """
-    numbers = isinstance(layers, (list, tuple)) and all(is_integer(i) and i in range(1, depth) for i in layers)
+    numbers = isinstance(layers, (list, tuple)) and all(is_integer(i) and i in range(first, depth) for i in layers)
     if not numbers or not _increases(layers):
-        raise ConfigError(f'layers must be increasing numbers from 1 to {depth - 1}, got {layers!r}')
+        raise ConfigError(f'layers must be increasing numbers from {first} to {depth - 1}, got {layers!r}')
     return tuple(layers)

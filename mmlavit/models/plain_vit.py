@@ -111,14 +111,21 @@ class PlainLessAttention(nn.Module):
         """
         if attn_mask is not None or is_causal:
             raise ConfigError('less attention in a plain transformer knows no masks; leave them out')
-        shared = self._shared
-        shared.scores = self.transform(shared.scores)
-        values = self.v(shared.to_reference(x, shared.grid))  # (B, E + K, C)
-        x = attend(shared.scores, values, self.proj)
+        x = self.attend(x)
         for name in _AFTER_PROJECTION:
             if hasattr(self, name):
                 x = getattr(self, name)(x)
         return x
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Attend with transformed scores: tokens (B, N, C) to tokens (B, N, C), before the package's own additions."""
+        self.pass_scores_on()
+        values = self.v(self._shared.to_reference(x, self._shared.grid))  # (B, E + K, C)
+        return attend(self._shared.scores, values, self.proj)
+
+    def pass_scores_on(self) -> None:
+        """Transform the scores of the layer before, for this layer and the next one."""
+        self._shared.scores = self.transform(self._shared.scores)
 
     @property
     def reference_grid(self) -> Grid:

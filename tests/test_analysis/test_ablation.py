@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 
 from mmlavit import LaViT
 from mmlavit.analysis.ablation import ablate
-from mmlavit.analysis.controls import CONTROLS, LaViTControl
+from mmlavit.analysis.controls import CONTROLS, PLAIN_CONTROLS, LaViTControl
 from mmlavit.errors import ConfigError
 from mmlavit.models import LessAttention
+from mmlavit.models.plain_vit import find_transformer
+from mmlavit.utils.toolbox import load_toolbox
 
 LAYERS = (1, 1, 1, 1)  # vanilla ones of LaViT-nano
 
@@ -92,12 +94,86 @@ def test_trained_controls_are_ablated_models(later):
     torch.testing.assert_close(outputs(model), outputs(control))
 
 
+def build_plain(layers=(2, 3)):
+    """A plain transformer of four layers, some of which may have less attention."""
+    torch.manual_seed(0)
+    arch = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=48)
+    backbone = dict(type='VisionTransformer', arch=arch, img_size=64, patch_size=16, out_type='featmap')
+    if layers:
+        backbone = dict(type='WithLessAttention', backbone=backbone, layers=list(layers))
+    load_toolbox('mmpretrain')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(backbone)
+    model.eval()  # which gives nothing back in mmpretrain
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def plain_attention(model):
+    return [layer.attn for layer in find_transformer(model).layers[2:]]
+
+
+@pytest.mark.parametrize('layers', [(2, 3), ()], ids=['less', 'full'])
+def test_plain_without_attention(layers):
+    model = build_plain(layers)
+    wanted = copy.deepcopy(model)
+    for attn in plain_attention(wanted):
+        torch.nn.init.zeros_(attn.proj.weight)
+        torch.nn.init.zeros_(attn.proj.bias)
+    ablate(model, 'none', layers=None if layers else [2, 3])
+    torch.testing.assert_close(outputs(model), outputs(wanted))
+
+
+def test_plain_uniform_attention():
+    """Less attention without scores, and full attention without queries: the same mean."""
+    less, full = build_plain(), build_plain(())
+    state = full.state_dict()
+    for name in list(state):
+        if '.qkv.' in name and name.startswith(('layers.2', 'layers.3')):
+            state[name.replace('.qkv.', '.v.')] = state[name].chunk(3)[2]
+    less.backbone.load_state_dict({k: v for k, v in state.items() if k in less.backbone.state_dict()}, strict=False)
+    before = outputs(full)
+    ablate(less, 'uniform')
+    ablate(full, 'uniform', layers=[2, 3])
+    torch.testing.assert_close(outputs(less), outputs(full))
+    assert not torch.allclose(before, outputs(full), rtol=1e-3)
+
+
+@pytest.mark.parametrize('later', PLAIN_CONTROLS)
+def test_trained_plain_controls_are_ablated_models(later):
+    model = build_plain()
+    arch = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=48)
+    backbone = dict(type='VisionTransformer', arch=arch, img_size=64, patch_size=16, out_type='featmap')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        control = MODELS.build(
+            dict(type='WithLessAttentionControl', backbone=backbone, layers=[2, 3], later=later)
+        ).eval()
+    names = control.state_dict().keys()
+    control.load_state_dict({k: v for k, v in model.state_dict().items() if k in names})
+    before = outputs(model)
+    ablate(model, 'transforms' if later == 'shared' else later)
+    torch.testing.assert_close(outputs(model), outputs(control))
+    assert not torch.allclose(before, outputs(control), rtol=1e-3)
+    control.train()(torch.rand(1, 3, 64, 64))[0].sum().backward()
+    assert not [name for name, parameter in control.named_parameters() if parameter.grad is None]
+
+
+def test_plain_layers_that_are_not_there():
+    with pytest.raises(ConfigError, match='layers must be increasing numbers from 0 to 3'):
+        ablate(build_plain(()), 'none', layers=[4])
+    with pytest.raises(ConfigError, match='this backbone has no later layers'):
+        ablate(build_plain(()), 'none')
+    with pytest.raises(ConfigError, match='num_va_layers is missing'):
+        ablate(build(), 'none')
+
+
 def test_what_is_not_there():
     twin = build(num_va_layers=(2, 2, 3, 2), attention_residual=False)
     for what, title in (('residual', 'attention residuals'), ('transforms', 'transforms of scores')):
         with pytest.raises(ConfigError, match=f'this backbone has no {title}'):
             ablate(twin, what, LAYERS)
-    with pytest.raises(ConfigError, match='expected a LaViT as backbone, got Linear'):
+    with pytest.raises(ConfigError, match='Linear is no plain vision transformer'):
         ablate(torch.nn.Linear(1, 1), 'none', LAYERS)
 
 

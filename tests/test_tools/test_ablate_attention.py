@@ -70,3 +70,14 @@ def test_mistakes(folder, monkeypatch, capsys, tmp_path):
     assert code == 2
     assert 'error: the test gives no accuracy/top9; expected some of accuracy/top1' in said.err
     assert [path.name for path in tmp_path.iterdir()] == ['whole']  # it stops after the first test
+
+
+def test_layers(folder, monkeypatch, capsys):
+    """They are said for a plain transformer alone."""
+    code, said = ablate(monkeypatch, capsys, folder, '--layers', '1')
+    assert code == 2
+    assert 'error: --layers is for plain vision transformers' in said.err
+    plain = ROOT / 'configs/experiments/vit_small_in30.py'
+    code = run_tool(monkeypatch, 'analysis_tools/ablate_attention.py', plain, 'none.pth')
+    assert code == 2
+    assert 'error: backbone is VisionTransformer: say with --layers which layers' in capsys.readouterr().err

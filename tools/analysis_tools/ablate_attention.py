@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Test a trained LaViT or its twin as it is, and without its attention residuals, transforms or later attention.
+"""Test a trained model as it is, and without its attention residuals, transforms or later attention.
+
+The model has a LaViT, its twin, or a plain vision transformer as backbone.
 
 Nothing is trained, so this tells what a model has come to depend on, not what it could do without.
 """
@@ -30,7 +32,7 @@ ROWS = {
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config of a classifier, detector or segmentor with a LaViT')
+    parser.add_argument('config', help='config of a classifier, detector or segmentor')
     parser.add_argument('checkpoint', help='its weights')
     parser.add_argument(
         '--without',
@@ -42,28 +44,50 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--metrics', nargs='+', metavar='NAME', help='columns, such as coco/bbox_mAP (default: all that the test gives)'
     )
+    parser.add_argument(
+        '--layers',
+        nargs='+',
+        type=int,
+        metavar='N',
+        help='of a plain vision transformer: its later layers, from 0 (default: those that have less attention)',
+    )
     parser.add_argument('--work-dir', default='work_dirs/ablation', help='for logs; default: %(default)s')
     add_options_argument(parser, 'change settings of the config')
     add_trust_argument(parser)
     return parser.parse_args()
 
 
-def choose(cfg: Config, wanted: list[str] | None) -> tuple[list[str], list[int]]:
-    """Choose what to take away, and count the layers of each stage that keep their attention."""
+def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> tuple[list[str], dict]:
+    """Choose what to take away, and the arguments of AblationHook that say from which layers."""
     backbone = cfg.model.get('backbone', {})
-    if backbone.get('type') != 'LaViT':
-        raise UserError(f'expected a config with backbone LaViT, got {backbone.get("type")}')
-    arch = resolve_arch(backbone.get('arch', 'small'))
-    layers = resolve_num_va_layers(backbone.get('num_va_layers'), arch)
-    twin = layers == tuple(arch.depths)
-    has = [what for what in ABLATIONS if not (twin and what == 'transforms')]
-    if not backbone.get('attention_residual', True):
+    has = list(ABLATIONS)
+    if backbone.get('type') == 'LaViT':
+        if layers is not None:
+            raise UserError('--layers is for plain vision transformers; those of a LaViT follow from its config')
+        arch = resolve_arch(backbone.get('arch', 'small'))
+        num_va_layers = resolve_num_va_layers(backbone.get('num_va_layers'), arch)
+        twin = num_va_layers == tuple(arch.depths)
+        if twin:
+            has.remove('transforms')
+            num_va_layers = resolve_num_va_layers(None, arch)
+        if not backbone.get('attention_residual', True):
+            has.remove('residual')
+        later = dict(num_va_layers=list(num_va_layers))
+    else:
         has.remove('residual')
+        if backbone.get('type') != 'WithLessAttention':
+            has.remove('transforms')
+            if layers is None:
+                raise UserError(
+                    f'backbone is {backbone.get("type")}: say with --layers which layers of it are meant, such as '
+                    '--layers 6 7 8 9 10 11'
+                )
+        later = dict(layers=layers)
     if impossible := set(wanted or ()) - set(has):
         raise UserError(
             f'--without {" ".join(sorted(impossible))}: this model has none; expected some of {", ".join(has)}'
         )
-    return wanted or has, list(resolve_num_va_layers(None, arch) if twin else layers)
+    return wanted or has, later
 
 
 def main() -> None:
@@ -71,7 +95,7 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         cfg = load_config(args.config, args.cfg_options)
-        without, layers = choose(cfg, args.without)
+        without, later = choose(cfg, args.without, args.layers)
         cfg.load_from = args.checkpoint
 
         def test(name: str, *hooks: dict) -> dict:
@@ -86,7 +110,7 @@ def main() -> None:
             raise UserError(f'the test gives no {", ".join(sorted(unknown))}; expected some of {", ".join(whole)}')
         rows = {'whole': whole}
         for what in without:
-            rows[ROWS[what]] = test(what, dict(type='AblationHook', what=what, num_va_layers=layers))
+            rows[ROWS[what]] = test(what, dict(type='AblationHook', what=what, **later))
     table = Table('', *names, title=f'{args.config}, {args.checkpoint}')
     for row, metrics in rows.items():
         table.add_row(row, *(f'{metrics[name]:.4g}' for name in names))
