@@ -70,9 +70,10 @@ class PlainUniformAttention(PlainSharedAttention):
 
 
 class PlainNoAttention(PlainSharedAttention):
-    """Nothing: the feed-forward is all that is left of a layer of a plain transformer."""
+    """Nothing: the feed-forward is all that is left of a layer of a plain transformer.
 
-    unused = (*PlainSharedAttention.unused, 'v', 'proj')
+    Values and projection stay, frozen and unused, so that checkpoints of the transformer fit.
+    """
 
     def attend(self, x: Tensor) -> Tensor:
         """Give zeros; shapes as for ``PlainLessAttention``."""
@@ -139,5 +140,6 @@ class WithLessAttentionControl(WithLessAttention):
             if isinstance(block.attn, PlainLessAttention):
                 _replace(block.attn, PLAIN_CONTROLS[later])
                 if later == 'none':
-                    name = 'ln1' if hasattr(block, 'ln1') else 'norm1'  # of mmpretrain, of timm
-                    setattr(block, name, nn.Identity())
+                    norm = block.ln1 if hasattr(block, 'ln1') else block.norm1  # of mmpretrain, of timm
+                    for module in (norm, block.attn):
+                        module.requires_grad_(False)

@@ -55,7 +55,7 @@ def distillation_config(
         UserError: If the student has no LaViT, or a number is out of its range.
     """
     kind = str(student.model.get('backbone', {}).get('type')).rpartition('.')[2]
-    if kind not in ('LaViT', 'WithLessAttention'):
+    if kind.removesuffix('Control') not in ('LaViT', 'WithLessAttention'):  # controls: analysis/controls.py
         raise UserError(f"model.backbone of the student's config is {kind}; expected LaViT or WithLessAttention")
     if iters < 1 or not 0 <= layerwise_iters <= iters:
         raise UserError(f'expected 0 <= layerwise_iters <= iters and iters > 0, got {layerwise_iters} and {iters}')

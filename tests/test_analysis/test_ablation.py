@@ -156,7 +156,9 @@ def test_trained_plain_controls_are_ablated_models(later):
     torch.testing.assert_close(outputs(model), outputs(control))
     assert not torch.allclose(before, outputs(control), rtol=1e-3)
     control.train()(torch.rand(1, 3, 64, 64))[0].sum().backward()
-    assert not [name for name, parameter in control.named_parameters() if parameter.grad is None]
+    trained = [name for name, parameter in control.named_parameters() if parameter.requires_grad]
+    assert trained == [name for name, parameter in control.named_parameters() if parameter.grad is not None]
+    assert len(trained) == len(list(control.parameters())) - (12 if later == 'none' else 0)
 
 
 def test_plain_layers_that_are_not_there():
