@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os.path as osp
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -49,12 +50,13 @@ def require_data(cfg: Config, splits: Iterable[str]) -> None:
     listed = ', '.join(missing[:_MAX_LISTED])
     if len(missing) > _MAX_LISTED:
         listed += f' and {len(missing) - _MAX_LISTED} more'
-    line = f'missing data: {listed}; docs/data.md has the layout'
     if all('handwritten' in path for path in missing):
-        line += '; make it with: python tools/dataset_converters/handwritten.py'
+        where = 'docs/data.md has the layout; make it with: python tools/dataset_converters/handwritten.py'
+    elif 'experiments' in Path(cfg.filename or '').parts:
+        where = 'configs/experiments/README.md tells where to get it'
     else:
-        line += ', and python tools/check_data.py --help tells where to get it'
-    raise UserError(line)
+        where = 'docs/data.md has the layout, and python tools/check_data.py --help tells where to get it'
+    raise UserError(f'missing data: {listed}; {where}')
 
 
 def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:

@@ -111,3 +111,12 @@ def test_message_names_the_generator():
     cfg = Config.fromfile(CONFIGS / 'handwritten/upernet_lavit_nano.py')
     with pytest.raises(UserError, match=r'python tools/dataset_converters/handwritten\.py'):
         require_data(cfg, ['train'])
+
+
+def test_message_of_experiments(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(CONFIGS / 'experiments/upernet_lavit_nano_camvid.py')
+    with pytest.raises(
+        UserError, match=r'data/camvid/images/val.*; configs/experiments/README\.md tells where to get it'
+    ):
+        require_data(cfg, ['val'])

@@ -85,7 +85,11 @@ def main() -> None:
             layers = measure_attention(trained.model.backbone, (picture.inputs for picture in pictures))
             models.append((trained.name, layers))
             console.print(as_table(trained.name, layers))
-            if not any(layer.less for layer in layers):
+            if any(layer.less for layer in layers):
+                console.print(
+                    'It has less attention already, so no layers to convert are named: measure its twin for that.'
+                )
+            else:
                 console.print(choice(layers, args.convert), soft_wrap=True)
         if args.out is not None:
             plot_attention(models, args.out)
