@@ -16,9 +16,7 @@ names = dict(
     'param_scheduler.1.end=188 default_hooks.checkpoint.interval=188',
 )
 # Would the same training teach a student as much that has something cheaper in these layers?
-control = (
-    'model.backbone.type=mmlavit.analysis.controls.WithLessAttentionControl model.backbone.later='  # and what
-)
+control = 'model.backbone.type=mmlavit.analysis.controls.WithLessAttentionControl model.backbone.later='  # and what
 arms = {
     f'distilled_{later}': dict(
         title=f'the same with {title} in the place of less attention',
