@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     (r'py:class', r'os\.PathLike'),
     ('py:.*', r'(torch|nn|mmengine|mmcv|numpy|np|collections|typing|pathlib|argparse|abc)\..*'),
     ('py:.*', r'(Tensor|Module|BaseModule|Hook|Path|Sequence|Mapping|Callable|NamedTuple|optional)'),
-    ('py:.*', r'(Config|Grid|ScoreObserver|Scores)'),
+    ('py:.*', r'(AnyScores|Config|Grid|ScoreObserver|Scores)'),
 ]
 
 autodoc_member_order = 'bysource'
