@@ -50,7 +50,7 @@ def test_twin_and_student(folder, monkeypatch, capsys, tmp_path):
     compare = ['--compare', STUDENT, folder / f'{STUDENT.stem}.pth', '--out', out]
     code, said = analyze(monkeypatch, capsys, folder, TWIN, folder / f'{TWIN.stem}.pth', '--convert', 5, *compare)
     assert code == 0, said.err
-    assert said.out.count('stages.') == 18 and said.out.count(' less ') == 5
+    assert said.out.count('stages.') == 18 and said.out.count('│ less ') == 5
     assert said.out.count('To convert 5 of 5 layers: num_va_layers=[1, 1, 1, 1]') == 1
     assert said.out.count('It has less attention already, so no layers to convert are named') == 1  # the student
     assert cv2.imread(str(out)).shape[2] == 3
