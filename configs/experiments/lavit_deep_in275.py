@@ -1,19 +1,8 @@
 # LaViT with the depths of LaViT-S and slim widths, 275 classes of ImageNet at 128x128, 6 epochs.
-_base_ = './lavit_nano_in275.py'
+_base_ = ['./lavit_nano_in275.py', './_base_/deep.py']
 
 model = dict(
-    backbone=dict(
-        arch=dict(
-            _delete_=True,
-            embed_dims=(32, 64, 160, 256),
-            num_heads=(1, 2, 5, 8),
-            depths=(3, 4, 6, 3),
-            num_va_layers=(1, 1, 2, 1),
-            mlp_ratios=(4, 4, 4, 4),
-            key_grid=4,
-            query_grids=(4, 4, 8, 4),
-        ),
-    ),
+    backbone=dict(arch=dict(_delete_=True, **_base_.deep_arch)),
     head=dict(in_channels=256),
 )
 train_dataloader = dict(batch_size=256)

@@ -14,7 +14,7 @@ names = dict(
     short_student='configs/experiments/lavit_deep_in275_short.py',
     trained='work_dirs/experiments/classification_deep/twin/seed_0/train/epoch_6.pth',
     images='data/in275/train',
-    teacher_iters=1582,
+    teacher_iters=1584,
     iters=158,
     options=small,
 )
