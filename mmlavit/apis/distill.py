@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
 
 from mmlavit.datasets.unlabelled import remove_labels
 from mmlavit.errors import UserError
+from mmlavit.models import LaViT, WithLessAttention
 from mmlavit.utils.arguments import merge_options
 from mmlavit.utils.checkpoint import require_checkpoint
 
@@ -54,8 +56,9 @@ def distillation_config(
     Raises:
         UserError: If the student has no LaViT, or a number is out of its range.
     """
-    kind = str(student.model.get('backbone', {}).get('type')).rpartition('.')[2]
-    if kind.removesuffix('Control') not in ('LaViT', 'WithLessAttention'):  # controls: analysis/controls.py
+    kind = student.model.get('backbone', {}).get('type')
+    backbone = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(backbone, type) and issubclass(backbone, (LaViT, WithLessAttention))):
         raise UserError(f"model.backbone of the student's config is {kind}; expected LaViT or WithLessAttention")
     if iters < 1 or not 0 <= layerwise_iters <= iters:
         raise UserError(f'expected 0 <= layerwise_iters <= iters and iters > 0, got {layerwise_iters} and {iters}')
