@@ -1,9 +1,9 @@
-"""Train a LaViT student to do what a teacher does, on a folder of images without labels.
+"""Train a student with less attention to do what a teacher does, on a folder of images without labels.
 
-The student takes the teacher's weights where it has room for them (a PVTv2 or a LaViT of vanilla layers with its
-sizes, necks and heads of the same shape), its transforms are fitted to the teacher's attention, and it then learns the
-teacher's maps and class scores. The result is an ordinary checkpoint of the student's config; start.pth in the work dir
-is the student before the first iteration.
+The student takes the teacher's weights where it has room for them (a PVTv2, a LaViT of vanilla layers or a plain
+transformer with its sizes, necks and heads of the same shape), its transforms are fitted to the teacher's attention,
+and it then learns the teacher's maps and class scores. The result is an ordinary checkpoint of the student's config;
+start.pth in the work dir is the student before the first iteration.
 """
 
 import argparse
@@ -20,7 +20,9 @@ from mmlavit.utils.arguments import add_train_arguments, load_config, merge_trai
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', metavar='student', help='config file of the student, with a LaViT as backbone')
+    parser.add_argument(
+        'config', metavar='student', help='config file of the student, with a LaViT or WithLessAttention as backbone'
+    )
     parser.add_argument(
         'teacher',
         help='config of the teacher: a file, or mmdet::FILE of an installed toolbox',
@@ -33,7 +35,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=0,
         metavar='N',
-        help='in the first N of them each attention layer learns alone, from its teacher layer: cheaper (default: 0)',
+        help='in the first N of them each attention layer of a LaViT learns alone, from its teacher layer: cheaper '
+        '(default: 0)',
     )
     parser.add_argument(
         '--fit-images',

@@ -113,11 +113,13 @@ class LaViTControl(LaViT):
     def __init__(self, *args: Any, later: str, **kwargs: Any) -> None:
         _require_control(later)
         super().__init__(*args, **kwargs)
-        for block in (block for stage in self.stages for block in stage.blocks):
-            if isinstance(block.attn, LessAttention):
-                _replace(block.attn, CONTROLS[later])
-                if later == 'none':
-                    block.norm1 = nn.Identity()
+        blocks = [block for stage in self.stages for block in stage.blocks if isinstance(block.attn, LessAttention)]
+        if not blocks:
+            raise ConfigError('all layers are vanilla, so there is nothing to replace; leave num_va_layers out')
+        for block in blocks:
+            _replace(block.attn, CONTROLS[later])
+            if later == 'none':
+                block.norm1 = nn.Identity()
 
 
 @MODELS.register_module()
@@ -136,10 +138,12 @@ class WithLessAttentionControl(WithLessAttention):
     def __init__(self, *args: Any, later: str, **kwargs: Any) -> None:
         _require_control(later)
         super().__init__(*args, **kwargs)
-        for block in find_blocks(find_transformer(self)):
-            if isinstance(block.attn, PlainLessAttention):
-                _replace(block.attn, PLAIN_CONTROLS[later])
-                if later == 'none':
-                    norm = block.ln1 if hasattr(block, 'ln1') else block.norm1  # of mmpretrain, of timm
-                    for module in (norm, block.attn):
-                        module.requires_grad_(False)
+        if not self.layers:
+            raise ConfigError('layers is empty, so there is nothing to replace')
+        blocks = find_blocks(find_transformer(self))
+        for block in (blocks[i] for i in self.layers):
+            _replace(block.attn, PLAIN_CONTROLS[later])
+            if later == 'none':
+                norm = block.ln1 if hasattr(block, 'ln1') else block.norm1  # of mmpretrain, of timm
+                for module in (norm, block.attn):
+                    module.requires_grad_(False)

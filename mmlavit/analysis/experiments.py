@@ -8,9 +8,10 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -162,28 +163,38 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1) -> None
         UserError: If a command fails.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    failed = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
         futures: dict[str, list[Future]] = {}
         for arm in arms:
             # Earlier arms were submitted earlier, so whoever waits for them never keeps them from starting.
             before = [future for need in arm.needs for future in futures[need]]
-            futures[arm.name] = [pool.submit(_run_arm, plan, arm, seed, root, threads, before) for seed in arm.seeds]
+            futures[arm.name] = [
+                pool.submit(_run_arm, plan, arm, seed, root, threads, before, failed) for seed in arm.seeds
+            ]
         try:
-            for future in [future for some in futures.values() for future in some]:
+            for future in wait([future for some in futures.values() for future in some], None, FIRST_EXCEPTION).done:
                 future.result()
         except BaseException:
+            failed.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _run_arm(plan: Plan, arm: Arm, seed: int, root: Path, threads: int, before: Sequence[Future]) -> None:
-    """Run the commands of one arm with one seed, after others."""
-    for future in before:
-        future.result()
-    for name in arm.commands:
-        folder = root / arm.name / f'seed_{seed}' / name
-        if not _done(folder).is_file():
-            _run_command(plan.command(arm, name, seed, root), folder, threads)
+def _run_arm(
+    plan: Plan, arm: Arm, seed: int, root: Path, threads: int, before: Sequence[Future], failed: threading.Event
+) -> None:
+    """Run the commands of one arm with one seed, after others, until any command of the plan has failed."""
+    try:
+        for future in before:
+            future.result()
+        for name in arm.commands:
+            folder = root / arm.name / f'seed_{seed}' / name
+            if not (failed.is_set() or _done(folder).is_file()):
+                _run_command(plan.command(arm, name, seed, root), folder, threads)
+    except BaseException:
+        failed.set()
+        raise
 
 
 def _run_command(command: str, folder: Path, threads: int) -> None:
@@ -329,6 +340,8 @@ def write_report(plan: Plan, root: Path, out_dir: Path, command: str, conditions
 
 def _table(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str:
     """Lay out means, intervals and single values."""
+    if not any(summaries.values()):
+        return 'Nothing that gives a result has ended yet.\n'
     reference = next(arm.title for arm in plan.arms if arm.name == plan.reference)
     head = ['']
     for title in plan.columns.values():

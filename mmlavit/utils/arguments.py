@@ -60,6 +60,14 @@ class OptionsAction(DictAction):
             raise argparse.ArgumentError(self, message) from error
 
 
+def positive(text: str) -> int:
+    """Read a number above 0 from a command line."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and testing share.
 

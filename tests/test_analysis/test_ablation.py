@@ -188,6 +188,11 @@ def test_controls_train(later):
     assert sum(isinstance(module, LessAttention) for module in model.modules()) == 5
 
 
+def test_control_of_a_twin():
+    with pytest.raises(ConfigError, match='all layers are vanilla, so there is nothing to replace'):
+        LaViTControl('nano', num_va_layers=(2, 2, 3, 2), later='none')
+
+
 def test_unknown_control():
     with pytest.raises(ConfigError, match="later must be one of shared, uniform, none, got 'half'"):
         LaViTControl('nano', later='half')

@@ -106,6 +106,10 @@ def test_failure(tmp_path):
     with pytest.raises(UserError, match='exit code 1 from: python -c .*\nout of milk\n.*output.txt'):
         run_plan(plan, plan.arms, tmp_path / 'runs')
     assert summarise(plan, tmp_path / 'runs') == {'a': {}}
+    # The other seeds were not started.
+    assert [path.parent.name for path in (tmp_path / 'runs').glob('*/*/train')] == ['seed_0']
+    write_report(plan, tmp_path / 'runs', tmp_path / 'out', 'command', 'conditions')
+    assert 'Nothing that gives a result has ended yet.' in (tmp_path / 'out/report.md').read_text()
 
 
 def test_interrupted_training_goes_on(tmp_path):

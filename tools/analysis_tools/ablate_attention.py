@@ -80,7 +80,7 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
             if layers is None:
                 raise UserError(
                     f'backbone is {backbone.get("type")}: say with --layers which layers of it are meant, such as '
-                    '--layers 6 7 8 9 10 11'
+                    '--layers 6 7 8 9 10 11, if it is a plain vision transformer'
                 )
         later = dict(layers=layers)
     if impossible := set(wanted or ()) - set(has):

@@ -23,6 +23,7 @@ from mmlavit.analysis.benchmark.runtimes import EXPORTED, RUNTIMES
 from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, parse_input, resolve_subjects
 from mmlavit.analysis.benchmark.worker import DTYPES, Settings, Worker, WorkerError
 from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.arguments import positive
 
 GROWTH_SUBJECTS = ['lavit_s', 'lavit_s_pool', 'pvt_v2_b2_mmdet', 'swin_t_mmdet']
 GROWTH_INPUTS = [parse_input(text) for text in ('1x224x224', '1x512x512', '1x800x1344', '1x1024x2048')]
@@ -76,14 +77,6 @@ def parse_args() -> argparse.Namespace:
         '--out-dir', type=Path, metavar='DIR', default='work_dirs/benchmark', help='default: %(default)s'
     )
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    """Read a number above 0."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 def main() -> None:

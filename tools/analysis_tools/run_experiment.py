@@ -12,6 +12,7 @@ from pathlib import Path
 from mmlavit.analysis.benchmark.report import device_name, versions
 from mmlavit.analysis.experiments import Plan, run_plan, write_report
 from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.arguments import positive
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,7 +24,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('plan', help='a file such as configs/experiments/plans/weights_camvid.py')
     parser.add_argument('--arms', nargs='+', default=[], metavar='ARM', help='only these, and what they need')
-    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='commands at a time (default: %(default)s)')
+    parser.add_argument(
+        '--jobs', type=positive, default=1, metavar='N', help='commands at a time (default: %(default)s)'
+    )
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/experiments/<name of the plan>')
     parser.add_argument('--out-dir', type=Path, help='where the report goes; default: the work dir')
     parser.add_argument('--report-only', action='store_true', help='run nothing')
