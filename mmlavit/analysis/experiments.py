@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -130,11 +130,18 @@ class Plan:
         command = arm.commands[name].format(**self.names, seed=seed, work_dir=run / name, run=run, root=root)
         return ' '.join(command.split())
 
-    def choose(self, names: Sequence[str]) -> list[Arm]:
-        """Choose arms by their names, and what they need; none means all.
+    def choose(self, names: Sequence[str], seeds: Sequence[int] = ()) -> list[Arm]:
+        """Choose arms by their names, with what they need, and seeds; none means all.
+
+        Args:
+            names (Sequence[str]): Names of arms.
+            seeds (Sequence[int]): Seeds. An arm that has none of them keeps its own, as a teacher that is trained once.
+
+        Returns:
+            list[Arm]: The arms, in the plan's order, with these seeds only.
 
         Raises:
-            UserError: If there is no such arm.
+            UserError: If there is no such arm or seed.
         """
         known = {arm.name: arm for arm in self.arms}
         unknown = [name for name in names if name not in known]
@@ -144,7 +151,18 @@ class Plan:
         for arm in reversed(self.arms):
             if arm.name in wanted:
                 wanted |= set(arm.needs)
-        return [arm for arm in self.arms if arm.name in wanted]
+        possible = sorted({seed for arm in self.arms for seed in arm.seeds})
+        strange = sorted(set(seeds) - set(possible))
+        if strange:
+            raise UserError(
+                f'{self.name} has no seed {", ".join(map(str, strange))}; expected some of '
+                f'{", ".join(map(str, possible))}'
+            )
+        return [
+            replace(arm, seeds=tuple(seed for seed in arm.seeds if seed in seeds) or arm.seeds)
+            for arm in self.arms
+            if arm.name in wanted
+        ]
 
 
 def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1) -> None:

@@ -63,6 +63,14 @@ def test_run(plan, tmp_path, jobs):
     assert (root / 'order.txt').read_text().split('\n')[:-1] == order
 
 
+def test_run_chosen_seeds(plan, tmp_path):
+    root = tmp_path / 'runs'
+    run_plan(plan, plan.choose(['b'], [1]), root)
+    run_plan(plan, plan.choose(['b', 'c'], [2]), root)  # c has only a seed of its own
+    assert (root / 'order.txt').read_text().split('\n')[:-1] == ['a 1', 'b 1', 'a 2', 'b 2', 'c 5']
+    assert summarise(plan, root)['b']['train'].values == {1: 30, 2: 60}
+
+
 def test_report(plan, tmp_path):
     root = tmp_path / 'runs'
     run_plan(plan, plan.choose(['b']), root)

@@ -81,3 +81,12 @@ def test_layers(folder, monkeypatch, capsys):
     code = run_tool(monkeypatch, 'analysis_tools/ablate_attention.py', plain, 'none.pth')
     assert code == 2
     assert 'error: backbone is VisionTransformer: say with --layers which layers' in capsys.readouterr().err
+
+
+def test_controls_are_refused(monkeypatch, capsys):
+    """What would be taken away is not there."""
+    plain = ROOT / 'configs/experiments/vit_small_less_in30.py'
+    control = ['model.backbone.type=WithLessAttentionControl', 'model.backbone.later=uniform']
+    code = run_tool(monkeypatch, 'analysis_tools/ablate_attention.py', plain, 'none.pth', '--cfg-options', *control)
+    assert code == 2
+    assert 'error: backbone is WithLessAttentionControl, from whose later layers' in capsys.readouterr().err

@@ -61,6 +61,11 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
     """Choose what to take away, and the arguments of AblationHook that say from which layers."""
     backbone = cfg.model.get('backbone', {})
     has = list(ABLATIONS)
+    if 'later' in backbone:
+        raise UserError(
+            f'backbone is {backbone.type}, from whose later layers something is taken away already; give the config '
+            'of the model that it is compared with'
+        )
     if backbone.get('type') == 'LaViT':
         if layers is not None:
             raise UserError('--layers is for plain vision transformers; those of a LaViT follow from its config')

@@ -25,6 +25,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('plan', help='a file such as configs/experiments/plans/weights_camvid.py')
     parser.add_argument('--arms', nargs='+', default=[], metavar='ARM', help='only these, and what they need')
     parser.add_argument(
+        '--seeds', nargs='+', type=int, default=[], metavar='SEED', help="only these of the plan's random seeds"
+    )
+    parser.add_argument(
         '--jobs', type=positive, default=1, metavar='N', help='commands at a time (default: %(default)s)'
     )
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/experiments/<name of the plan>')
@@ -38,7 +41,7 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         plan = Plan.read(args.plan)
-        arms = plan.choose(args.arms)
+        arms = plan.choose(args.arms, args.seeds)
         root = args.work_dir or Path('work_dirs/experiments') / plan.name
         out_dir = args.out_dir or root
         if args.report_only and not root.is_dir():
