@@ -1,5 +1,6 @@
 """Every shipped config: its name, its model, its data, one training step, and that each of its keys is read."""
 
+import dataclasses
 import gc
 import re
 from pathlib import Path
@@ -106,8 +107,16 @@ def data_root(tmp_path_factory) -> Path:
 
 
 def make_small(cfg: Config) -> None:
-    """Change a config for the CPU, pictures of ``SIZE``, an untrained detector and no download."""
+    """Change a config for the CPU, pictures of ``SIZE``, an untrained detector and no download.
+
+    Of each stage at most two layers stay, of its own widths: both vanilla, or one of each kind, as the config has them.
+    """
     model = cfg.model
+    arch = resolve_arch(model.backbone.get('arch', 'small'))
+    vanilla = model.backbone.pop('num_va_layers', None) or arch.num_va_layers
+    depths = [min(depth, 2) for depth in arch.depths]
+    kept = [depth if count == whole else 1 for count, depth, whole in zip(vanilla, depths, arch.depths)]
+    model.backbone.arch = dict(dataclasses.asdict(arch), depths=depths, num_va_layers=kept)
     if cfg.default_scope == 'mmseg':
         model.data_preprocessor.size = SIZE
     make_quick(model)

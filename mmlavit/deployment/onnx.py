@@ -68,9 +68,11 @@ def write_onnx(
                 dynamo=True,
                 input_names=list(arguments),
                 output_names=outputs,
+                optimize=False,
                 verbose=False,
             )
-            # Weights in the form that their operators take, which quantisation looks for.
+            # As the exporter would, but for the limits: weights too get the form that their operators take, which
+            # quantisation looks for.
             onnxscript.optimizer.optimize(exported.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
     finally:
         logger.setLevel(level)

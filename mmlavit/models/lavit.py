@@ -45,7 +45,7 @@ from .initialization import resolve_init_cfg
 from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
 from .layout import PointwiseLinear, Scores, attend_in_pieces, folding_pays, linear, linear_each, to_map, to_tokens
 from .recompute import checkpoint_contexts, recompute
-from .resample import Grid, ceil_div, is_symbolic, resample_tokens
+from .resample import Grid, ceil_div, is_symbolic, resample_tokens, share_traced_matrices
 
 
 def attend(scores: AnyScores, values: Tensor, proj: nn.Module) -> Tensor:
@@ -529,6 +529,7 @@ class LaViT(BaseModule):
             raise ConfigError(
                 f'expected images of shape (B, in_channels={self.in_channels}, H, W), got {tuple(x.shape)}'
             )
+        share_traced_matrices(True)
         height, width = x.shape[-2:]
         # An export knows the padded sides as 32 times a number.
         pad_h, pad_w = (ceil_div(side, STRIDES[-1]) * STRIDES[-1] - side for side in (height, width))
@@ -543,6 +544,7 @@ class LaViT(BaseModule):
                 # contiguous(), which would ask an export whether anything was cut off.
                 crop = x[..., : ceil_div(height, STRIDES[i]), : ceil_div(width, STRIDES[i])]
                 outs.append(crop.clone(memory_format=torch.contiguous_format))
+        share_traced_matrices(False)
         return tuple(outs)
 
     def init_weights(self) -> None:

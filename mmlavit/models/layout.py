@@ -119,9 +119,12 @@ def attend_in_pieces(query: Tensor, key: Tensor, value: Tensor, pieces: int) -> 
     Returns:
         Tensor: ``softmax(Q K^T) V`` of shape (B, H, N, d).
     """
-    key = key.transpose(2, 3)
-    some = query.unflatten(2, (pieces, -1)).unbind(2)
-    return torch.cat([torch.matmul(torch.matmul(queries, key).softmax(dim=-1), value) for queries in some], dim=2)
+    # Batched products of (B * H, ., .): a trace has three nodes for each piece, and there are up to 64.
+    batch = query.shape[0]
+    query, key, value = (t.flatten(0, 1) for t in (query, key.transpose(2, 3), value))
+    some = query.unflatten(1, (pieces, -1)).unbind(1)
+    out = torch.cat([torch.bmm(torch.bmm(queries, key).softmax(dim=-1), value) for queries in some], dim=1)
+    return out.unflatten(0, (batch, -1))
 
 
 def map_strips(

@@ -24,7 +24,7 @@ from mmlavit.errors import ConfigError
 from .arguments import require_integer, resolve_layers
 from .lavit import attend, transform_keys
 from .layout import Scores
-from .resample import Grid, ceil_div, resample_tokens
+from .resample import Grid, ceil_div, resample_tokens, share_traced_matrices
 
 # What stands between the projection and the result, in this order, where a package has it.
 _AFTER_PROJECTION = ('proj_drop', 'gamma1', 'out_drop')
@@ -220,9 +220,11 @@ class WithLessAttention(BaseModule):
 
     def forward(self, x: Tensor) -> Any:
         """Run the transformer: images (B, 3, H, W) to what it returns."""
+        share_traced_matrices(True)
         try:
             return self.backbone(x)
         finally:
+            share_traced_matrices(False)
             self._shared.scores = None
 
     def _find_grid(self, patch_embed: nn.Module, args: tuple, output: Any) -> None:

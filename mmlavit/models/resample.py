@@ -21,6 +21,7 @@ Grid = tuple[int, int]
 _MAX_MATRICES = 1024
 _matrices: dict[tuple, Tensor] = {}
 _making_room = threading.Lock()
+_traced: dict[tuple, Tensor] | None = None  # of the pass through a backbone that torch.export is tracing
 
 
 def resample_matrix(
@@ -81,6 +82,11 @@ def _positions(src: int, dst: int, device: torch.device | str | None) -> tuple[T
 
 def cached_matrix(src: int, dst: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Give ``resample_matrix(src, dst)``, from a cache in eager mode; not to be changed in place."""
+    if _is_traced_by_python() and _traced is not None:
+        key = (str(src), str(dst), device, dtype)
+        if key not in _traced:
+            _traced[key] = resample_matrix(src, dst, device=device, dtype=dtype)
+        return _traced[key]
     if torch.compiler.is_compiling():  # sizes may be symbolic, and a cache would be a side effect
         return resample_matrix(src, dst, device=device, dtype=dtype)
     key = (src, dst, device, dtype)
@@ -92,6 +98,25 @@ def cached_matrix(src: int, dst: int, device: torch.device, dtype: torch.dtype) 
         if type(matrix) is Tensor:  # not a fake tensor of some tracing mode
             _keep(key, matrix)
     return matrix
+
+
+def share_traced_matrices(share: bool) -> None:
+    """Let ``torch.export`` build each matrix once from now on, or no longer; without effect elsewhere.
+
+    A backbone calls it at both ends of its pass: what one pass made is of no other graph. For all sizes, a matrix takes
+    40 nodes, and most layers of a stage need the same.
+
+    Args:
+        share (bool): Whether a pass begins; else it ends.
+    """
+    global _traced
+    if _is_traced_by_python():
+        _traced = {} if share else None
+
+
+def _is_traced_by_python() -> bool:
+    """Whether ``torch.export`` runs this code itself; compilers read it instead."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def _keep(key: tuple, matrix: Tensor) -> None:

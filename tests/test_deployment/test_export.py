@@ -106,13 +106,13 @@ def test_batch(exported):
 
 
 def test_fixed_size(tmp_path, exported):
-    cfg, checkpoint, _ = exported('cascade')
-    file = export_onnx(cfg, checkpoint, tmp_path / 'fixed.onnx', shape=(180, 240))  # as the pipeline resizes it
-    image = make_image((96, 128))
+    cfg, checkpoint, _ = exported('retinanet')
+    file = export_onnx(cfg, checkpoint, tmp_path / 'fixed.onnx', shape=(97, 120))
+    image = make_image((97, 120))
     check_detections(
         Predictor(file, score_thr=0.06).predict(image), Predictor(cfg, checkpoint, score_thr=0.06).predict(image)
     )
-    with pytest.raises(UserError, match='takes images of 180x240 only, but this one is 180x180'):
+    with pytest.raises(UserError, match='takes images of 97x120 only, but this one is 64x64'):
         Predictor(file).predict(make_image((64, 64)))
 
 

@@ -1,7 +1,6 @@
 """tools/demo.py from the data to the summary, in miniature."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -22,34 +21,48 @@ TINY = [
 ]
 
 
+# A network whose export takes a part of the time.
+SMALL = f"""
+_base_ = '{ROOT}/configs/handwritten/classify_lavit_nano.py'
+
+sizes = dict(embed_dims=[16, 16, 32, 32], depths=[1, 2, 1, 1], num_heads=[1, 1, 2, 2], mlp_ratios=[2, 2, 2, 2])
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, num_va_layers=[1, 1, 1, 1], **sizes)),
+    head=dict(in_channels=32),
+)
+"""
+
+
 @pytest.fixture
-def demo(tmp_path):
-    """Run the demo in a folder that has a few pictures already."""
+def folder(tmp_path, monkeypatch):
+    """A folder that has a few pictures already, for tools without a GPU."""
     synthetic.write_handwritten(tmp_path)
-
-    def run_demo(*options):
-        env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '-1'}
-        command = [sys.executable, ROOT / 'tools/demo.py', '--task', 'classification', *options]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1800)
-
-    return run_demo
+    monkeypatch.chdir(tmp_path)
+    for name, value in dict(PYTHONPATH=ROOT, OMP_NUM_THREADS=1, CUDA_VISIBLE_DEVICES=-1).items():
+        monkeypatch.setenv(name, str(value))
+    return tmp_path
 
 
-def test_demo(demo, tmp_path):
-    done = demo('--cfg-options', *TINY)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / 'work_dirs/demo_classification'
+def test_demo(folder, monkeypatch, capsys):
+    (folder / 'small.py').write_text(SMALL)
+    demo = runpy.run_path(str(ROOT / 'tools/demo.py'))
+    tasks = demo['TASKS']
+    monkeypatch.setitem(tasks, 'classification', tasks['classification']._replace(config=folder / 'small.py'))
+    monkeypatch.setattr(sys, 'argv', ['demo.py', '--task', 'classification', '--cfg-options', *TINY])
+    demo['main']()
+    shown = capsys.readouterr().out
+    folder = folder / 'work_dirs/demo_classification'
     summary = json.loads((folder / 'summary.json').read_text())
     assert 0 <= summary['metrics']['top-1 accuracy'] <= 1
     assert summary['seconds'].keys() == {'training', 'test', 'export', 'report'}  # the data was there
     for name, path in summary['files'].items():
-        assert (tmp_path / path).exists(), name
+        assert Path(path).exists(), name
     assert Image.open(folder / 'predictions.png').size == (2 * 320 + 3 * 6, 36 + 3 * 320 + 4 * 6)
     assert Image.open(folder / 'curves.png')
-    assert 'Epoch(train)' in done.stdout and 'Epoch(test)' in done.stdout  # progress
-    table = done.stdout[done.stdout.index('LaViT demo: classification') :]
-    for shown in ('top-1 accuracy', 'training took', 'checkpoint', 'curves', 'predictions', 'summary.json'):
-        assert shown in table
+    assert 'Epoch(train)' in shown and 'Epoch(test)' in shown  # progress
+    table = shown[shown.index('LaViT demo: classification') :]
+    for row in ('top-1 accuracy', 'training took', 'checkpoint', 'curves', 'predictions', 'summary.json'):
+        assert row in table
 
 
 def test_killed_generation_is_made_again(tmp_path, monkeypatch):
@@ -72,8 +85,10 @@ def test_killed_generation_is_made_again(tmp_path, monkeypatch):
     assert not is_made(cfg)
 
 
-def test_failing_step(demo):
-    done = demo('--cfg-options', 'model.backbone.depht=3', *TINY)
+def test_failing_step(folder):
+    command = [sys.executable, ROOT / 'tools/demo.py', '--task', 'classification']
+    command += ['--cfg-options', 'model.backbone.depht=3', *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 2
     assert "'depht'" in done.stderr
     assert done.stderr.splitlines()[-1].startswith('error: training failed (exit code 2)')

@@ -88,12 +88,6 @@ def test_two_processes_give_the_metrics_of_one(folder, free_port):
     assert list((folder / 'shown').glob('*.png'))
 
 
-def test_missing_data(tmp_path):
-    done = python(tmp_path, 'train.py', ROOT / 'configs/mask_rcnn_lavit_s.py')
-    assert_mistake(done, 'data/coco/annotations/instances_train2017.json', 'docs/data.md')
-    assert not (tmp_path / 'work_dirs').exists()
-
-
 def test_mistake_in_two_processes(tmp_path, free_port):
     done = run(tmp_path, ROOT / 'tools/dist_train.sh', CONFIG, 2, PORT=str(free_port))
     assert_mistake(done, 'data/handwritten', 'tools/dataset_converters/handwritten.py')
@@ -117,10 +111,14 @@ def test_mistakes_found_while_building(folder, options, parts):
         (['train.py', 'no.py'], 'config no.py does not exist'),
         (['train.py', CONFIG, '--resume', 'no.pth'], 'checkpoint no.pth does not exist'),
         (['test.py', CONFIG, 'no.pth'], 'checkpoint no.pth does not exist'),
+        (
+            ['train.py', ROOT / 'configs/mask_rcnn_lavit_s.py'],
+            'missing data: data/coco/annotations/instances_train2017.json, ',
+        ),
         (['train.py', ROOT / 'configs/upernet_lavit_s.py'], 'missing data: data/ade/ADEChallengeData2016/images'),
         (['train.py', ROOT / 'configs/lavit_s_in1k.py'], 'missing data: data/imagenet/train, data/imagenet/val;'),
     ],
-    ids=['config', 'resume', 'checkpoint', 'ADE20K', 'ImageNet'],
+    ids=['config', 'resume', 'checkpoint', 'COCO', 'ADE20K', 'ImageNet'],
 )
 def test_mistakes_found_before(tmp_path, monkeypatch, capsys, args, message):
     """In this process, for speed."""
@@ -133,6 +131,8 @@ def test_mistakes_found_before(tmp_path, monkeypatch, capsys, args, message):
     error = capsys.readouterr().err
     assert error.startswith(f'error: {message}')
     assert error.count('\n') == 1
+    assert ('docs/data.md' in error) == ('data: data/' in message)
+    assert not (tmp_path / 'work_dirs').exists()
 
 
 def test_bugs_keep_their_trace(folder):
