@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from exportable import ARCH
 
 from mmlavit import environment
 from mmlavit.analysis.benchmark import subjects as subjects_module
@@ -138,7 +139,7 @@ def test_runtimes(runtime):
     """They compute what eager mode does, at every size that comes."""
     if runtime in EXPORTED:
         pytest.importorskip(runtime)
-    model = NANO.build(64, 64).eval()
+    model = replace(NANO, kwargs=dict(arch=ARCH)).build(64, 64).eval()
     run = RUNTIMES[runtime](model, 1)
     for size in ((1, 3, 64, 96), (2, 3, 64, 64)):
         images = torch.rand(size)
