@@ -115,7 +115,7 @@ class LaViTControl(LaViT):
         super().__init__(*args, **kwargs)
         blocks = [block for stage in self.stages for block in stage.blocks if isinstance(block.attn, LessAttention)]
         if not blocks:
-            raise ConfigError('all layers are vanilla, so there is nothing to replace; leave num_va_layers out')
+            raise ConfigError('all layers are vanilla, so there is nothing to replace; set num_va_layers=None')
         for block in blocks:
             _replace(block.attn, CONTROLS[later])
             if later == 'none':
