@@ -33,11 +33,12 @@ endif
 demo: install
 	@"$(BIN)/python" tools/demo.py --task $(TASK)
 
-# In parallel, one thread each: the tests start several processes, whose threads would wait for one another. What starts
+# In parallel, one thread each: the tests start several processes, whose threads would wait for one another. Tests last
+# from milliseconds to minutes, so who has nothing left takes from the others (worksteal). What starts
 # other runtimes comes second, in processes of its own. Exit code 5 of pytest: PYTEST_ARGS leaves nothing of a part.
 test: lint
 	@status=5; for tests in "not runtimes" runtimes; do \
-	    OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n auto --maxprocesses 4 -m "$$tests" $(PYTEST_ARGS); \
+	    OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n auto --maxprocesses 4 --dist worksteal -m "$$tests" $(PYTEST_ARGS); \
 	    case $$? in 5) ;; 0) [ $$status -ne 5 ] || status=0 ;; *) status=1 ;; esac; \
 	done; exit $$status
 

@@ -43,6 +43,12 @@ def indices_of(mask: Tensor) -> Tensor:
     return indices
 
 
+def are_larger(boxes: Tensor, smallest: float) -> Tensor:
+    """Whether both sides of boxes (N, 4) are larger than so many pixels: (N,)."""
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    return (width > smallest) & (height > smallest)
+
+
 def keep_apart(boxes: Tensor, scores: Tensor, groups: Tensor, limit: Tensor, iou_threshold: float) -> Tensor:
     """Non-maximum suppression within groups, such as classes.
 

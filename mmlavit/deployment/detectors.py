@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
 
-from .boxes import BoxDecoder, check_roi_align, highest, indices_of, keep_apart, roi_align
+from .boxes import BoxDecoder, are_larger, check_roi_align, highest, indices_of, keep_apart, roi_align
 
 
 def iou_threshold_of(cfg: dict, what: str) -> float:
@@ -87,11 +87,20 @@ class OneStage(nn.Module):
         self.score_thr = model.test_cfg.get('score_thr', 0)
         self.iou_threshold = iou_threshold_of(model.test_cfg, 'test_cfg')
         self.max_per_img = model.test_cfg['max_per_img']
+        self.smallest = model.test_cfg.get('min_bbox_size', -1)
+        if self.smallest > 0:
+            raise ConfigError(
+                f'test_cfg has min_bbox_size={self.smallest}, in pixels of the image before it is resized, which an '
+                'exported model does not know; expected 0 or less'
+            )
 
     def forward(self, features: tuple[Tensor, ...], limit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect on maps (1, C, h, w): boxes (N, 4), scores (N,) and labels (N,), highest score first."""
         boxes, scores, labels, _ = self.head(features, limit)
-        chosen = indices_of(scores > self.score_thr)[:, 0]
+        wanted = scores > self.score_thr
+        if self.smallest == 0:
+            wanted = wanted & are_larger(boxes, 0)
+        chosen = indices_of(wanted)[:, 0]
         boxes, scores, labels = boxes[chosen], scores[chosen], labels[chosen]
         kept = keep_apart(boxes, scores, labels, limit, self.iou_threshold)[: self.max_per_img]
         return boxes[kept], scores[kept], labels[kept]
@@ -191,8 +200,7 @@ class TwoStages(nn.Module):
         boxes, scores, _, levels = self.rpn(features, limit)
         smallest = self.rpn_cfg.get('min_bbox_size', -1)
         if smallest >= 0:
-            width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-            chosen = indices_of((width > smallest) & (height > smallest))[:, 0]
+            chosen = indices_of(are_larger(boxes, smallest))[:, 0]
             boxes, scores, levels = boxes[chosen], scores[chosen], levels[chosen]
         kept = keep_apart(boxes, scores, levels, limit, self.rpn_iou_threshold)[: self.rpn_cfg['max_per_img']]
         return boxes[kept]

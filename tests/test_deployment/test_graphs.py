@@ -72,6 +72,7 @@ def test_segmentation_at_another_size():
     [
         ('mask_rcnn', {'test_cfg.rcnn.nms.type': 'soft_nms'}, 'test_cfg.rcnn has nms='),
         ('retinanet', {'test_cfg.nms_pre': -1}, 'RetinaHead with nms_pre=-1'),
+        ('retinanet', {'test_cfg.min_bbox_size': 4}, 'test_cfg has min_bbox_size=4, in pixels'),
         ('upernet', {'test_cfg.mode': 'slide'}, "mode='whole'"),
         ('mask_rcnn', {'roi_head.bbox_roi_extractor.roi_layer.pool_mode': 'max'}, 'RoIAlign'),
         ('classifier', {'head.type': 'MultiLabelLinearClsHead'}, 'MultiLabelLinearClsHead cannot be exported'),
