@@ -14,7 +14,7 @@ from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).parents[1]
 DIGITS = tuple('0123456789')
-# Every mechanism, and no more layers: an export takes 10 seconds for each.
+# Every mechanism, and no more layers: an export takes seconds for each.
 ARCH = dict(
     embed_dims=[16, 16, 32, 32],
     depths=[1, 1, 2, 1],
@@ -28,7 +28,7 @@ KINDS = ['classifier', 'retinanet', 'mask_rcnn', 'cascade', 'upernet', 'fpn']
 
 @MODELS.register_module()
 class FourConvolutions(BaseModule):
-    """Maps of the sizes and channels of a LaViT, in a hundredth of its time to export."""
+    """Maps of the sizes and channels of a LaViT, from fewer operators to export."""
 
     def __init__(self):
         super().__init__()

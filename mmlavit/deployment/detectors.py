@@ -98,8 +98,8 @@ class OneStage(nn.Module):
         """Detect on maps (1, C, h, w): boxes (N, 4), scores (N,) and labels (N,), highest score first."""
         boxes, scores, labels, _ = self.head(features, limit)
         wanted = scores > self.score_thr
-        if self.smallest == 0:
-            wanted = wanted & are_larger(boxes, 0)
+        if self.smallest >= 0:
+            wanted = wanted & are_larger(boxes, self.smallest)
         chosen = indices_of(wanted)[:, 0]
         boxes, scores, labels = boxes[chosen], scores[chosen], labels[chosen]
         kept = keep_apart(boxes, scores, labels, limit, self.iou_threshold)[: self.max_per_img]

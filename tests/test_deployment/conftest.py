@@ -19,7 +19,7 @@ def exported(tmp_path_factory):
     def make(kind):
         cfg = make_config(kind)
         if kind in ('cascade', 'fpn'):
-            # Necks and heads alone: an export of a LaViT takes a minute, and three of the others have one.
+            # Necks and heads alone: most of an export's time goes into a LaViT, and three of the others have one.
             cfg.model.backbone = dict(type='FourConvolutions')
             # The pipelines of the large configs, with smaller images.
             for step in cfg.test_dataloader.dataset.pipeline:
