@@ -42,8 +42,8 @@ class Predictor:
         memory_limit (float, optional): Bytes that an image may need; None: what the machine, or the container, has
             available. An image that needs more is refused.
 
-    Several threads may use one predictor: an exported model then computes their images side by side, a config's one
-    after the other.
+    Several threads may use one predictor, and one process several: an exported model then computes their images side
+    by side; models of configs compute one after the other.
 
     Raises:
         UserError: If a file, the runtime or the device cannot be used.

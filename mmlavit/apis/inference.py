@@ -9,7 +9,8 @@ import copy
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +34,14 @@ from mmlavit_serve import Classification, Detections, Result, Segmentation
 from mmlavit_serve.memory import LABEL_BYTES, MemoryNeed
 
 _SIDES = 256, 512  # of the images that memory is measured with
+_RUNNING = threading.Lock()
+
+
+@contextmanager
+def _entered(scope: str) -> Iterator[None]:
+    """Be in a toolbox, one thread at a time: the toolboxes keep where they are in places that all threads share."""
+    with _RUNNING, DefaultScope.overwrite_default_scope(scope):
+        yield
 
 
 class TorchModel(ABC):
@@ -50,16 +59,15 @@ class TorchModel(ABC):
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
         self.score_thr, self.device = score_thr, device
         require_channels(cfg.model)
-        self.model, self.meta = self._load(copy.deepcopy(cfg), checkpoint, device)
-        weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')  # _load has said so
-        require_whole(self.model, weights.get('state_dict', weights), checkpoint)
-        self.classes = self.meta.get('classes')
-        try:
-            with DefaultScope.overwrite_default_scope(self.scope):
+        with _entered(self.scope):
+            self.model, self.meta = self._load(copy.deepcopy(cfg), checkpoint, device)
+            weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')  # _load has said so
+            require_whole(self.model, weights.get('state_dict', weights), checkpoint)
+            try:
                 self.transforms = describe_pipeline(find_test_pipeline(cfg))
-        except ConfigError:  # unknown steps: images count as they are
-            self.transforms = []
-        self._running = threading.Lock()
+            except ConfigError:  # unknown steps: images count as they are
+                self.transforms = []
+        self.classes = self.meta.get('classes')
 
     @abstractmethod
     def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -95,7 +103,7 @@ class TorchModel(ABC):
     def _run_square(self, side: int) -> None:
         """Run the model on noise."""
         image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        with self._running, torch.no_grad():
+        with _entered(self.scope), torch.no_grad():
             self.model.test_step(dict(inputs=[image], data_samples=[self._sample(side)]))
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Result]:
@@ -107,7 +115,7 @@ class TorchModel(ABC):
         Returns:
             list[Result]: One for each.
         """
-        with self._running:  # the toolboxes keep what they are doing in places that all threads share
+        with _entered(self.scope):
             samples = self._run(list(images))
         return [self._to_result(image.shape[:2], sample.cpu()) for image, sample in zip(images, samples, strict=True)]
 

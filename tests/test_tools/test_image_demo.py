@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mmlavit.utils.checkpoint import load_checkpoint
 from mmlavit.utils.publishing import save_published, strip_checkpoint
 from mmlavit.visualization import drawing
-from mmlavit_serve import Predictor, UserError
+from mmlavit_serve import Classification, Detections, Predictor, Segmentation, UserError
 from mmlavit_serve.predictor import find_images
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,17 @@ def image_demo(monkeypatch, *args):
     """Run the script in this process, which has imported the toolboxes already."""
     monkeypatch.setattr(sys, 'argv', ['image_demo.py', *map(str, args)])
     runpy.run_path(str(ROOT / 'tools/image_demo.py'), run_name='__main__')
+
+
+def test_models_of_all_toolboxes_side_by_side(tmp_path, pictures):
+    models = [
+        Predictor(CONFIGS / name, write_checkpoint(name, tmp_path / f'{name}.pth'), device='cpu', score_thr=-1)
+        for name in TASKS
+    ]
+    init_default_scope('mmengine')
+    results = [model.predict(pictures / 'a.png') for model in models]
+    assert [type(result) for result in results] == [Detections, Segmentation, Classification]
+    assert DefaultScope.get_current_instance().scope_name == 'mmengine'
 
 
 @pytest.mark.parametrize('name', TASKS)
