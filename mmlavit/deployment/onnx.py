@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlavit.errors import UserError
+from mmlavit.models.onnx_attention import tracing_for_onnx
 
 OPSETS = range(18, 21)
 """Versions of ONNX's operators that can be chosen. From 20 on GELU is one of them."""
@@ -54,20 +55,22 @@ def write_onnx(
     try:
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             warnings.simplefilter('ignore')
-            program = torch.export.export(
-                model,
-                (),
-                # Not made in inference mode, which the exporter cannot trace.
-                {name: example.clone() for name, example in arguments.items()},
-                dynamic_shapes=dynamic_shapes,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
+            with tracing_for_onnx():
+                program = torch.export.export(
+                    model,
+                    (),
+                    # Not made in inference mode, which the exporter cannot trace.
+                    {name: example.clone() for name, example in arguments.items()},
+                    dynamic_shapes=dynamic_shapes,
+                    prefer_deferred_runtime_asserts_over_guards=True,
+                )
             exported = torch.onnx.export(
                 program,
                 opset_version=opset,
                 dynamo=True,
                 input_names=list(arguments),
                 output_names=outputs,
+                custom_translation_table={torch.ops.mmlavit.attend_in_pieces.default: _attend_in_pieces},
                 optimize=False,
                 verbose=False,
             )
@@ -82,6 +85,16 @@ def write_onnx(
     partial = out_file.with_suffix('.partial.onnx')
     exported.save(os.fspath(partial))
     os.replace(partial, out_file)
+
+
+def _attend_in_pieces(query: Any, key: Any, value: Any, pieces: int) -> Any:
+    """Write :func:`mmlavit.models.onnx_attention.attend_in_pieces` to a graph."""
+    from onnxscript import opset18 as op
+
+    key = op.Transpose(key, perm=[0, 1, 3, 2])
+    queries = op.Split(query, axis=2, num_outputs=pieces) if pieces > 1 else [query]
+    found = [op.MatMul(op.Softmax(op.MatMul(some, key), axis=-1), value) for some in queries]
+    return op.Concat(*found, axis=2) if pieces > 1 else found[0]
 
 
 def _clean(graph: Any, dynamic_shapes: Mapping[str, Any]) -> None:

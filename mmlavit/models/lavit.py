@@ -43,7 +43,8 @@ from .arguments import require_flags, require_integer, require_number, resolve_s
 from .factored import AnyScores, FactoredScores, factor, factoring_pays
 from .initialization import resolve_init_cfg
 from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
-from .layout import PointwiseLinear, Scores, attend_in_pieces, folding_pays, linear, linear_each, to_map, to_tokens
+from .layout import PointwiseLinear, Scores, folding_pays, linear, linear_each, to_map, to_tokens
+from .onnx_attention import attend_in_pieces, is_traced_for_onnx
 from .recompute import checkpoint_contexts, recompute
 from .resample import Grid, ceil_div, is_symbolic, resample_tokens, share_traced_matrices
 
@@ -183,7 +184,7 @@ class VanillaAttention(nn.Module):
             up = resample_tokens(identity[None], self.reference_grid, key_grid)[0]  # (M, K)
             up = up.to(key.dtype)[:, None].expand(*key.shape[:3], columns)  # (B, M, H, K)
             queries, keys, scale = [query * scale, extra], [key, up], 1.0
-            if not torch.compiler.is_exporting():  # to runtimes that take the product apart
+            if not is_traced_for_onnx():  # whose runtimes take the product apart
                 # Fused kernels want one width for queries, keys and values; on a GPU they are made for multiples of 32.
                 padding = -(head_dim + columns) % (32 if query.is_cuda else 8)
                 queries.append(query.new_zeros(()).expand(*query.shape[:3], padding))
@@ -191,7 +192,7 @@ class VanillaAttention(nn.Module):
                 value = F.pad(value, (0, columns + padding))
             query, key = torch.cat(queries, dim=-1), torch.cat(keys, dim=-1)
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-        if torch.compiler.is_exporting():
+        if is_traced_for_onnx():
             out = attend_in_pieces(query, key * scale, value, self.reduction.ratio**2)
         else:
             out = F.scaled_dot_product_attention(query, key, value, scale=scale)

@@ -107,26 +107,6 @@ def linear_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias[:, None].expand(-1, x.shape[1], -1), x, weight.transpose(1, 2))
 
 
-def attend_in_pieces(query: Tensor, key: Tensor, value: Tensor, pieces: int) -> Tensor:
-    """Attention for runtimes without a fused kernel, of some queries at a time: their scores then stay in the caches.
-
-    Args:
-        query (Tensor): Queries of shape (B, H, N, d), N a multiple of ``pieces``.
-        key (Tensor): Scaled keys of shape (B, H, M, d).
-        value (Tensor): Values of shape (B, H, M, d).
-        pieces (int): Number of pieces.
-
-    Returns:
-        Tensor: ``softmax(Q K^T) V`` of shape (B, H, N, d).
-    """
-    # Batched products of (B * H, ., .): a trace has three nodes for each piece, and there are up to 64.
-    batch = query.shape[0]
-    query, key, value = (t.flatten(0, 1) for t in (query, key.transpose(2, 3), value))
-    some = query.unflatten(1, (pieces, -1)).unbind(1)
-    out = torch.cat([torch.bmm(torch.bmm(queries, key).softmax(dim=-1), value) for queries in some], dim=1)
-    return out.unflatten(0, (batch, -1))
-
-
 def map_strips(
     function: Callable[[Tensor, Grid], Tensor], x: Tensor, grid: Grid, channels: int, strip_bytes: int = STRIP_BYTES
 ) -> Tensor:
