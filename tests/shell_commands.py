@@ -98,8 +98,11 @@ def check_pip(args):
     if not args or args[0] not in ('install', 'uninstall'):
         return None
     for option, value in zip(args, [*args[1:], '']):
-        if option in ('-r', '-e') and not (ROOT / value).exists():
-            return f'no file {value}'
+        folder, _, extra = value.rstrip(']').partition('[')
+        if option in ('-r', '-e') and not (ROOT / folder).exists():
+            return f'no file {folder}'
+        if option == '-e' and extra and not (ROOT / f'requirements/{extra}.txt').exists():
+            return f'no extra {extra}'
     unknown = {word for word in args if word.startswith('--')} - set(pip_options())
     return f'pip has no {unknown}' if unknown else None
 
