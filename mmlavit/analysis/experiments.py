@@ -184,8 +184,9 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1) -> None
     failed = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
         futures: dict[str, list[Future]] = {}
-        for arm in arms:
-            # Earlier arms were submitted earlier, so whoever waits for them never keeps them from starting.
+        # Those that wait for nobody come first, since who waits takes up a job. The others keep their order: whom they
+        # wait for was submitted earlier, so they never keep it from starting.
+        for arm in sorted(arms, key=lambda arm: bool(arm.needs)):
             before = [future for need in arm.needs for future in futures[need]]
             futures[arm.name] = [
                 pool.submit(_run_arm, plan, arm, seed, root, threads, before, failed) for seed in arm.seeds

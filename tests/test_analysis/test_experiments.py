@@ -63,6 +63,13 @@ def test_run(plan, tmp_path, jobs):
     assert (root / 'order.txt').read_text().split('\n')[:-1] == order
 
 
+def test_who_waits_keeps_nobody_from_starting(tmp_path):
+    arms = dict(a=arm(tmp_path, 1), b=arm(tmp_path, 2, needs=['a']), c=arm(tmp_path, 3))
+    plan = Plan.read(str(write_plan(tmp_path, arms)))
+    run_plan(plan, plan.choose([], [0]), tmp_path / 'runs')
+    assert (tmp_path / 'runs/order.txt').read_text().split('\n')[:-1] == ['a 0', 'c 0', 'b 0']
+
+
 def test_run_chosen_seeds(plan, tmp_path):
     root = tmp_path / 'runs'
     run_plan(plan, plan.choose(['b'], [1]), root)
