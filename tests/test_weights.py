@@ -9,9 +9,11 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from safetensors import safe_open
 
+from mmlavit.apis import export
+from mmlavit.errors import UserError
 from mmlavit.models import LessAttention
 from mmlavit.utils.arguments import load_config
-from mmlavit.utils.checkpoint import find_weights
+from mmlavit.utils.checkpoint import find_checkpoint, find_weights
 from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +67,32 @@ def test_they_load(file, scope):
     assert given.keys() == loaded.keys()
     assert all(torch.equal(loaded[key], value.to(loaded[key].dtype)) for key, value in given.items())
     assert any(isinstance(module, LessAttention) for module in model.modules()) == ('vanilla' not in name)
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+def test_they_are_exported_by_name(file, tmp_path, monkeypatch):
+    """With the name and the content of the file, which the graph keeps."""
+    name = file.stem.rpartition('-')[0]
+    written = {}
+    monkeypatch.setattr(export, 'write_onnx', lambda *args, **kwargs: written.update(kwargs))
+    export.export_onnx(str(ROOT / f'configs/experiments/{name}.py'), f'mmlavit://{name}', tmp_path / 'model.onnx')
+    metadata = json.loads(written['metadata']['mmlavit'])
+    assert metadata['checkpoint'] == file.name
+    assert metadata['checkpoint_sha256'] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_where_checkpoints_are(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    (tmp_path / 'hub/checkpoints').mkdir(parents=True)
+    for file in (tmp_path / 'mine.pth', tmp_path / 'hub/checkpoints/r50-0a1b2c3d.pth'):
+        file.write_bytes(b'')
+    assert find_checkpoint('~/mine.pth') == tmp_path / 'mine.pth'
+    fetched = find_checkpoint('https://example.org/models/r50-0a1b2c3d.pth')  # before, and not again
+    assert fetched == tmp_path / 'hub/checkpoints/r50-0a1b2c3d.pth'
+    with pytest.raises(UserError, match='expected a file, mmlavit://NAME or https://'):
+        find_checkpoint('torchvision://resnet50')
+    with pytest.raises(UserError, match='yours.pth does not exist'):
+        find_checkpoint('~/yours.pth')
+    with pytest.raises(UserError, match='mmlavit://lavit_x is unknown'):
+        find_checkpoint('mmlavit://lavit_x')

@@ -21,6 +21,7 @@ from mmlavit.deployment.pipeline import describe_pipeline, find_test_pipeline
 from mmlavit.errors import UserError
 from mmlavit.models.arch import STRIDES
 from mmlavit.utils.arguments import load_config
+from mmlavit.utils.checkpoint import find_checkpoint
 from mmlavit.version import __version__
 from mmlavit_serve.runtimes import METADATA
 
@@ -50,7 +51,7 @@ def export_onnx(
 
     Args:
         cfg (Config or str): Config, or its file.
-        checkpoint (str): Weights.
+        checkpoint (str): Weights: a file, ``mmlavit://NAME`` or an address of the internet.
         out_file (str or Path): The file, ending in .onnx.
         shape (tuple[int, int], optional): Height and width of all images; None: any to 16384, from one pixel more than
             the coarsest stride of the model.
@@ -71,12 +72,13 @@ def export_onnx(
         raise UserError(f'shape is {shape}, expected a height and a width above 0')
     if not isinstance(cfg, Config):
         cfg = load_config(os.fspath(cfg))
-    built = build_model(cfg, checkpoint, 'cpu', 0.0)
+    file = find_checkpoint(checkpoint)
+    built = build_model(cfg, str(file), 'cpu', 0.0)
     init_default_scope(built.scope)
     sides = [_coarsest_stride(built.model) + 1, _LARGEST]  # grids of one row or column are a case of their own
     if shape is not None and min(shape) < sides[0]:
         raise UserError(f'shape is {shape}, expected a height and a width of at least {sides[0]} for this model')
-    metadata = _describe(cfg, built.scope, built.model, built.meta, checkpoint)
+    metadata = _describe(cfg, built.scope, built.model, built.meta, file)
     # How many masks there are is known before they are put into the image, so here they are counted then.
     memory = built.memory if built.scope == 'mmseg' else built.memory._replace(image=0.0)
     metadata.update(sides=None if shape else sides, memory=list(memory))
@@ -116,7 +118,7 @@ def _coarsest_stride(model: nn.Module) -> int:
     return max(STRIDES[-1], *(max(stride) for stride in generator.strides)) if generator else STRIDES[-1]
 
 
-def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
+def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     """Collect what a user of the file has to know, as values for JSON."""
     preprocessor = model.data_preprocessor
     normalised = getattr(preprocessor, '_enable_normalize', True)
@@ -131,7 +133,7 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
         std=preprocessor.std.flatten().tolist() if normalised else None,
         mask_thr=rcnn.get('mask_thr_binary', 0.5),
         config=Path(cfg.filename).name if cfg.filename else None,
-        checkpoint=Path(checkpoint).name,
-        checkpoint_sha256=hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+        checkpoint=checkpoint.name,
+        checkpoint_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         mmlavit_version=__version__,
     )

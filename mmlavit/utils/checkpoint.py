@@ -173,6 +173,28 @@ def find_weights(name: str) -> Path:
     return known[name]
 
 
+def find_checkpoint(path: str) -> Path:
+    """Find the file of a checkpoint on this machine; one of the internet is fetched if it was not before.
+
+    Args:
+        path (str): File, ``mmlavit://NAME``, or address of the internet.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        UserError: If it does not exist, or the address is of another kind.
+    """
+    require_checkpoint(path)
+    if path.startswith('mmlavit://'):
+        return find_weights(path.removeprefix('mmlavit://'))
+    if path.startswith(('http://', 'https://')):
+        return Path(_download(path))
+    if _is_address(path):
+        raise UserError(f'{path} has no file on this machine; expected a file, mmlavit://NAME or https://...')
+    return Path(path).expanduser()
+
+
 def require_checkpoint(path: str, what: str = 'checkpoint') -> None:
     """Make sure that a checkpoint file exists. Addresses of the internet are left alone.
 
@@ -185,9 +207,13 @@ def require_checkpoint(path: str, what: str = 'checkpoint') -> None:
     """
     if path.startswith('mmlavit://'):
         find_weights(path.removeprefix('mmlavit://'))
-    # Two letters at least, so that no drive letter counts as the scheme of an address.
-    if not re.match(r'\w{2,}:', path) and not osp.isfile(osp.expanduser(path)):
+    if not _is_address(path) and not osp.isfile(osp.expanduser(path)):
         raise UserError(f'{what} {path} does not exist; expected a .pth or .safetensors file')
+
+
+def _is_address(path: str) -> bool:
+    # Two letters at least, so that no drive letter counts as the scheme of an address.
+    return re.match(r'\w{2,}:', path) is not None
 
 
 def require_checkpoints(cfg: Config) -> None:

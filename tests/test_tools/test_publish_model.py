@@ -207,6 +207,13 @@ def test_plain_weights(publish, tmp_path):
     assert_same(torch.load(file, weights_only=True)['state_dict'], weights)
 
 
+def test_weights_by_name(publish, tmp_path, capsys):
+    """Those of the repository, published again."""
+    publish('mmlavit://lavit_nano_in275', tmp_path / 'out.safetensors')
+    (file,) = tmp_path.glob('out-*.safetensors')
+    assert f'4.4 -> {file.stat().st_size / 1e6:.1f} MB' in capsys.readouterr().out
+
+
 class Harmful:
     """Would run code when it is loaded."""
 

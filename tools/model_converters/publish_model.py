@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
-from mmlavit.utils.checkpoint import load_checkpoint
+from mmlavit.utils.checkpoint import find_checkpoint, load_checkpoint
 from mmlavit.utils.publishing import save_published, strip_checkpoint
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     averaged = 'ema_state_dict' in checkpoint
     kind = 'weights' if not averaged else 'raw weights' if args.weights == 'raw' else 'averaged (EMA) weights'
     removed = ', '.join(key for key in checkpoint if key not in published) or 'nothing'
-    before, after = Path(args.checkpoint).expanduser().stat().st_size, file.stat().st_size
+    before, after = find_checkpoint(args.checkpoint).stat().st_size, file.stat().st_size
     print(f'{file}: {len(published["state_dict"])} tensors, {kind}, {before / 1e6:.1f} -> {after / 1e6:.1f} MB')
     print(f'removed: {removed}')
 
