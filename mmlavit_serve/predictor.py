@@ -193,7 +193,7 @@ def find_images(path: Path) -> list[Path]:
     """List the images at a path.
 
     Args:
-        path (Path): An image, or a folder with images in it or in its subfolders.
+        path (Path): An image, or a folder with images in it or in its subfolders, links among them.
 
     Returns:
         list[Path]: At least one, sorted.
@@ -205,7 +205,19 @@ def find_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f'{path} does not exist; expected an image or a folder of images')
-    found = sorted(file for file in path.rglob('*') if file.suffix.lower() in IMAGES)
+    found = sorted(file for file in _walk(path) if file.suffix.lower() in IMAGES)
     if not found:
         raise UserError(f'{path} has no images; expected files ending in {", ".join(IMAGES)}')
     return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder. Links are followed, and each folder is visited once: links can form a circle."""
+    visited = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        yield from (Path(place, name) for name in names)

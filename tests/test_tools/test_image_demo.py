@@ -338,6 +338,15 @@ def test_mistakes(changes, message, tmp_path, pictures, monkeypatch, capsys):
     assert not list(tmp_path.rglob('predictions.json'))
 
 
+def test_find_images_through_links(pictures, tmp_path):
+    links = tmp_path / 'links'
+    links.mkdir()
+    (links / 'class').symlink_to(pictures, target_is_directory=True)
+    (links / 'b.png').symlink_to(pictures / 'a.png')
+    (pictures / 'more/circle').symlink_to(links, target_is_directory=True)
+    assert find_images(links) == [links / 'b.png', links / 'class/a.png', links / 'class/more/a.png']
+
+
 def test_find_images(pictures):
     assert find_images(pictures) == [pictures / 'a.png', pictures / 'more/a.png']
     assert find_images(pictures / 'a.png') == [pictures / 'a.png']
