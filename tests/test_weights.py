@@ -87,7 +87,7 @@ def test_where_checkpoints_are(tmp_path, monkeypatch):
     (tmp_path / 'hub/checkpoints').mkdir(parents=True)
     for file in (tmp_path / 'mine.pth', tmp_path / 'hub/checkpoints/r50-0a1b2c3d.pth'):
         file.write_bytes(b'')
-    assert find_checkpoint('~/mine.pth') == tmp_path / 'mine.pth'
+    assert find_checkpoint('~/mine.pth') == find_checkpoint(tmp_path / 'mine.pth') == tmp_path / 'mine.pth'
     fetched = find_checkpoint('https://example.org/models/r50-0a1b2c3d.pth')  # before, and not again
     assert fetched == tmp_path / 'hub/checkpoints/r50-0a1b2c3d.pth'
     with pytest.raises(UserError, match='expected a file, mmlavit://NAME or https://'):

@@ -34,7 +34,7 @@ _EXAMPLE = (170, 250)  # neither equal nor multiples of 32, so that nothing is t
 
 def export_onnx(
     cfg: Config | str | os.PathLike,
-    checkpoint: str,
+    checkpoint: str | os.PathLike,
     out_file: str | os.PathLike,
     shape: tuple[int, int] | None = None,
     opset: int = 20,
@@ -51,7 +51,7 @@ def export_onnx(
 
     Args:
         cfg (Config or str): Config, or its file.
-        checkpoint (str): Weights: a file, ``mmlavit://NAME`` or an address of the internet.
+        checkpoint (str or Path): Weights: a file, ``mmlavit://NAME`` or an address of the internet.
         out_file (str or Path): The file, ending in .onnx.
         shape (tuple[int, int], optional): Height and width of all images; None: any to 16384, from one pixel more than
             the coarsest stride of the model.

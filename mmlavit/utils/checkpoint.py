@@ -173,11 +173,11 @@ def find_weights(name: str) -> Path:
     return known[name]
 
 
-def find_checkpoint(path: str) -> Path:
+def find_checkpoint(path: str | os.PathLike) -> Path:
     """Find the file of a checkpoint on this machine; one of the internet is fetched if it was not before.
 
     Args:
-        path (str): File, ``mmlavit://NAME``, or address of the internet.
+        path (str or Path): File, ``mmlavit://NAME``, or address of the internet.
 
     Returns:
         Path: The file.
@@ -185,6 +185,7 @@ def find_checkpoint(path: str) -> Path:
     Raises:
         UserError: If it does not exist, or the address is of another kind.
     """
+    path = os.fspath(path)
     require_checkpoint(path)
     if path.startswith('mmlavit://'):
         return find_weights(path.removeprefix('mmlavit://'))
