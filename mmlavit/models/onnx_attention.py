@@ -45,8 +45,8 @@ def attend_in_pieces(query: Tensor, key: Tensor, value: Tensor, pieces: int) -> 
     Returns:
         Tensor: ``softmax(Q K^T) V`` of shape (B, H, N, d).
     """
-    pieces = query.unflatten(2, (pieces, -1)).unbind(2)
-    return torch.cat([(piece @ key.transpose(2, 3)).softmax(dim=-1) @ value for piece in pieces], dim=2)
+    some = query.unflatten(2, (pieces, -1)).unbind(2)
+    return torch.cat([(queries @ key.transpose(2, 3)).softmax(dim=-1) @ value for queries in some], dim=2)
 
 
 @attend_in_pieces.register_fake
