@@ -254,15 +254,15 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     """Read a checkpoint with weights.
 
     Args:
-        path (str): A training checkpoint of mmengine, a file of weights, or ``mmlavit://NAME``.
+        path (str): A training checkpoint or a file of weights, ``mmlavit://NAME``, or an address of the internet.
 
     Returns:
         dict[str, Any]: With the weights under 'state_dict'.
 
     Raises:
-        UserError: As :func:`load_from_local`, and if there are no weights.
+        UserError: As :func:`find_checkpoint` and :func:`load_from_local`, and if there are no weights.
     """
-    checkpoint = (load_from_mmlavit if path.startswith('mmlavit://') else load_from_local)(path, 'cpu')
+    checkpoint = load_from_local(str(find_checkpoint(path)), 'cpu')
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not weights or not all(map(torch.is_tensor, weights.values())):
         raise UserError(f'{path} has no weights; expected a checkpoint with a state_dict')
