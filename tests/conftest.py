@@ -6,7 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 
 @pytest.fixture
@@ -36,12 +38,21 @@ def device(request) -> str:
 
 
 @pytest.fixture(autouse=True)
-def leave_scope():
-    """Forget the toolbox that a test entered."""
+def leave_no_globals():
+    """Forget the toolbox that a test entered, and what its runners made for the whole process.
+
+    mmengine names loggers after the second in which a run starts. Of two tests in one second, the second would write to
+    the output of the first, which pytest has closed.
+    """
     before = dict(DefaultScope._instance_dict)
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            handler.close()
+    for named in (MMLogger, MessageHub, Visualizer, *Visualizer.__subclasses__()):
+        named._instance_dict.clear()
 
 
 def pytest_collection_modifyitems(items):
