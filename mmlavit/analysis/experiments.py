@@ -29,7 +29,7 @@ RESUMABLE = ('tools/train.py', 'tools/distill.py')
 
 _LOGS = ('*/vis_data/[0-9]*.json', '*/[0-9]*.json')  # of mmengine's trainings, and of its tests
 _KEYS = {'title', 'metric', 'scale', 'digits', 'seeds', 'reference', 'columns', 'arms'}
-_ARM_KEYS = {'title', 'seeds', 'needs', 'commands'}
+_ARM_KEYS = {'title', 'seeds', 'needs', 'names', 'commands'}
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class Arm:
         title (str): Names its row.
         seeds (tuple[int, ...]): Random seeds.
         needs (tuple[str, ...]): Earlier arms whose results the commands read.
-        commands (Mapping[str, str]): Commands by a name of each. ``{seed}`` stands for the seed, ``{work_dir}`` for
-            the command's own folder, ``{run}`` for that of the arm and the seed, which holds those of its commands,
-            and ``{root}`` for that of the experiment, which holds ``ARM/seed_N``; further names are the plan's.
+        commands (Mapping[str, str]): Commands by a name of each. ``{seed}`` stands for the seed, ``{arm}`` for the
+            arm's name, ``{work_dir}`` for the command's own folder, ``{run}`` for that of the arm and the seed, which
+            holds those of its commands, and ``{root}`` for that of the experiment, which holds ``ARM/seed_N``.
+        names (Mapping[str, Any]): What else stands for ``{NAME}`` in its commands: the plan's names and its own.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Arm:
     seeds: tuple[int, ...]
     needs: tuple[str, ...]
     commands: Mapping[str, str]
+    names: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,6 @@ class Plan:
         digits (int): Decimals in the tables.
         reference (str): The arm that differences are to.
         columns (Mapping[str, str]): Commands whose result is shown, and what the table calls them.
-        names (Mapping[str, Any]): What else stands for ``{NAME}`` in commands and titles of arms.
         arms (tuple[Arm, ...]): The rows.
     """
 
@@ -76,7 +77,6 @@ class Plan:
     digits: int
     reference: str
     columns: Mapping[str, str]
-    names: Mapping[str, Any]
     arms: tuple[Arm, ...]
 
     @classmethod
@@ -84,7 +84,9 @@ class Plan:
         """Read a plan.
 
         Args:
-            path (str): A Python file as those in ``configs/experiments/plans``.
+            path (str): A Python file as those in ``configs/experiments/plans``. Besides what a plan and its arms
+                have, it may say ``seeds`` and ``commands`` of all arms that have none of their own, and ``names`` that
+                all arms share, also in their titles.
 
         Returns:
             Plan: The plan.
@@ -96,23 +98,23 @@ class Plan:
             raise UserError(f'plan {path} does not exist; expected a file such as those in configs/experiments/plans')
         cfg = Config.fromfile(path)
         missing = _KEYS - set(cfg)
-        names = cfg.get('names', {})
         if missing:
             raise UserError(f'{path} has no {", ".join(sorted(missing))}; a plan has {", ".join(sorted(_KEYS))}')
         arms = []
         for name, arm in cfg.arms.items():
-            unknown = arm.keys() - _ARM_KEYS
-            if unknown or not {'title', 'commands'} <= arm.keys():
+            commands = arm.get('commands', cfg.get('commands'))
+            if arm.keys() - _ARM_KEYS or 'title' not in arm or commands is None:
                 raise UserError(f'{path}: arm {name} has {", ".join(arm)}; expected {", ".join(sorted(_ARM_KEYS))}')
             needs = tuple(arm.get('needs', ()))
             if not set(needs) <= {earlier.name for earlier in arms}:
                 raise UserError(f'{path}: arm {name} needs {", ".join(needs)}, which must be arms that stand before it')
-            title = arm.title.format(**names)
-            arms.append(Arm(name, title, tuple(arm.get('seeds', cfg.seeds)), needs, dict(arm.commands)))
+            names = {**cfg.get('names', {}), **arm.get('names', {})}
+            seeds = tuple(arm.get('seeds', cfg.seeds))
+            arms.append(Arm(name, arm.title.format(**names), seeds, needs, dict(commands), names))
         if cfg.reference not in cfg.arms:
             raise UserError(f'{path}: reference is {cfg.reference}; expected one of {", ".join(cfg.arms)}')
         plain = (cfg[key] for key in ('title', 'metric', 'scale', 'digits', 'reference'))
-        return cls(Path(path).stem, *plain, dict(cfg.columns), dict(names), tuple(arms))
+        return cls(Path(path).stem, *plain, dict(cfg.columns), tuple(arms))
 
     def command(self, arm: Arm, name: str, seed: int, root: Path) -> str:
         """Give a command of an arm as it is run for a seed.
@@ -127,7 +129,8 @@ class Plan:
             str: The command, without placeholders.
         """
         run = root / arm.name / f'seed_{seed}'
-        command = arm.commands[name].format(**self.names, seed=seed, work_dir=run / name, run=run, root=root)
+        places = dict(seed=seed, arm=arm.name, work_dir=run / name, run=run, root=root)
+        command = arm.commands[name].format(**arm.names, **places)
         return ' '.join(command.split())
 
     def choose(self, names: Sequence[str], seeds: Sequence[int] = ()) -> list[Arm]:

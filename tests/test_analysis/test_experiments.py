@@ -70,6 +70,17 @@ def test_who_waits_keeps_nobody_from_starting(tmp_path):
     assert (tmp_path / 'runs/order.txt').read_text().split('\n')[:-1] == ['a 0', 'c 0', 'b 0']
 
 
+def test_arms_share_commands_and_names(tmp_path):
+    """What an arm says goes before what the plan says."""
+    arms = dict(a=dict(title='A {size}'), b=dict(title='B {size}', names=dict(size=3)), c=arm(tmp_path, 3))
+    commands = dict(train='echo {size} {word} {arm} {seed}')
+    plan = Plan.read(str(write_plan(tmp_path, arms, commands=commands, names=dict(size=2, word='x'))))
+    assert [arm.title for arm in plan.arms] == ['A 2', 'B 3', 'arm 3']
+    first, second, own = (plan.command(arm, 'train', 1, tmp_path) for arm in plan.arms)
+    assert (first, second) == ('echo 2 x a 1', 'echo 3 x b 1')
+    assert own.startswith(f'python {tmp_path}/step.py')
+
+
 def test_run_chosen_seeds(plan, tmp_path):
     root = tmp_path / 'runs'
     run_plan(plan, plan.choose(['b'], [1]), root)

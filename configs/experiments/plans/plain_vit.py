@@ -4,22 +4,16 @@ metric, scale, digits = 'accuracy/top1', 1, 1
 columns = dict(train='top-1')
 seeds = [0, 1, 2]
 reference = 'less'
-names = dict(
-    full='configs/experiments/vit_small_in30.py',
-    less='configs/experiments/vit_small_less_in30.py',
-    control='model.backbone.type=mmlavit.analysis.controls.WithLessAttentionControl model.backbone.later',
-)
 
-_train = 'python tools/train.py CONFIG --work-dir {work_dir} --cfg-options randomness.seed={seed} '
-# Each arm: its row, its config, and options.
-_rows = dict(
-    less=('less attention', '{less}', ''),
-    full=('full attention in all layers', '{full}', ''),
-    shared=('later layers: scores shared, no transforms', '{less}', '{control}=shared'),
-    uniform=('later layers: uniform attention', '{less}', '{control}=uniform'),
-    none=('later layers: no attention', '{less}', '{control}=none'),
+commands = dict(
+    train='python tools/train.py {config} --work-dir {work_dir} --cfg-options randomness.seed={seed} {options}'
 )
-arms = {
-    name: dict(title=title, commands=dict(train=_train.replace('CONFIG', config) + options))
-    for name, (title, config, options) in _rows.items()
-}
+_later = 'model.backbone.type=mmlavit.analysis.controls.WithLessAttentionControl model.backbone.later='
+names = dict(config='configs/experiments/vit_small_less_in30.py', options='')
+arms = dict(
+    less=dict(title='less attention'),
+    full=dict(title='full attention in all layers', names=dict(config='configs/experiments/vit_small_in30.py')),
+    shared=dict(title='later layers: scores shared, no transforms', names=dict(options=_later + 'shared')),
+    uniform=dict(title='later layers: uniform attention', names=dict(options=_later + 'uniform')),
+    none=dict(title='later layers: no attention', names=dict(options=_later + 'none')),
+)
