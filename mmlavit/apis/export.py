@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from torch import nn
 from torch.export import Dim
 
@@ -74,7 +74,6 @@ def export_onnx(
         cfg = load_config(os.fspath(cfg))
     file = find_checkpoint(checkpoint)
     built = build_model(cfg, str(file), 'cpu', 0.0)
-    init_default_scope(built.scope)
     sides = [_coarsest_stride(built.model) + 1, _LARGEST]  # grids of one row or column are a case of their own
     if shape is not None and min(shape) < sides[0]:
         raise UserError(f'shape is {shape}, expected a height and a width of at least {sides[0]} for this model')
@@ -124,11 +123,13 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
     normalised = getattr(preprocessor, '_enable_normalize', True)
     palette = meta.get('palette')
     rcnn = (model.test_cfg.get('rcnn') or {}) if scope == 'mmdet' else {}
+    with DefaultScope.overwrite_default_scope(scope):
+        transforms = describe_pipeline(find_test_pipeline(cfg))
     return dict(
         task=_TASKS[scope],
         classes=list(meta['classes']) if meta.get('classes') else None,
         palette=[list(colour) for colour in palette] if palette and not isinstance(palette, str) else None,
-        transforms=describe_pipeline(find_test_pipeline(cfg)),
+        transforms=transforms,
         mean=preprocessor.mean.flatten().tolist() if normalised else None,
         std=preprocessor.std.flatten().tolist() if normalised else None,
         mask_thr=rcnn.get('mask_thr_binary', 0.5),

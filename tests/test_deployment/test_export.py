@@ -12,6 +12,7 @@ import pytest
 import torch
 from documents import code_blocks
 from exportable import KINDS, ROOT, build, make_config, make_image
+from mmengine.registry import DefaultScope
 from small_vit import DIM, VIT
 
 from mmlavit.apis.export import export_onnx
@@ -107,7 +108,9 @@ def test_batch(exported):
 
 def test_fixed_size(tmp_path, exported):
     cfg, checkpoint, _ = exported('retinanet')
-    file = export_onnx(cfg, checkpoint, tmp_path / 'fixed.onnx', shape=(97, 120))
+    with DefaultScope.overwrite_default_scope('mmseg'):  # as where a segmentor is in use
+        file = export_onnx(cfg, checkpoint, tmp_path / 'fixed.onnx', shape=(97, 120))
+        assert DefaultScope.get_current_instance().scope_name == 'mmseg'
     image = make_image((97, 120))
     check_detections(
         Predictor(file, score_thr=0.06).predict(image), Predictor(cfg, checkpoint, score_thr=0.06).predict(image)
