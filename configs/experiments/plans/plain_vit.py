@@ -1,12 +1,17 @@
 # Do layers without convolutions need less attention? A plain vision transformer, 30 classes of ImageNet at 128x128.
 title = 'A plain vision transformer with less attention in layers 4 to 7 of 8, and its rivals, 30 classes of ImageNet'
 metric, scale, digits = 'accuracy/top1', 1, 1
-columns = dict(train='top-1')
+columns = dict(test_96='at 96x96', train='top-1 at 128x128', test_192='at 192x192', test_256='at 256x256')
 seeds = [0, 1, 2]
 reference = 'less'
 
+_test = (
+    'python tools/test.py {config} {run}/train/iter_1880.pth --work-dir {work_dir} '
+    '--cfg-options "test_dataloader.dataset.pipeline.1.scale=(SIDE,SIDE)" {options}'
+)
 commands = dict(
-    train='python tools/train.py {config} --work-dir {work_dir} --cfg-options randomness.seed={seed} {options}'
+    train='python tools/train.py {config} --work-dir {work_dir} --cfg-options randomness.seed={seed} {options}',
+    **{f'test_{side}': _test.replace('SIDE', str(side)) for side in (96, 192, 256)},
 )
 _later = 'model.backbone.type=mmlavit.analysis.controls.WithLessAttentionControl model.backbone.later='
 names = dict(config='configs/experiments/vit_small_less_in30.py', options='')
