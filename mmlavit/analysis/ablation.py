@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
 from mmlavit.models.arguments import resolve_layers
-from mmlavit.models.lavit import AttentionResidual, LaViT, LessAttention, VanillaAttention
+from mmlavit.models.factored import AnyScores
+from mmlavit.models.lavit import AttentionResidual, LaViT, LessAttention, VanillaAttention, transform_keys
+from mmlavit.models.layout import Scores
 from mmlavit.models.plain_vit import PlainLessAttention, find_blocks, find_transformer
 
 Attention = VanillaAttention | LessAttention
@@ -87,9 +89,44 @@ def _remove_residual(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
     return _set_to_zero([m.layer_scale for m in backbone.modules() if isinstance(m, AttentionResidual)])
 
 
+def _less_attention_layers(backbone: nn.Module) -> list[LessAttention | PlainLessAttention]:
+    return [m for m in backbone.modules() if isinstance(m, (LessAttention, PlainLessAttention))]
+
+
 def _remove_transforms(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
-    layers = [m for m in backbone.modules() if isinstance(m, (LessAttention, PlainLessAttention))]
-    return _set_to_zero([delta for layer in layers for delta in (layer.delta_theta, layer.delta_psi)])
+    return _remove_psi(backbone, later) + _remove_theta(backbone, later)
+
+
+def _remove_psi(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
+    return _set_to_zero([layer.delta_psi for layer in _less_attention_layers(backbone)])
+
+
+def _remove_theta(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
+    return _set_to_zero([layer.delta_theta for layer in _less_attention_layers(backbone)])
+
+
+def _spread_in_blocks(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
+    layers = _less_attention_layers(backbone)
+    for layer in layers:
+        layer.transform = partial(_transform_in_blocks, layer)
+    return len(layers)
+
+
+def _transform_in_blocks(layer: LessAttention | PlainLessAttention, scores: AnyScores) -> Scores:
+    """``Psi A Theta^T``, where a query takes over what is added to the one reference query in whose cell it lies."""
+    a = transform_keys(scores.map, layer.delta_theta)  # (B, E + N, H * (E + K))
+    coarse = torch.matmul(layer.delta_psi, layer.reduce_queries(a, scores.grid))
+    plain = isinstance(layer, PlainLessAttention)
+    extra = layer.num_extra_tokens if plain else 0
+    reference = layer.reference_grid if plain else layer.query_grid
+    # The number of the cell, per axis: that of the query's centre.
+    rows, columns = (
+        (2 * torch.arange(size, device=a.device) + 1) * cells // (2 * size)
+        for size, cells in zip(scores.grid, reference, strict=True)
+    )
+    cells = (rows[:, None] * reference[1] + columns).flatten() + extra
+    index = torch.cat([torch.arange(extra, device=a.device), cells])  # extra tokens have cells of their own
+    return Scores(a + coarse[:, index], scores.heads, scores.grid)
 
 
 def _set_to_zero(parameters: Sequence[nn.Parameter]) -> int:
@@ -161,6 +198,9 @@ def _replace(attn: Attention, attend: Callable[[Attention, Tensor, tuple[int, in
 ABLATIONS: dict[str, Callable[[nn.Module, Sequence[nn.Module]], int]] = {
     'residual': _remove_residual,
     'transforms': _remove_transforms,
+    'psi': _remove_psi,
+    'theta': _remove_theta,
+    'blocks': _spread_in_blocks,
     'uniform': _make_uniform,
     'none': _remove_attention,
 }
@@ -169,6 +209,9 @@ ABLATIONS: dict[str, Callable[[nn.Module, Sequence[nn.Module]], int]] = {
 TITLES = {
     'residual': 'attention residuals',
     'transforms': 'transforms of scores',
+    'psi': 'transforms of queries',
+    'theta': 'transforms of keys',
+    'blocks': 'transforms of queries',
     'uniform': 'later layers',
     'none': 'later layers',
 }

@@ -129,8 +129,13 @@ class PlainLessAttention(nn.Module):
 
     @property
     def reference_grid(self) -> Grid:
-        """Reference grid of the keys."""
+        """Reference grid of queries and keys."""
         return self._shared.reference
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """Tokens before those of the grid, E."""
+        return self._shared.extra
 
     def last_scores(self) -> Tensor:
         """Give the scores of the forward pass that is under way, (B, H, E + N, E + K), until the next such layer."""

@@ -11,6 +11,7 @@ from mmlavit.analysis.ablation import ablate
 from mmlavit.analysis.controls import CONTROLS, PLAIN_CONTROLS, LaViTControl
 from mmlavit.errors import ConfigError
 from mmlavit.models import LessAttention
+from mmlavit.models.layout import Scores
 from mmlavit.models.plain_vit import find_transformer
 from mmlavit.utils.toolbox import load_toolbox
 
@@ -159,6 +160,57 @@ def test_trained_plain_controls_are_ablated_models(later):
     trained = [name for name, parameter in control.named_parameters() if parameter.requires_grad]
     assert trained == [name for name, parameter in control.named_parameters() if parameter.grad is not None]
     assert len(trained) == len(list(control.parameters())) - (12 if later == 'none' else 0)
+
+
+@pytest.mark.parametrize('what', ['psi', 'theta'])
+@pytest.mark.parametrize('plain', [False, True], ids=['lavit', 'plain'])
+def test_one_transform(plain, what):
+    """As zeros in its place."""
+    model = build_plain() if plain else build()
+    wanted = copy.deepcopy(model)
+    for name, parameter in wanted.named_parameters():
+        if name.endswith(f'.delta_{what}'):
+            torch.nn.init.zeros_(parameter)
+    before = outputs(model)
+    ablate(model, what, LAYERS)
+    torch.testing.assert_close(outputs(model), outputs(wanted))
+    assert not torch.allclose(before, outputs(model), rtol=1e-3)
+
+
+def literal_blocks(layer, scores, reference, extra):
+    """Query by query: `layer` has the transforms."""
+    height, width = scores.grid
+    a = scores.map.unflatten(-1, (layer.heads, -1))  # (B, E + N, H, E + K)
+    a = a + a @ layer.delta_theta.T
+    added = layer.delta_psi @ layer.reduce_queries(a.flatten(2), scores.grid)
+    wanted = a.flatten(2).clone()
+    wanted[:, :extra] += added[:, :extra]
+    for row in range(height):
+        for column in range(width):
+            cell = int((row + 0.5) / height * reference[0]), int((column + 0.5) / width * reference[1])
+            wanted[:, extra + row * width + column] += added[:, extra + cell[0] * reference[1] + cell[1]]
+    return wanted
+
+
+@pytest.mark.parametrize('grid', [(6, 9), (3, 2), (4, 4)])
+def test_blocks(grid):
+    model = build_plain()
+    layer = plain_attention(model)[0]
+    scores = Scores(torch.rand(2, 1 + grid[0] * grid[1], layer.heads * 17), layer.heads, grid)
+    wanted = literal_blocks(layer, scores, (4, 4), 1)
+    before = layer.transform(scores).map
+    ablate(model, 'blocks')
+    torch.testing.assert_close(layer.transform(scores).map, wanted)
+    assert torch.allclose(before, wanted, rtol=1e-4) == (grid == (4, 4))  # at its own size, there is nothing to spread
+
+
+def test_blocks_of_a_pyramid():
+    model = build()
+    layer = later_blocks(model)[2].attn  # of stage 3
+    scores = Scores(torch.rand(2, 5 * 9, layer.heads * 16), layer.heads, (5, 9))
+    wanted = literal_blocks(layer, scores, layer.query_grid, 0)
+    ablate(model, 'blocks', LAYERS)
+    torch.testing.assert_close(layer.transform(scores).map, wanted)
 
 
 def test_plain_layers_that_are_not_there():

@@ -24,9 +24,15 @@ from mmlavit.utils.arguments import add_options_argument, add_trust_argument, lo
 ROWS = {
     'residual': 'without attention residuals',
     'transforms': 'scores of the layer before, untransformed',
+    'psi': 'without transforms of queries',
+    'theta': 'without transforms of keys',
+    'blocks': 'transforms of queries spread in blocks',
     'uniform': 'later layers attend to all keys alike',
     'none': 'later layers without attention',
 }
+TRANSFORMS = ('transforms', 'psi', 'theta', 'blocks')
+# What a table without --without has.
+DEFAULT = ('residual', 'transforms', 'uniform', 'none')
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         choices=list(ABLATIONS),
         metavar='WHAT',
-        help=f'some of {", ".join(ABLATIONS)} (default: all that the model has)',
+        help=f'some of {", ".join(ABLATIONS)} (default: {", ".join(DEFAULT)}, as far as the model has them)',
     )
     parser.add_argument(
         '--metrics', nargs='+', metavar='NAME', help='columns, such as coco/bbox_mAP (default: all that the test gives)'
@@ -73,7 +79,7 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
         num_va_layers = resolve_num_va_layers(backbone.get('num_va_layers'), arch)
         twin = num_va_layers == tuple(arch.depths)
         if twin:
-            has.remove('transforms')
+            has = [what for what in has if what not in TRANSFORMS]
             num_va_layers = resolve_num_va_layers(None, arch)
         if not backbone.get('attention_residual', True):
             has.remove('residual')
@@ -81,7 +87,7 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
     else:
         has.remove('residual')
         if backbone.get('type') != 'WithLessAttention':
-            has.remove('transforms')
+            has = [what for what in has if what not in TRANSFORMS]
             if layers is None:
                 raise UserError(
                     f'backbone is {backbone.get("type")}: say with --layers which layers of it are meant, such as '
@@ -92,7 +98,7 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
         raise UserError(
             f'--without {" ".join(sorted(impossible))}: this model has none; expected some of {", ".join(has)}'
         )
-    return wanted or has, later
+    return wanted or [what for what in DEFAULT if what in has], later
 
 
 def main() -> None:
