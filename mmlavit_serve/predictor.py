@@ -14,11 +14,13 @@ import numpy as np
 from .errors import UserError
 from .exported import ExportedModel
 from .memory import ROUGH_BYTES, available_memory, require_memory
-from .resizing import shape_after_all
+from .resizing import resizing_bytes, shape_after_all
 from .results import Result
 from .video import Video, is_video
 
 IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+_DARK = 16  # what is left of 12 bits where the upper 8 of 16 are kept
 
 Picture = str | os.PathLike | np.ndarray
 """The file of an image, or its pixels: (H, W, 3), uint8, BGR."""
@@ -116,6 +118,8 @@ class Predictor:
         if isinstance(pictures, (str, os.PathLike)):
             path = Path(pictures).expanduser()
             pictures = Video(path) if is_video(path) else find_images(path)
+        if batch_size < 1:
+            raise UserError(f'batch_size is {batch_size}, expected 1 or more')
         pictures = iter(pictures)
         while batch := list(islice(pictures, batch_size)):
             if keep_going:
@@ -140,7 +144,7 @@ class Predictor:
 
     def _predict(self, images: Sequence[np.ndarray]) -> list[Result]:
         for image in images:
-            self._require_memory(image.shape[:2], len(images))
+            self._require_memory(image.shape[:2], len(images) if self.model.batched else 1)
         try:
             return self.model.predict(images)
         except cv2.error as error:  # such as one of 1x5000, of which resizing would leave nothing
@@ -154,6 +158,8 @@ class Predictor:
         # To ask what the model needs may take a second.
         if limit is not None and ROUGH_BYTES * times * (np.prod(shape) + np.prod(seen)) > limit / 2:
             require_memory(self.model.memory.at(seen, shape) * times, shape, self.memory_limit)
+        if limit is not None:
+            require_memory(resizing_bytes(self.model.transforms, shape), shape, self.memory_limit)
 
 
 def read_image(picture: Picture) -> np.ndarray:
@@ -186,6 +192,10 @@ def read_image(picture: Picture) -> np.ndarray:
         raise UserError(f'{path} cannot be read: {reason}') from error
     if image is None:
         raise UserError(f'{path} cannot be read as an image; is the file whole?')
+    if image.max() <= _DARK and cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED).itemsize > 1:
+        raise UserError(
+            f'{path} has 16 bits in each channel, and nothing but black is left of it in 8: convert it to 8 bits'
+        )
     return image
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from .errors import UserError
+
 CV2_CODES = {
     'nearest': cv2.INTER_NEAREST,
     'bilinear': cv2.INTER_LINEAR,
@@ -103,6 +105,25 @@ def shape_after_all(transforms: Iterable[Mapping[str, Any]], shape: tuple[int, i
     return shape
 
 
+def resizing_bytes(transforms: Iterable[Mapping[str, Any]], shape: tuple[int, int]) -> float:
+    """Estimate what the transforms themselves need: one may make an image large before another cuts a part out.
+
+    Args:
+        transforms (Iterable[Mapping]): Each as for :func:`apply`.
+        shape (tuple[int, int]): Height and width before.
+
+    Returns:
+        float: Bytes at the peak.
+    """
+    needed = 0.0
+    for transform in transforms:
+        before, shape = shape, shape_after(transform, shape)
+        # Columns come first; of three channels, Pillow's way has up to three arrays of 32 bits beside the bytes.
+        pixels = max(before[0] * shape[1], shape[0] * shape[1])
+        needed = max(needed, pixels * (42.0 if transform.get('backend') == 'pillow' else 3.0))
+    return needed
+
+
 def _resized_shape(transform: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
     """Height and width after mmcv's Resize."""
     scale, factor = transform['scale'], transform['scale_factor']
@@ -129,7 +150,14 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str, backend
 
     Returns:
         np.ndarray: Image of shape (height, width, 3), uint8.
+
+    Raises:
+        UserError: If nothing would be left of it.
     """
+    if min(size) < 1:
+        raise UserError(
+            'an image of {}x{} cannot be resized as the model wants it (to {}x{})'.format(*image.shape[:2], *size[::-1])
+        )
     if backend == 'cv2':
         return cv2.resize(image, size, interpolation=CV2_CODES[interpolation])
     image = _resample_columns(image, size[0], *PILLOW_FILTERS[interpolation])
@@ -153,9 +181,9 @@ def _resample_columns(
     taps = first[:, None] + np.arange(math.ceil(support) * 2 + 1)  # (width, taps)
     weights = function((taps - centre[:, None] + 0.5) / stretch) * (taps < last[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
-    weights = np.trunc(weights * (1 << _PRECISION) + np.copysign(0.5, weights)).astype(np.int64)
+    weights = np.trunc(weights * (1 << _PRECISION) + np.copysign(0.5, weights)).astype(np.int32)
     taps = np.minimum(taps, source - 1)
-    total = np.full((image.shape[0], width, image.shape[2]), 1 << (_PRECISION - 1), np.int64)
+    total = np.full((image.shape[0], width, image.shape[2]), 1 << (_PRECISION - 1), np.int32)  # as in Pillow
     for tap in range(taps.shape[1]):
         total += image[:, taps[:, tap]] * weights[:, tap, None]
     return np.clip(total >> _PRECISION, 0, 255).astype(np.uint8)

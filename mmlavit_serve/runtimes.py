@@ -74,11 +74,18 @@ class OnnxRuntime(Session):
         if provider not in onnxruntime.get_available_providers():
             known = ', '.join(onnxruntime.get_available_providers())
             raise UserError(f'onnxruntime cannot use device {device}; it has {known}. For CUDA: onnxruntime-gpu')
+        if not (number or '0').isdigit():
+            raise UserError(f'device is {device}, expected cpu or cuda:0')
         providers = [(provider, dict(device_id=number or '0'))] if name == 'cuda' else [provider]
         try:
             self.session = onnxruntime.InferenceSession(os.fspath(path), options, providers)
         except Exception as error:  # its classes differ between versions
             raise self._unreadable(error) from error
+        if self.session.get_providers()[0] != provider:  # where its libraries are missing, it takes the CPU
+            raise UserError(
+                f'onnxruntime cannot use device {device}: it has no {provider} here; are CUDA and cuDNN installed, in '
+                'the versions that this onnxruntime-gpu asks for? Or take device cpu'
+            )
         self.input_shapes = {node.name: node.shape for node in self.session.get_inputs()}
         self.outputs = [node.name for node in self.session.get_outputs()]
         return self.session.get_modelmeta().custom_metadata_map.get(METADATA)

@@ -96,8 +96,8 @@ def distillation_config(
     hooks.checkpoint = ConfigDict(type='CheckpointHook', by_epoch=False, interval=max(1, iters // 10), max_keep_ckpts=1)
     hooks.logger = ConfigDict(type='LoggerHook', interval=min(50, max(1, iters // 10)), log_metric_by_epoch=False)
     cfg.log_processor = ConfigDict(window_size=50, by_epoch=False)
-    # Heads may be left out of what is compared.
-    cfg.find_unused_parameters = True
+    if cfg.get('runner_type') != 'FlexibleRunner':  # which does not read it
+        cfg.find_unused_parameters = True  # heads may be left out of what is compared
     return cfg
 
 
@@ -125,6 +125,11 @@ def keep_options(cfg: Config, options: Mapping[str, Any]) -> Config:
 def _find_pipeline(dataset: Mapping[str, Any]) -> list:
     """Find the pipeline of a data set, looking through wrappers such as ``RepeatDataset``."""
     while 'dataset' in dataset:
+        if 'pipeline' in dataset:
+            raise UserError(
+                f"{dataset['type']} of the student's train_dataloader has transforms of its own, such as Mosaic, which "
+                'mix images with their labels; distillation needs a data set without'
+            )
         dataset = dataset['dataset']
     if 'pipeline' not in dataset:
         raise UserError("the student's train_dataloader has no single pipeline, which distillation needs")

@@ -17,7 +17,7 @@ from torch.export import Dim
 
 from mmlavit.deployment.models import build_graph
 from mmlavit.deployment.onnx import OPSETS, write_onnx
-from mmlavit.deployment.pipeline import describe_pipeline, find_test_pipeline
+from mmlavit.deployment.pipeline import describe_pipeline, find_test_dataset
 from mmlavit.errors import UserError
 from mmlavit.models.arch import STRIDES
 from mmlavit.utils.arguments import load_config
@@ -124,7 +124,7 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
     palette = meta.get('palette')
     rcnn = (model.test_cfg.get('rcnn') or {}) if scope == 'mmdet' else {}
     with DefaultScope.overwrite_default_scope(scope):
-        transforms = describe_pipeline(find_test_pipeline(cfg))
+        transforms = describe_pipeline(find_test_dataset(cfg).pipeline)
     return dict(
         task=_TASKS[scope],
         classes=list(meta['classes']) if meta.get('classes') else None,

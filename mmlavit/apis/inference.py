@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import load_checkpoint as load_weights
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmlavit.deployment.pipeline import describe_pipeline, find_test_pipeline
+from mmlavit.deployment.pipeline import describe_pipeline, find_test_dataset
 from mmlavit.errors import ConfigError, UserError
 from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import load_config
@@ -55,23 +57,27 @@ class TorchModel(ABC):
     """
 
     scope: str
+    batched = False  # whether it computes images together
 
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
         self.score_thr, self.device = score_thr, device
         require_channels(cfg.model)
+        cfg = copy.deepcopy(cfg)
+        cfg.test_dataloader.dataset = dataset = find_test_dataset(cfg)  # toolboxes look through no wrappers
         with _entered(self.scope):
-            self.model, self.meta = self._load(copy.deepcopy(cfg), checkpoint, device)
+            self.model = self._load(cfg, checkpoint, device)
             weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')  # _load has said so
             require_whole(self.model, weights.get('state_dict', weights), checkpoint)
+            self.meta = _find_meta(weights, dataset)
             try:
-                self.transforms = describe_pipeline(find_test_pipeline(cfg))
+                self.transforms = describe_pipeline(dataset.pipeline)
             except ConfigError:  # unknown steps: images count as they are
                 self.transforms = []
         self.classes = self.meta.get('classes')
 
     @abstractmethod
-    def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
-        """Build the model with its weights; return it and the ``metainfo`` of its data set."""
+    def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
+        """Build the model with its weights."""
 
     @abstractmethod
     def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
@@ -120,6 +126,19 @@ class TorchModel(ABC):
         return [self._to_result(image.shape[:2], sample.cpu()) for image, sample in zip(images, samples, strict=True)]
 
 
+def _find_meta(weights: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Find names and colours of classes: those that a checkpoint came with, else those of the config's data set."""
+    meta = weights.get('meta') or {}
+    found = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
+    if not found:
+        kind = dataset['type']
+        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        found = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+        if isinstance(dataset.get('classes'), (list, tuple)):  # as mmpretrain's data sets take them, too
+            found['classes'] = dataset['classes']
+    return {key.lower(): value for key, value in found.items()}
+
+
 def build_model(
     cfg: Config | str | os.PathLike, checkpoint: str, device: str, score_thr: float, threads: int | None = None
 ) -> TorchModel:
@@ -127,7 +146,7 @@ def build_model(
 
     Args:
         cfg (Config or str): Config of a classifier, detector or segmentor, or its file.
-        checkpoint (str): Its weights. Class names are taken from there.
+        checkpoint (str): Its weights. Class names are taken from there, or from the config if they are not there.
         device (str): Such as 'cpu' or 'cuda:0'.
         score_thr (float): Detections below it are left out.
         threads (int, optional): Threads that torch uses on the CPU, for the whole process; None: as many as it uses.
@@ -171,11 +190,15 @@ def require_device(device: str) -> None:
 class _Detector(TorchModel):
     scope = 'mmdet'
 
-    def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
+    def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
         from mmdet.apis import init_detector
 
-        model = init_detector(cfg, checkpoint, device=device)
-        return model, model.dataset_meta
+        with warnings.catch_warnings(record=True) as said:
+            model = init_detector(cfg, checkpoint, palette='random', device=device)
+        for warning in said:
+            if 'use COCO classes by default' not in str(warning.message):  # _find_meta finds the right ones
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return model
 
     def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
         from mmdet.apis import inference_detector
@@ -197,18 +220,20 @@ class _Detector(TorchModel):
     @property
     def _bytes_for_image(self) -> float:
         # mmdet puts all masks into the image, as bytes; those that are kept are copied.
-        return 2.0 * self.model.test_cfg.rcnn.max_per_img if self.model.with_mask else 0.0
+        cfg = self.model.test_cfg
+        return 2.0 * (cfg.get('rcnn') or cfg).get('max_per_img', 100) if self.model.with_mask else 0.0
 
 
 class _Segmentor(TorchModel):
     scope = 'mmseg'
 
-    def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
+    def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
         from mmseg.apis import init_model
 
         cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline  # mmseg looks for it there, and nowhere else
-        model = init_model(cfg, checkpoint, device=device)
-        return model, model.dataset_meta
+        model = init_model(cfg, device=device)
+        load_weights(model, checkpoint, map_location='cpu')  # init_model takes no checkpoints without 'meta'
+        return model
 
     def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
         from mmseg.apis import inference_model
@@ -226,13 +251,14 @@ class _Segmentor(TorchModel):
 
     @property
     def _bytes_for_image(self) -> float:
-        return 4.0 * self.model.decode_head.out_channels + LABEL_BYTES  # scores in fp32, then labels
+        return 4.0 * self.model.out_channels + LABEL_BYTES  # scores in fp32, then labels
 
 
 class _Classifier(TorchModel):
     scope = 'mmpretrain'
+    batched = True
 
-    def _load(self, cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, Mapping[str, Any]]:
+    def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
         from mmengine.dataset import Compose
         from mmpretrain.apis import get_model
         from mmpretrain.datasets import remove_transform
@@ -240,8 +266,7 @@ class _Classifier(TorchModel):
 
         pipeline = remove_transform(cfg.test_dataloader.dataset.pipeline, 'LoadImageFromFile')
         self.pipeline = Compose([TRANSFORMS.build(transform) for transform in pipeline])
-        model = get_model(cfg, pretrained=checkpoint, device=device)
-        return model, dict(classes=model._dataset_meta.get('classes'))
+        return get_model(cfg, pretrained=checkpoint, device=device)
 
     def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
         from mmengine.dataset import pseudo_collate

@@ -19,10 +19,10 @@ def iou_threshold_of(cfg: dict, what: str) -> float:
         ConfigError: For any other kind.
     """
     nms = cfg.get('nms') or {}
-    if nms.get('type') != 'nms' or not cfg.get('max_per_img', 0) > 0:
+    if nms.get('type') != 'nms' or set(nms) != {'type', 'iou_threshold'} or not cfg.get('max_per_img', 0) > 0:
         raise ConfigError(
             f'{what} has nms={dict(nms)} and max_per_img={cfg.get("max_per_img")}, which cannot be exported; '
-            'expected nms=dict(type="nms", iou_threshold=...) and max_per_img above 0'
+            'expected nms=dict(type="nms", iou_threshold=...), without more arguments, and max_per_img above 0'
         )
     return nms['iou_threshold']
 
@@ -154,6 +154,11 @@ class TwoStages(nn.Module):
             raise ConfigError(
                 f'roi_head={type(heads).__name__} cannot be exported; expected a StandardRoIHead or CascadeRoIHead '
                 'without shared_head'
+            )
+        if custom := [type(head.loss_cls).__name__ for head in _listed(heads.bbox_head) if head.custom_activation]:
+            raise ConfigError(
+                f'loss_cls={custom[0]} has scores of its own kind, which cannot be exported; expected softmax, as of '
+                'CrossEntropyLoss'
             )
         self.rpn = AnchorHead(model.rpn_head)
         self.rpn_cfg, self.cfg = model.test_cfg.rpn, model.test_cfg.rcnn

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from torch import nn
 
 from mmlavit_serve import Classification, Detections, Predictor, Result
 
@@ -24,6 +25,8 @@ class ExportedModel(BaseModel):
         super().__init__()
         # All that the graph gives out: a metric has thresholds of its own.
         self.predictor = Predictor(file, runtime=runtime, device=device, score_thr=-1)
+        # What tests in several processes wrap around a model refuses one without parameters.
+        self.unused = nn.Parameter(torch.zeros(()))
 
     def forward(self, inputs: Any, data_samples: list[BaseDataElement], mode: str = 'predict') -> list[BaseDataElement]:
         """Predict on the images that data samples name.

@@ -20,9 +20,10 @@ class Normalisation(nn.Module):
 
     Args:
         preprocessor (nn.Module): That of a model of mmpretrain, mmdet or mmseg.
+        divisor (int): Of what sides are padded to.
     """
 
-    def __init__(self, preprocessor: nn.Module) -> None:
+    def __init__(self, preprocessor: nn.Module, divisor: int) -> None:
         super().__init__()
         attributes = ('_channel_conversion', 'channel_conversion', 'to_rgb')  # by toolbox
         self.swap = any(getattr(preprocessor, name, False) for name in attributes)
@@ -31,7 +32,7 @@ class Normalisation(nn.Module):
             self.register_buffer('std', preprocessor.std.view(-1, 1, 1).clone())
         else:
             self.mean = self.std = None
-        self.divisor = getattr(preprocessor, 'pad_size_divisor', None) or 1
+        self.divisor = divisor
         if self.divisor > 1 and preprocessor.pad_value:
             raise ConfigError(f'data_preprocessor pads with {preprocessor.pad_value}, expected 0 for an export')
 
@@ -67,7 +68,7 @@ class Classifier(nn.Module):
                 f'{type(model.head).__name__} cannot be exported: probabilities are by softmax over classes, as of '
                 'LinearClsHead; heads for several labels need another model file'
             )
-        self.normalise = Normalisation(model.data_preprocessor)
+        self.normalise = Normalisation(model.data_preprocessor, model.data_preprocessor.pad_size_divisor or 1)
         self.backbone, self.neck, self.head = model.backbone, model.neck, model.head
 
     def forward(self, images: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class Detector(nn.Module):
         super().__init__()
         from .detectors import OneStage, TwoStages  # mmdet, which the other tasks do without
 
-        self.normalise = Normalisation(model.data_preprocessor)
+        self.normalise = Normalisation(model.data_preprocessor, model.data_preprocessor.pad_size_divisor or 1)
         self.backbone, self.neck = model.backbone, model.neck if model.with_neck else None
         self.head = TwoStages(model) if hasattr(model, 'roi_head') else OneStage(model)
         self.outputs = self.head.outputs
@@ -122,9 +123,17 @@ class Segmentor(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.normalise = Normalisation(model.data_preprocessor)
+        # Of a SegDataPreProcessor, size_divisor is for training, and pad_size_divisor is the same.
+        padding = getattr(model.data_preprocessor, 'test_cfg', None) or {}
+        if padding.get('size') is not None:
+            raise ConfigError(
+                f'data_preprocessor.test_cfg={dict(padding)} cannot be exported; expected size_divisor, or no padding'
+            )
+        self.normalise = Normalisation(model.data_preprocessor, padding.get('size_divisor') or 1)
         self.backbone, self.neck = model.backbone, model.neck if model.with_neck else None
         self.head = model.decode_head
+        if isinstance(self.head, nn.ModuleList):
+            raise ConfigError(f'{type(model).__name__} cannot be exported; expected an EncoderDecoder, with one head')
         if model.test_cfg.get('mode') != 'whole' or self.head.out_channels < 2:
             raise ConfigError(
                 f'test_cfg={dict(model.test_cfg)} with {self.head.out_channels} output channels cannot be exported; '
@@ -142,9 +151,12 @@ class Segmentor(nn.Module):
         Returns:
             Tensor: Labels (B, height, width).
         """
-        features = self.backbone(self.normalise(images))
+        x = self.normalise(images)
+        features = self.backbone(x)
         features = features if self.neck is None else self.neck(features)
-        logits = resize(self.head(features), images.shape[1:3], self.head.align_corners)
+        logits = resize(self.head(features), x.shape[2:], self.head.align_corners)
+        if self.normalise.divisor > 1:
+            logits = logits[:, :, : images.shape[1], : images.shape[2]]
         return resize(logits, _lengths(size), self.head.align_corners).argmax(dim=1)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import TRANSFORMS
 
-from mmlavit.errors import ConfigError
+from mmlavit.errors import ConfigError, UserError
 from mmlavit_serve.resizing import CV2_CODES, PILLOW_FILTERS
 
 # Steps that do nothing to the pixels of an image that was read as OpenCV reads it.
@@ -21,12 +21,28 @@ _KNOWN = {
 }
 
 
-def find_test_pipeline(cfg: Config) -> Sequence[Mapping[str, Any]]:
-    """Find the test pipeline of a config, also of a data set that others are wrapped around."""
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset.pipeline
+def find_test_dataset(cfg: Config) -> ConfigDict:
+    """Find the data set that a config tests on, also if others are wrapped around it.
+
+    Args:
+        cfg (Config): The config.
+
+    Returns:
+        ConfigDict: Config of the data set; of several with the same pipeline, the first.
+
+    Raises:
+        UserError: If there is none that says how images are prepared.
+    """
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'pipeline' not in dataset:
+        inner = dataset.get('datasets') or [dataset.get('dataset')]
+        if inner[0] is None or any(one.get('pipeline') != inner[0].get('pipeline') for one in inner):
+            raise UserError(
+                'the config has no test_dataloader whose data set has one pipeline, and that says how images are '
+                'prepared; add one (its files need not be there)'
+            )
+        dataset = inner[0]
+    return dataset
 
 
 def describe_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -217,6 +217,17 @@ def test_missing_runtime(exported, monkeypatch):
             Predictor(exported('classifier')[2], runtime=runtime)
 
 
+def test_missing_device(exported, monkeypatch):
+    """ONNX Runtime takes the CPU where the libraries of a provider are missing."""
+    import onnxruntime
+
+    everywhere = ['CUDAExecutionProvider', 'CPUExecutionProvider']
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: everywhere)
+    for device, message in (('cuda:0', 'it has no CUDAExecutionProvider here'), ('cuda:x', 'expected cpu or cuda:0')):
+        with pytest.raises(UserError, match=message):
+            Predictor(exported('classifier')[2], device=device)
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

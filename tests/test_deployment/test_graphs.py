@@ -67,10 +67,28 @@ def test_segmentation_at_another_size():
     assert (found == expected.pred_sem_seg.data).float().mean() > 0.999
 
 
+@pytest.mark.parametrize('padding', [dict(size_divisor=32), dict(test_cfg=dict(size_divisor=32))], ids=repr)
+def test_padding_of_segmentors(padding):
+    """mmseg pads for a test as test_cfg says; size_divisor is for training."""
+    cfg = make_config('upernet')
+    cfg.model.data_preprocessor.pop('size')
+    cfg.model.data_preprocessor.update(padding)
+    model = build(cfg)
+    image = torch.randint(0, 256, (1, 150, 211, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    data = dict(inputs=[image[0].permute(2, 0, 1)], data_samples=make_samples('mmseg', (150, 211)))
+    with torch.no_grad():
+        (expected,) = model.test_step(data)
+        found = build_graph(model, 'mmseg')(image, torch.tensor([150, 211]))
+    assert (found == expected.pred_sem_seg.data).float().mean() > 0.999
+
+
 @pytest.mark.parametrize(
     ('kind', 'change', 'message'),
     [
         ('mask_rcnn', {'test_cfg.rcnn.nms.type': 'soft_nms'}, 'test_cfg.rcnn has nms='),
+        ('mask_rcnn', {'test_cfg.rcnn.nms.class_agnostic': True}, 'without more arguments'),
+        ('mask_rcnn', {'roi_head.bbox_head.loss_cls': dict(type='SeesawLoss', num_classes=10)}, 'loss_cls=SeesawLoss'),
+        ('upernet', {'data_preprocessor.test_cfg': dict(size=(256, 256))}, 'expected size_divisor, or no padding'),
         ('retinanet', {'test_cfg.nms_pre': -1}, 'RetinaHead with nms_pre=-1'),
         ('retinanet', {'test_cfg.min_bbox_size': 4}, 'test_cfg has min_bbox_size=4, in pixels'),
         ('upernet', {'test_cfg.mode': 'slide'}, "mode='whole'"),

@@ -8,6 +8,7 @@ from PIL import Image
 from mmlavit.deployment.pipeline import describe_pipeline
 from mmlavit.errors import ConfigError
 from mmlavit.utils.toolbox import load_toolbox
+from mmlavit_serve import UserError
 from mmlavit_serve.resizing import apply, resize
 
 SIZES = [(97, 120), (300, 261), (64, 64), (31, 500)]
@@ -46,6 +47,12 @@ def test_pillow(interpolation, size):
         assert np.abs(found.astype(int) - expected).mean() < 1
     else:
         assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize('backend', ['pillow', 'cv2'])
+def test_nothing_left(backend):
+    with pytest.raises(UserError, match=r'an image of 1x9 cannot be resized as the model wants it \(to 0x4\)'):
+        resize(np.zeros((1, 9, 3), np.uint8), (4, 0), 'bilinear', backend)
 
 
 @pytest.mark.parametrize(

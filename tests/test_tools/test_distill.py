@@ -191,6 +191,25 @@ def test_mixing_images_needs_labels():
         remove_labels([dict(type='LoadImageFromFile'), dict(type='mmdet.Mosaic')])
 
 
+def test_a_data_set_that_mixes_images_needs_labels(folder):
+    _, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
+    student = load_config(str(HANDWRITTEN / 'retinanet_lavit_nano.py'))
+    inner = student.train_dataloader.dataset
+    student.train_dataloader.dataset = dict(
+        type='MultiImageMixDataset', dataset=inner, pipeline=[dict(type='Mosaic', img_scale=(64, 64))]
+    )
+    with pytest.raises(UserError, match='MultiImageMixDataset .* has transforms of its own'):
+        distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
+
+
+def test_strategies(folder):
+    """The runner that has them reads no find_unused_parameters, and refuses it."""
+    _, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
+    student = load_config(str(ROOT / 'configs/distributed/mask_rcnn_lavit_s_fsdp.py'))
+    cfg = distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
+    assert cfg.runner_type == 'FlexibleRunner' and 'find_unused_parameters' not in cfg
+
+
 def test_options_reach_what_the_tool_sets(folder):
     _, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
     student = load_config(str(HANDWRITTEN / 'classify_lavit_nano.py'))

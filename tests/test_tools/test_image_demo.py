@@ -1,5 +1,6 @@
 """tools/image_demo.py with models of random weights, for all three tasks."""
 
+import copy
 import json
 import os
 import runpy
@@ -269,6 +270,82 @@ def test_keep_going_in_batches(tmp_path, pictures):
     np.testing.assert_array_equal(found[-1][1].scores, predictor.predict(files[-1]).scores)
     with pytest.raises(UserError, match='empty.png cannot be read'):
         list(predictor.predict_each(files))
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_names_of_the_config(name, tmp_path, pictures):
+    """Where a checkpoint has none, be it weights alone: not those of COCO or Cityscapes."""
+    state = load_checkpoint(write_checkpoint(name, tmp_path / 'random.pth'))['state_dict']
+    cfg = Config.fromfile(CONFIGS / name)
+    dataset = cfg.test_dataloader.dataset
+    if cfg.default_scope == 'mmpretrain':
+        dataset.classes = list(DIGITS)  # else there are only the folders
+    names = dataset.classes if 'classes' in dataset else dataset.metainfo.classes
+    for number, content in enumerate([state, dict(state_dict=state, meta=dict(epoch=3))]):
+        torch.save(content, tmp_path / f'{number}.pth')
+        result = Predictor(cfg, str(tmp_path / f'{number}.pth'), score_thr=0).predict(pictures / 'a.png')
+        assert list(result.classes) == list(names)
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_wrapped_data_set(name, tmp_path, pictures):
+    checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
+    cfg = Config.fromfile(CONFIGS / name)
+    inner = cfg.test_dataloader.dataset
+    inner.data_root = 'nowhere'  # predictions need no data set
+    expected = Predictor(cfg, checkpoint, score_thr=0).predict(pictures / 'a.png')
+    for wrapper in (
+        dict(type='RepeatDataset', times=2, dataset=inner),
+        dict(type='ConcatDataset', datasets=[inner, copy.deepcopy(inner)]),
+    ):
+        cfg.test_dataloader.dataset = wrapper
+        found = Predictor(cfg, checkpoint, score_thr=0).predict(pictures / 'a.png')
+        assert found.to_dict() == expected.to_dict()
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner, dict(inner, pipeline=[])])
+    with pytest.raises(UserError, match='no test_dataloader whose data set has one pipeline'):
+        Predictor(cfg, checkpoint)
+    cfg.test_dataloader = None
+    with pytest.raises(UserError, match='no test_dataloader whose data set has one pipeline'):
+        Predictor(cfg, checkpoint)
+
+
+def test_12_bits(tmp_path):
+    """In a file of 16 bits, nothing is left of them; training refuses it, too."""
+    predictor = Predictor(
+        CONFIGS / 'classify_lavit_nano.py', write_checkpoint('classify_lavit_nano.py', tmp_path / 'a')
+    )
+    pixels = np.random.default_rng(0).integers(0, 4096, (64, 64, 3)).astype(np.uint16)
+    for suffix in ('.png', '.tiff'):
+        cv2.imwrite(str(tmp_path / f'dark{suffix}'), pixels)
+        with pytest.raises(UserError, match='has 16 bits in each channel, and nothing but black'):
+            predictor.predict(tmp_path / f'dark{suffix}')
+    cv2.imwrite(str(tmp_path / 'full.png'), pixels * 16)
+    cv2.imwrite(str(tmp_path / 'black.png'), np.zeros((64, 64, 3), np.uint8))
+    for name in ('full.png', 'black.png'):
+        assert predictor.predict(tmp_path / name).shape == (64, 64)
+    with pytest.raises(UserError, match='batch_size is 0, expected 1 or more'):
+        next(predictor.predict_each(tmp_path, batch_size=0))
+
+
+def test_images_of_a_batch_that_are_run_one_by_one(tmp_path):
+    """They need the memory of one."""
+    predictor = Predictor(
+        CONFIGS / 'mask_rcnn_lavit_nano.py', write_checkpoint('mask_rcnn_lavit_nano.py', tmp_path / 'a')
+    )
+    image = np.zeros((160, 160, 3), np.uint8)
+    predictor.memory_limit = 1.5 * predictor.model.memory.at((160, 160), (160, 160))
+    assert len(list(predictor.predict_each([image] * 3, batch_size=3))) == 3
+
+
+def test_resizing_needs_memory_too(tmp_path):
+    """Of a thin image, the short edge is made 256 before most of it is cut away."""
+    cfg = Config.fromfile(CONFIGS / 'classify_lavit_nano.py')
+    step = dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic')
+    cfg.test_dataloader.dataset.pipeline[1:1] = [step, dict(type='CenterCrop', crop_size=64)]
+    predictor = Predictor(cfg, write_checkpoint('classify_lavit_nano.py', tmp_path / 'a'), memory_limit=2e9)
+    assert predictor.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
+    with pytest.raises(UserError, match='the image is 1x1000 and needs about 2.8 GB of memory'):
+        predictor.predict(np.zeros((1, 1000, 3), np.uint8))
 
 
 def test_nothing_left_by_resizing(tmp_path):
