@@ -241,7 +241,9 @@ def blame_options(options: Mapping[str, Any] | None) -> Iterator[None]:
         for key in (options or {}) if found else ():
             if found[2] in key.split('.'):
                 owner = found[1].removesuffix('.__init__')
-                raise UserError(f'--cfg-options {key}: {owner} takes no argument {found[2]!r}') from error
+                raise UserError(
+                    f'--cfg-options {key}: {owner} takes no argument {found[2]!r}; check its spelling'
+                ) from error
         raise
 
 

@@ -87,7 +87,10 @@ def test_init_cfg(tmp_path):
     model = Net(init_cfg=dict(type='Pretrained', checkpoint=path, prefix='backbone.'))
     model.init_weights()
     assert torch.equal(model.stem.weight, source.stem.weight)
-    for prefix, message in (('body.', 'has no weights whose names begin'), (None, 'fits Net')):
+    for prefix, message in (
+        ('body.', 'has no weights whose names begin'),
+        (None, r"fits Net.*add prefix='backbone.' to init_cfg"),
+    ):
         with pytest.raises(UserError, match=message):
             Net(init_cfg=dict(type='Pretrained', checkpoint=path, prefix=prefix)).init_weights()
     with pytest.raises(UserError, match='fits LaViT'):

@@ -18,5 +18,5 @@ train_dataloader = dict(
         _delete_=True, type='CustomDataset', data_root=data_root, data_prefix='train', pipeline=train_pipeline
     ),
 )
-val_dataloader = dict(batch_size=50, num_workers=1, dataset=dict(data_root=data_root, ann_file=''))
+val_dataloader = dict(batch_size=50, num_workers=1, dataset=dict(data_root=data_root, ann_file='', metainfo=None))
 test_dataloader = val_dataloader
