@@ -83,6 +83,8 @@ class OneStage(nn.Module):
 
     def __init__(self, model: SingleStageDetector) -> None:
         super().__init__()
+        if getattr(model, 'bbox_head', None) is None:
+            raise ConfigError(f'{type(model).__name__} has no bbox_head, so it cannot be exported')
         self.head = AnchorHead(model.bbox_head)
         self.score_thr = model.test_cfg.get('score_thr', 0)
         self.iou_threshold = iou_threshold_of(model.test_cfg, 'test_cfg')

@@ -1,10 +1,12 @@
 """The graphs of an export, still in eager mode, against the test of the toolbox."""
 
+import numpy as np
 import pytest
 import torch
 from exportable import KINDS, build, make_config
 from mmengine.structures import BaseDataElement
 
+from mmlavit.apis.inference import build_model
 from mmlavit.deployment.models import build_graph
 from mmlavit.errors import ConfigError
 
@@ -80,6 +82,50 @@ def test_padding_of_segmentors(padding):
         (expected,) = model.test_step(data)
         found = build_graph(model, 'mmseg')(image, torch.tensor([150, 211]))
     assert (found == expected.pred_sem_seg.data).float().mean() > 0.999
+
+
+def make_ocr():
+    """A segmentor of two heads, one after the other."""
+    cfg = make_config('upernet')
+    head = dict(cfg.model.decode_head, type='FCNHead', num_convs=1, channels=16)
+    head.pop('pool_scales', None)
+    ocr = dict(head, type='OCRHead', ocr_channels=16)
+    ocr.pop('num_convs')
+    cfg.model.update(type='CascadeEncoderDecoder', num_stages=2)
+    cfg.model.decode_head = [
+        dict(one, in_channels=32, in_index=3, norm_cfg=dict(type='BN'), align_corners=False) for one in (head, ocr)
+    ]
+    return cfg
+
+
+def make_solo():
+    """A detector of masks without boxes, and without a second stage."""
+    cfg = make_config('retinanet')
+    head = dict(type='SOLOHead', num_classes=10, in_channels=64, feat_channels=32, stacked_convs=1)
+    cfg.model.update(
+        type='SOLO',
+        mask_head=dict(
+            head,
+            loss_mask=dict(type='DiceLoss', use_sigmoid=True),
+            loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+        ),
+        test_cfg=dict(nms_pre=50, score_thr=0.1, mask_thr=0.5, filter_thr=0.05, sigma=2.0, max_per_img=7),
+    )
+    cfg.model.neck.update(out_channels=64, num_outs=5)
+    cfg.model.pop('bbox_head')
+    return cfg
+
+
+@pytest.mark.parametrize(('make', 'expected'), [(make_ocr, 4 * 11 + 16), (make_solo, 2 * 7)])
+def test_memory_of_other_models(make, expected, tmp_path):
+    """What torch can run and an export cannot."""
+    cfg = make()
+    model = build(cfg)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
+    built = build_model(cfg, str(tmp_path / 'a.pth'), 'cpu', 0.3)
+    assert built._bytes_for_image == expected and built.predict([np.zeros((64, 96, 3), np.uint8)])
+    with pytest.raises(ConfigError, match='cannot be exported'):
+        build_graph(model, cfg.default_scope)
 
 
 @pytest.mark.parametrize(
