@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmlavit.errors import UserError
 
 _MAX_LISTED = 4
+_KNOWN = {'coco', 'ade', 'imagenet'}  # folders that our configs name
 
 
 def missing_data(cfg: Config, splits: Iterable[str]) -> list[str]:
@@ -50,13 +51,26 @@ def require_data(cfg: Config, splits: Iterable[str]) -> None:
     listed = ', '.join(missing[:_MAX_LISTED])
     if len(missing) > _MAX_LISTED:
         listed += f' and {len(missing) - _MAX_LISTED} more'
+    raise UserError(f'missing data: {listed}; {explain_missing(cfg, missing)}')
+
+
+def explain_missing(cfg: Config, missing: Sequence[str]) -> str:
+    """Say where missing data comes from.
+
+    Args:
+        cfg (Config): The config that names it.
+        missing (Sequence[str]): Its paths.
+
+    Returns:
+        str: Half a sentence.
+    """
     if all('handwritten' in path for path in missing):
-        where = 'docs/data.md has the layout; make it with: python tools/dataset_converters/handwritten.py'
-    elif 'experiments' in Path(cfg.filename or '').parts:
-        where = 'configs/experiments/README.md tells where to get it'
-    else:
-        where = 'docs/data.md has the layout, and python tools/check_data.py --help tells where to get it'
-    raise UserError(f'missing data: {listed}; {where}')
+        return 'docs/data.md has the layout; make it with: python tools/dataset_converters/handwritten.py'
+    if 'experiments' in Path(cfg.filename or '').parts:
+        return 'configs/experiments/README.md tells where to get it'
+    if all(_KNOWN & set(Path(path).parts) for path in missing):
+        return 'docs/data.md has the layout, and python tools/check_data.py --help tells where to get it'
+    return 'correct data_root, ann_file or data_prefix in the config; they count from the folder in which the tool runs'
 
 
 def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:

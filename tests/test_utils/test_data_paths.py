@@ -102,9 +102,15 @@ def test_message():
         require_data(loader(datasets=datasets), ['test'])
     message = str(caught.value)
     assert message.startswith('missing data: r0/, r1/, r2/, r3/ and 2 more;')
-    assert 'docs/data.md' in message
+    assert 'correct data_root, ann_file or data_prefix in the config' in message  # of data that we do not know
     assert 'handwritten' not in message
     assert '\n' not in message
+
+
+def test_message_of_data_that_we_know(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r'data/coco/.*; docs/data\.md has the layout'):
+        require_data(Config.fromfile(CONFIGS / 'retinanet_lavit_s.py'), ['val'])
 
 
 def test_message_names_the_generator():

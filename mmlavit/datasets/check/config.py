@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmlavit.errors import ConfigError
 from mmlavit.models.consistency import find_class_numbers, require_channels, require_classes
-from mmlavit.utils.data_paths import missing_data
+from mmlavit.utils.data_paths import explain_missing, missing_data
 from mmlavit.utils.toolbox import load_toolbox
 
 from .coco import check_coco_file
@@ -41,7 +41,7 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
     init_default_scope(cfg.default_scope)
     missing = missing_data(cfg, _SPLITS)
     if missing:
-        yield from (f'{path} does not exist: docs/data.md has the layout' for path in missing)
+        yield from (f'{path} does not exist: {explain_missing(cfg, missing)}' for path in missing)
         return
     try:
         require_channels(cfg.model)
