@@ -38,8 +38,8 @@ def find_test_dataset(cfg: Config) -> ConfigDict:
         inner = dataset.get('datasets') or [dataset.get('dataset')]
         if inner[0] is None or any(one.get('pipeline') != inner[0].get('pipeline') for one in inner):
             raise UserError(
-                'the config has no test_dataloader whose data set has one pipeline, and that says how images are '
-                'prepared; add one (its files need not be there)'
+                'the config has no test_dataloader whose data set has one pipeline; it says how images are prepared, '
+                'so add one (its files need not be there)'
             )
         dataset = inner[0]
     return dataset

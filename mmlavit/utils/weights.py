@@ -113,8 +113,8 @@ def load_what_fits(model: nn.Module, state: Mapping[str, Tensor], path: str) -> 
     fit = load_weights(model, state)
     if not fit.loaded:
         advice = ''
-        if state and all(name.startswith('backbone.') for name in fit.unknown or state):
-            advice = "; its tensors are of a backbone: add prefix='backbone.' to init_cfg"
+        if any(name.startswith('backbone.') for name in state):
+            advice = "; it is of a whole model: add prefix='backbone.' to init_cfg"
         raise UserError(f'nothing in {path} fits {type(model).__name__}: {fit.describe()}{advice}')
     rest = fit.describe()
     level = logging.WARNING if fit.missing or fit.misshapen else logging.INFO

@@ -83,7 +83,8 @@ def test_init_cfg(tmp_path):
     """What any model starts from, by mmengine's init_cfg."""
     path = str(tmp_path / 'x.pth')
     source = Net()
-    torch.save({f'backbone.{key}': value for key, value in source.state_dict().items()}, path)
+    state = {f'backbone.{key}': value for key, value in source.state_dict().items()}
+    torch.save({**state, 'head.fc.weight': torch.ones(1)}, path)
     model = Net(init_cfg=dict(type='Pretrained', checkpoint=path, prefix='backbone.'))
     model.init_weights()
     assert torch.equal(model.stem.weight, source.stem.weight)
