@@ -16,7 +16,14 @@ from mmlavit.models.arguments import resolve_layers
 from mmlavit.models.factored import AnyScores
 from mmlavit.models.lavit import AttentionResidual, LaViT, LessAttention, VanillaAttention, transform_keys
 from mmlavit.models.layout import Scores
-from mmlavit.models.plain_vit import PlainLessAttention, find_blocks, find_transformer
+from mmlavit.models.plain_vit import (
+    PlainLessAttention,
+    compute_scores,
+    find_blocks,
+    find_transformer,
+    finish_attention,
+)
+from mmlavit.models.resample import resample_tokens
 
 Attention = VanillaAttention | LessAttention
 
@@ -47,7 +54,16 @@ class AblationHook(Hook):
         self.layers = layers
 
     def before_test_epoch(self, runner) -> None:
-        """Change the model."""
+        """Change the model.
+
+        Raises:
+            ConfigError: As for the class; and for 'content', if batches have one image.
+        """
+        if self.what == 'content' and runner.test_dataloader.batch_size == 1:
+            raise ConfigError(
+                'scores are to be averaged over the images of a batch, but test_dataloader.batch_size is 1; set it '
+                'to 8 or more'
+            )
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         ablate(model.backbone, self.what, self.num_va_layers, self.layers)
 
@@ -135,6 +151,55 @@ def _set_to_zero(parameters: Sequence[nn.Parameter]) -> int:
     return len(parameters)
 
 
+def _forget_content(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
+    for attn in later:
+        if isinstance(attn, (LessAttention, PlainLessAttention)):
+            attn.transform = partial(_transform_alike, attn.transform)
+        elif isinstance(attn, VanillaAttention):
+            _replace(attn, _attend_alike)
+        else:
+            kept: dict[str, Tensor] = {}
+            attn.qkv.register_forward_hook(partial(_keep, kept))
+            attn.register_forward_hook(partial(_attend_plainly_alike, kept))
+    return len(later)
+
+
+def _transform_alike(transform: Callable[[AnyScores], AnyScores], scores: AnyScores) -> Scores:
+    """Transform scores, and give every image their mean over the batch."""
+    found = transform(scores)
+    return Scores(_average_images(found.map), found.heads, found.grid)
+
+
+def _average_images(scores: Tensor) -> Tensor:
+    return scores.mean(dim=0, keepdim=True).expand_as(scores)
+
+
+def _attend_alike(attn: VanillaAttention, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Attend to the reduced keys with the mean of scores over a batch; later layers have no attention residual."""
+    keys = attn.reduction(x, grid)  # (B, M, C)
+    if attn.pool:
+        keys = resample_tokens(keys, attn.reduction.reduced_grid(grid), attn.reference_grid)
+    query, key, value = (
+        t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in (attn.q(x), *attn.kv(keys).chunk(2, dim=-1))
+    )
+    scores = torch.matmul(query * attn.scale, key.transpose(2, 3))  # (B, H, N, M)
+    out = torch.matmul(_average_images(scores).softmax(dim=-1), value)  # (B, H, N, d)
+    return attn.proj(out.transpose(1, 2).flatten(2))
+
+
+def _keep(kept: dict[str, Tensor], module: nn.Module, args: tuple, output: Tensor) -> None:
+    kept['qkv'] = output
+
+
+def _attend_plainly_alike(kept: dict[str, Tensor], attn: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    """As :func:`_attend_alike`, for full attention of a plain transformer."""
+    qkv = kept.pop('qkv')  # (B, N, 3 * C)
+    scores = compute_scores(attn, qkv, lambda key: key)  # (B, H, N, N)
+    value = qkv.chunk(3, dim=-1)[2].unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+    out = torch.matmul(_average_images(scores).softmax(dim=-1), value)  # (B, H, N, d)
+    return finish_attention(attn, attn.proj(out.transpose(1, 2).flatten(2)))
+
+
 def _make_uniform(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
     for attn in later:
         if isinstance(attn, PlainLessAttention):
@@ -201,6 +266,7 @@ ABLATIONS: dict[str, Callable[[nn.Module, Sequence[nn.Module]], int]] = {
     'psi': _remove_psi,
     'theta': _remove_theta,
     'blocks': _spread_in_blocks,
+    'content': _forget_content,
     'uniform': _make_uniform,
     'none': _remove_attention,
 }
@@ -212,6 +278,7 @@ TITLES = {
     'psi': 'transforms of queries',
     'theta': 'transforms of keys',
     'blocks': 'transforms of queries',
+    'content': 'later layers',
     'uniform': 'later layers',
     'none': 'later layers',
 }

@@ -111,11 +111,7 @@ class PlainLessAttention(nn.Module):
         """
         if attn_mask is not None or is_causal:
             raise ConfigError('less attention in a plain transformer knows no masks; leave them out')
-        x = self.attend(x)
-        for name in _AFTER_PROJECTION:
-            if hasattr(self, name):
-                x = getattr(self, name)(x)
-        return x
+        return finish_attention(self, self.attend(x))
 
     def attend(self, x: Tensor) -> Tensor:
         """Attend with transformed scores: tokens (B, N, C) to tokens (B, N, C), before the package's own additions."""
@@ -307,6 +303,14 @@ def compute_scores(attn: nn.Module, qkv: Tensor, reduce: Callable[[Tensor], Tens
     query, key = (getattr(attn, f'{name}_norm', nn.Identity())(t) for name, t in (('q', query), ('k', key)))
     key = reduce(key.flatten(2)).unflatten(-1, (attn.num_heads, -1))  # (B, M, H, d)
     return torch.matmul(query.transpose(1, 2) * query.shape[-1] ** -0.5, key.permute(0, 2, 3, 1))
+
+
+def finish_attention(attn: nn.Module, x: Tensor) -> Tensor:
+    """Do to projected tokens (B, N, C) what a package's own attention does after its projection."""
+    for name in _AFTER_PROJECTION:
+        if hasattr(attn, name):
+            x = getattr(attn, name)(x)
+    return x
 
 
 def count_extra_tokens(transformer: nn.Module) -> int:

@@ -213,6 +213,58 @@ def test_blocks_of_a_pyramid():
     torch.testing.assert_close(layer.transform(scores).map, wanted)
 
 
+def batch_outputs(model, images):
+    with torch.no_grad():
+        return torch.cat([out.flatten(1) for out in model(images)], dim=1)
+
+
+@pytest.mark.parametrize('kind', ['lavit', 'twin', 'pool', 'less', 'full'])
+def test_content(kind):
+    """Nothing changes for a batch of equal images, and something for others."""
+    twin = dict(num_va_layers=(2, 2, 3, 2), attention_residual=False)
+    model = {
+        'lavit': build,
+        'twin': lambda: build(**twin),
+        'pool': lambda: build(**twin, key_reduction='pool'),
+        'less': build_plain,
+        'full': lambda: build_plain(()),
+    }[kind]()
+    images = torch.rand(3, 3, 97, 161) if kind in ('lavit', 'twin', 'pool') else torch.rand(3, 3, 64, 64)
+    equal = images[:1].expand_as(images)
+    before = batch_outputs(model, images)
+    wanted = batch_outputs(model, equal)
+    ablate(model, 'content', LAYERS, layers=[2, 3] if kind == 'full' else None)
+    torch.testing.assert_close(batch_outputs(model, equal), wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(batch_outputs(model, images), before, rtol=1e-2)
+
+
+@pytest.mark.parametrize('layers', [(3,), ()], ids=['less', 'full'])
+def test_content_of_a_layer(layers):
+    """Head by head, the softmax of the mean of scores."""
+    model = build_plain(layers)
+    before, last = (layer.attn for layer in find_transformer(model).layers[2:])
+    seen = {}
+    before.qkv.register_forward_hook(lambda module, args, output: seen.update(qkv=output))
+    last.register_forward_hook(lambda module, args, output: seen.update(x=args[0]))
+    ablate(model, 'content', layers=None if layers else [3])
+    last.register_forward_hook(lambda module, args, output: seen.update(out=output))
+    batch_outputs(model, torch.rand(3, 3, 64, 64))
+    if not layers:
+        seen['qkv'] = last.qkv(seen['x'])
+    value = last.v(seen['x']) if layers else seen['qkv'][..., 64:]
+    for image in range(3):
+        heads = []
+        for channels in (slice(0, 16), slice(16, 32)):
+            a = torch.stack(
+                [q[:, channels] @ k[:, channels].T / 4 for q, k, _ in (one.chunk(3, 1) for one in seen['qkv'])]
+            )
+            if layers:
+                one = torch.eye(a.shape[-1])
+                a = (one + last.delta_psi) @ a @ (one + last.delta_theta).T
+            heads.append(a.mean(dim=0).softmax(dim=-1) @ value[image][:, channels])
+        torch.testing.assert_close(seen['out'][image], last.proj(torch.cat(heads, dim=1)), rtol=1e-4, atol=1e-4)
+
+
 def test_plain_layers_that_are_not_there():
     with pytest.raises(ConfigError, match='layers must be increasing numbers from 0 to 3'):
         ablate(build_plain(()), 'none', layers=[4])

@@ -9,6 +9,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from tool_runs import run_tool
 
+from mmlavit.analysis.ablation import AblationHook
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
@@ -37,12 +38,12 @@ def folder(tmp_path_factory):
     return root
 
 
-def ablate(monkeypatch, capsys, folder, *args):
+def ablate(monkeypatch, capsys, folder, *args, options=()):
     command = [CONFIG, folder / 'weights.pth', '--work-dir', folder / 'logs', *args, '--cfg-options']
     data = ['test_dataloader.dataset.ann_file=', 'test_dataloader.num_workers=0']
     data += [f'test_dataloader.dataset.data_root={folder / "images"}', 'test_dataloader.persistent_workers=False']
     data += ['test_dataloader.dataset.data_prefix=']
-    code = run_tool(monkeypatch, 'analysis_tools/ablate_attention.py', *command, *data)
+    code = run_tool(monkeypatch, 'analysis_tools/ablate_attention.py', *command, *data, *options)
     return code, capsys.readouterr()
 
 
@@ -70,6 +71,23 @@ def test_mistakes(folder, monkeypatch, capsys, tmp_path):
     assert code == 2
     assert 'error: the test gives no accuracy/top9; expected some of accuracy/top1' in said.err
     assert [path.name for path in tmp_path.iterdir()] == ['whole']  # it stops after the first test
+
+
+def test_content(folder, monkeypatch, capsys):
+    """Images are shuffled, so that a batch is not of one class, and come in batches of several."""
+    orders, change = [], AblationHook.before_test_epoch
+
+    def look(self, runner):
+        orders.append(list(runner.test_dataloader.sampler))
+        change(self, runner)
+
+    monkeypatch.setattr(AblationHook, 'before_test_epoch', look)
+    code, said = ablate(monkeypatch, capsys, folder, '--without', 'content')
+    assert code == 0, said.err
+    (order,) = orders
+    assert order != sorted(order) == list(range(40))
+    code, said = ablate(monkeypatch, capsys, folder, '--without', 'content', options=['test_dataloader.batch_size=1'])
+    assert code == 2 and 'test_dataloader.batch_size is 1; set it to 8 or more' in said.err
 
 
 def test_layers(folder, monkeypatch, capsys):
