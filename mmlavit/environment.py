@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from .errors import EnvironmentProblem
+from .version import __version__
 
 
 class Requirement(NamedTuple):
@@ -302,13 +303,17 @@ def _as_numbers(version: str) -> tuple[int, ...]:
 def format_table() -> str:
     """Return a table of what is installed and which versions are needed."""
     installed = find_installed()
-    rows = [('package', 'installed', 'needed'), ('torch', _get_version('torch') or '-', str(TORCH))]
+    rows = [
+        ('package', 'installed', 'needed'),
+        ('mmlavit', __version__, ''),
+        ('torch', _get_version('torch') or '-', str(TORCH)),
+    ]
     stack = next((part.stack for part in installed.values() if part.stack), 'maintained')
     for module in MODULES:
         rows.append((module, str(installed.get(module, '-')), str(STACKS[stack][module])))
     rows.append(('ops', _describe_ops(), 'for mmdet'))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return '\n'.join(f'{a:<{widths[0]}}  {b:<{widths[1]}}  {c}' for a, b, c in rows)
+    return '\n'.join(f'{a:<{widths[0]}}  {b:<{widths[1]}}  {c}'.rstrip() for a, b, c in rows)
 
 
 def main(argv: list[str] | None = None) -> int:

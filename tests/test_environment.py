@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmlavit.environment import STACKS, TORCH, EnvironmentProblem, check_environment
+from mmlavit.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
@@ -110,6 +111,7 @@ def test_complete_stack(site):
     done = site.check('mmdet', 'mmseg', 'mmpretrain')
     assert done.returncode == 0, done.stderr
     assert 'OK: mmdet, mmseg, mmpretrain' in done.stdout
+    assert re.search(rf'^mmlavit +{re.escape(__version__)}$', done.stdout, re.MULTILINE)
     for needed in site.stack.values():
         assert re.search(rf'{needed.dist} {re.escape(needed.lowest)} ', done.stdout)
     assert re.search(r'^ops +torchvision 0\.25\.0, CPU +for mmdet$', done.stdout, re.MULTILINE)

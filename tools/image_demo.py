@@ -15,7 +15,7 @@ from mmengine.device import get_device
 from rich.progress import track
 
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_trust_argument
+from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config
 from mmlavit.utils.json_list import JsonList, read_entries
 from mmlavit.visualization.drawing import write_picture
 from mmlavit.visualization.video import write_video
@@ -57,6 +57,7 @@ def parse_args() -> argparse.Namespace:
         metavar='GB',
         help='refuse images that need more memory; default: what is available',
     )
+    add_options_argument(parser, 'change settings of the config, such as model.test_cfg.max_per_img=20')
     add_trust_argument(parser)
     return parser.parse_args()
 
@@ -71,7 +72,12 @@ def main() -> None:
             raise UserError(f'--resume continues folders of images; {root} is a video and is drawn as a whole')
         limit = None if args.memory_limit is None else args.memory_limit * 1e9
         options = dict(runtime=args.runtime, device=args.device, score_thr=args.score_thr, memory_limit=limit)
-        predictor = Predictor(args.model, args.checkpoint, **options)
+        model = args.model
+        if args.cfg_options:
+            if Path(model).suffix == '.onnx':
+                raise UserError(f'--cfg-options change a config; {model} is an exported model')
+            model = load_config(model, args.cfg_options)
+        predictor = Predictor(model, args.checkpoint, **options)
         out_dir.mkdir(parents=True, exist_ok=True)
         done = [entry for entry in read_entries(out_dir / PREDICTIONS) if 'error' not in entry] if args.resume else []
         with JsonList(out_dir / PREDICTIONS, done) as records, stop_at_signals() as received:

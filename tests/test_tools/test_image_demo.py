@@ -93,6 +93,21 @@ def test_image_demo(name, tmp_path, pictures, monkeypatch, capsys):
         check_entry(name, entry)
 
 
+def test_config_options(tmp_path, pictures, monkeypatch, capsys):
+    """They change the config, and are refused for a model that has none."""
+    checkpoint = write_checkpoint('mask_rcnn_lavit_nano.py', tmp_path / 'random.pth')
+    command = [pictures / 'a.png', CONFIGS / 'mask_rcnn_lavit_nano.py', checkpoint, '--score-thr', '0']
+    for most in (3, 2):
+        options = ['model.test_cfg.rcnn.score_thr=0', f'model.test_cfg.rcnn.max_per_img={most}']
+        image_demo(monkeypatch, *command, '--out-dir', tmp_path / 'out', '--device', 'cpu', '--cfg-options', *options)
+        (entry,) = json.loads((tmp_path / 'out/predictions.json').read_text())
+        assert len(entry['objects']) == most
+    with pytest.raises(SystemExit) as stopped:
+        image_demo(monkeypatch, pictures, 'model.onnx', '--cfg-options', 'model.test_cfg=None')
+    assert stopped.value.code == 2
+    assert 'error: --cfg-options change a config; model.onnx is an exported model' in capsys.readouterr().err
+
+
 def check_entry(name, entry):
     """What a model of random weights says about a picture is complete and consistent."""
     size = (entry['height'], entry['width'])
