@@ -26,6 +26,9 @@ class SharedAttention(LessAttention):
 
     unused = ('delta_theta', 'delta_psi')
 
+    def add_parameters(self) -> None:
+        """Make what a less-attention layer has not."""
+
     def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
         """Attend; shapes as for ``LessAttention``."""
         values = self.reduction(x, scores.grid)  # (B, M, C)
@@ -51,10 +54,27 @@ class NoAttention(SharedAttention):
         return torch.zeros_like(x), scores
 
 
+class FixedAttention(SharedAttention):
+    """Scores that are learned, the same for all images: attention by position alone."""
+
+    def add_parameters(self) -> None:
+        """Make the scores, on the reference grids of queries and keys."""
+        queries, keys = (height * width for height, width in (self.query_grid, self.reference_grid))
+        self.fixed = _make_scores(queries, self.heads * keys)
+
+    def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
+        """Attend; shapes as for ``LessAttention``. The next layer gets what came in."""
+        fixed = resample_tokens(self.fixed[None], self.query_grid, scores.grid).expand(x.shape[0], -1, -1)
+        return super().forward(x, Scores(fixed, self.heads, scores.grid))[0], scores
+
+
 class PlainSharedAttention(PlainLessAttention):
     """The scores of the layer before as they are, in a plain transformer."""
 
     unused = ('delta_theta', 'delta_psi')
+
+    def add_parameters(self) -> None:
+        """Make what a less-attention layer has not."""
 
     def transform(self, scores: Scores) -> Scores:
         """Give the scores back."""
@@ -69,6 +89,22 @@ class PlainUniformAttention(PlainSharedAttention):
         return self.proj(self.v(x.mean(dim=1, keepdim=True))).expand_as(x)
 
 
+class PlainFixedAttention(PlainSharedAttention):
+    """Scores that are learned, the same for all images, in a plain transformer."""
+
+    def add_parameters(self) -> None:
+        """Make the scores, on the reference grid of queries and keys and for the tokens beside it."""
+        tokens = len(self.delta_psi)
+        self.fixed = _make_scores(tokens, self.heads * tokens)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Attend; shapes as for ``PlainLessAttention``."""
+        grid = self._shared.grid
+        fixed = self._shared.from_reference(self.fixed[None], grid).expand(x.shape[0], -1, -1)
+        values = self.v(self._shared.to_reference(x, grid))  # (B, E + K, C)
+        return attend(Scores(fixed, self.heads, grid), values, self.proj)
+
+
 class PlainNoAttention(PlainSharedAttention):
     """Nothing: the feed-forward is all that is left of a layer of a plain transformer.
 
@@ -80,13 +116,29 @@ class PlainNoAttention(PlainSharedAttention):
         return torch.zeros_like(x)
 
 
-CONTROLS = {'shared': SharedAttention, 'uniform': UniformAttention, 'none': NoAttention}
-PLAIN_CONTROLS = {'shared': PlainSharedAttention, 'uniform': PlainUniformAttention, 'none': PlainNoAttention}
+CONTROLS = {
+    'shared': SharedAttention,
+    'fixed': FixedAttention,
+    'uniform': UniformAttention,
+    'none': NoAttention,
+}
+PLAIN_CONTROLS = {
+    'shared': PlainSharedAttention,
+    'fixed': PlainFixedAttention,
+    'uniform': PlainUniformAttention,
+    'none': PlainNoAttention,
+}
+
+
+def _make_scores(queries: int, keys: int) -> nn.Parameter:
+    """Make scores of (queries, heads * keys) that are nearly zero: attention begins as the mean of all values."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(queries, keys), std=0.02))
 
 
 def _replace(attn: nn.Module, control: type[nn.Module]) -> None:
     """Make a control of a less-attention layer, without what it does not use."""
     attn.__class__ = control
+    attn.add_parameters()
     for name in control.unused:
         delattr(attn, name)
 
@@ -103,7 +155,8 @@ class LaViTControl(LaViT):
     Args:
         *args (Any): As for ``LaViT``.
         later (str): What stands in the less-attention layers: 'shared', the scores of the layer before without
-            transforms; 'uniform', the mean of all values; 'none', no attention.
+            transforms; 'fixed', learned scores, the same for all images; 'uniform', the mean of all values; 'none', no
+            attention.
         **kwargs (Any): As for ``LaViT``.
 
     Raises:

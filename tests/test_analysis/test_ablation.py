@@ -141,7 +141,7 @@ def test_plain_uniform_attention():
     assert not torch.allclose(before, outputs(full), rtol=1e-3)
 
 
-@pytest.mark.parametrize('later', PLAIN_CONTROLS)
+@pytest.mark.parametrize('later', [later for later in PLAIN_CONTROLS if later != 'fixed'])
 def test_trained_plain_controls_are_ablated_models(later):
     model = build_plain()
     arch = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=48)
@@ -160,6 +160,44 @@ def test_trained_plain_controls_are_ablated_models(later):
     trained = [name for name, parameter in control.named_parameters() if parameter.requires_grad]
     assert trained == [name for name, parameter in control.named_parameters() if parameter.grad is not None]
     assert len(trained) == len(list(control.parameters())) - (12 if later == 'none' else 0)
+
+
+def fix_scores(model, attn, images):
+    """Draw learned scores of a layer, and give the tokens that go in and what comes out."""
+    torch.nn.init.normal_(attn.fixed)
+    seen = {}
+    handle = attn.register_forward_hook(lambda module, args, output: seen.update(x=args[0], out=output))
+    batch_outputs(model, images)
+    handle.remove()
+    return seen['x'], seen['out']
+
+
+def test_fixed_scores_of_a_plain_transformer():
+    arch = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=48)
+    backbone = dict(type='VisionTransformer', arch=arch, img_size=64, patch_size=16, out_type='featmap')
+    load_toolbox('mmpretrain')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(dict(type='WithLessAttentionControl', backbone=backbone, layers=[2, 3], later='fixed'))
+    attn = model.eval().backbone.layers[3].attn
+    x, out = fix_scores(model, attn, torch.rand(2, 3, 64, 64))
+    fixed = attn.fixed.unflatten(1, (2, 17)).softmax(dim=-1)  # (17 queries, 2 heads, 17 keys)
+    value = attn.v(x)
+    wanted = torch.cat([fixed[:, head] @ value[..., 16 * head : 16 * head + 16] for head in (0, 1)], dim=-1)
+    torch.testing.assert_close(out, attn.proj(wanted))
+    assert model(torch.rand(1, 3, 80, 48))[0].shape[-2:] == (5, 3)
+    model(torch.rand(1, 3, 64, 64))[0].sum().backward()
+    assert attn.fixed.grad.abs().sum() > 0
+
+
+def test_fixed_scores_of_a_pyramid():
+    """In stage 4, whose grids are equal at this size."""
+    model = LaViTControl('nano', drop_path_rate=0.0, later='fixed').eval()
+    attn = model.stages[3].blocks[1].attn
+    x, (out, _) = fix_scores(model, attn, torch.rand(2, 3, 128, 128))
+    fixed = attn.fixed.unflatten(1, (attn.heads, 16)).softmax(dim=-1)
+    value = attn.v(attn.reduction(x, (4, 4))).chunk(attn.heads, dim=-1)
+    wanted = torch.cat([fixed[:, head] @ value[head] for head in range(attn.heads)], dim=-1)
+    torch.testing.assert_close(out, attn.proj(wanted))
 
 
 @pytest.mark.parametrize('what', ['psi', 'theta'])
@@ -298,5 +336,5 @@ def test_control_of_a_twin():
 
 
 def test_unknown_control():
-    with pytest.raises(ConfigError, match="later must be one of shared, uniform, none, got 'half'"):
+    with pytest.raises(ConfigError, match="later must be one of shared, fixed, uniform, none, got 'half'"):
         LaViTControl('nano', later='half')

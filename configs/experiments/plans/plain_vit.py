@@ -19,6 +19,7 @@ arms = dict(
     less=dict(title='less attention'),
     full=dict(title='full attention in all layers', names=dict(config='configs/experiments/vit_small_in30.py')),
     shared=dict(title='later layers: scores shared, no transforms', names=dict(options=_later + 'shared')),
+    fixed=dict(title='later layers: learned scores, the same for all images', names=dict(options=_later + 'fixed')),
     uniform=dict(title='later layers: uniform attention', names=dict(options=_later + 'uniform')),
     none=dict(title='later layers: no attention', names=dict(options=_later + 'none')),
 )
