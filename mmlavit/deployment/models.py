@@ -33,8 +33,10 @@ class Normalisation(nn.Module):
         else:
             self.mean = self.std = None
         self.divisor = divisor
-        if self.divisor > 1 and preprocessor.pad_value:
-            raise ConfigError(f'data_preprocessor pads with {preprocessor.pad_value}, expected 0 for an export')
+        # The first is mmseg's name, the second that of all others.
+        value = preprocessor.pad_val if hasattr(preprocessor, 'pad_val') else preprocessor.pad_value
+        if self.divisor > 1 and value:
+            raise ConfigError(f'data_preprocessor pads with {value}, expected 0 for an export')
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images (B, H, W, 3) of bytes, BGR as OpenCV reads them, into the backbone's (B, 3, H', W')."""

@@ -84,6 +84,15 @@ def test_padding_of_segmentors(padding):
     assert (found == expected.pred_sem_seg.data).float().mean() > 0.999
 
 
+@pytest.mark.parametrize('kind', ['retinanet', 'upernet'])
+def test_padding_with_other_values(kind):
+    cfg = make_config(kind)
+    padding = dict(pad_val=9, test_cfg=dict(size_divisor=32), size=None) if kind == 'upernet' else dict(pad_value=9)
+    cfg.model.data_preprocessor.update(padding)
+    with pytest.raises(ConfigError, match='data_preprocessor pads with 9, expected 0 for an export'):
+        build_graph(build(cfg), cfg.default_scope)
+
+
 def make_ocr():
     """A segmentor of two heads, one after the other."""
     cfg = make_config('upernet')
