@@ -12,6 +12,7 @@ from mmengine.dataset import Compose
 from mmlavit.errors import DataError
 
 from .check.images import LARGEST, find_fault, find_label_fault, find_map_fault, has_16_bits, is_cut_off
+from .check.maps import maps_have_its_classes
 
 _ADVICE = 'python tools/check_data.py CONFIG finds all such files'
 _IN_A_ROW = 100
@@ -143,9 +144,10 @@ def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> N
     for leaf in find_leaves(dataset):
         if isinstance(getattr(leaf, 'pipeline', None), Compose):
             known = (getattr(leaf, 'metainfo', None) or {}).get('classes')
+            labels = classes if known is None else len(known)
             leaf.pipeline = GuardedPipeline(
                 leaf.pipeline,
-                labels=classes if known is None else len(known),
+                labels=labels if maps_have_its_classes(leaf) else None,
                 ignore_index=getattr(leaf, 'ignore_index', 255),
                 skip_file=None if getattr(leaf, 'test_mode', False) else skip_file,
             )
@@ -165,12 +167,18 @@ def _explain(path: str, data: dict, transform: Any, error: Exception) -> Excepti
     """Say which file a transform has failed on: in one line where the file is at fault, else with the trace."""
     if isinstance(error, DataError):
         return error
-    fault, name = find_fault(path), path
-    if not fault and data.get('seg_map_path') is not None:
-        name = data['seg_map_path']
-        fault = find_map_fault(name, None, None)
+    name, maps, fault = path, data.get('seg_map_path'), ''
+    if not _is_remote(path):
+        fault = find_fault(path)
+    if not fault and maps is not None and not _is_remote(maps):
+        name, fault = maps, find_map_fault(maps, None, None)
     if not fault and isinstance(error, KeyError) and error.args == ('mask',):
         name, fault = path, 'has an object without a mask: add its segmentation to the annotations, or remove it'
     if fault:
         return DataError(f'{name} {fault}; {_ADVICE}')
     return RuntimeError(f'{path}: {type(transform).__name__} failed on it ({type(error).__name__}: {error})')
+
+
+def _is_remote(path: str | os.PathLike) -> bool:
+    """Tell whether a file is in a storage such as s3://, where only its transforms look at it."""
+    return '://' in os.fspath(path)

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
-from mmlavit.datasets.check.coco import find_class_fault
+from mmlavit.datasets.check.coco import find_class_fault, reads_coco
 from mmlavit.datasets.check.config import check_dataset, find_leaf_configs
 from mmlavit.datasets.guard import find_leaves, guard_dataset
 from mmlavit.errors import ConfigError, DataError, UserError
@@ -117,8 +117,8 @@ def _require_fitting_classes(dataset: Any, cfg: Config) -> None:
     """Make sure that classes of a data set, of its annotation file and of the model are the same."""
     metainfo = getattr(dataset, 'metainfo', None) or {}
     classes, file = metainfo.get('classes'), getattr(dataset, 'ann_file', '')
-    require_classes(cfg.model, classes, file or getattr(dataset, 'data_root', None) or type(dataset).__name__)
-    if classes is not None and hasattr(dataset, 'COCOAPI') and osp.isfile(file):
+    require_classes(cfg.model, metainfo, file or getattr(dataset, 'data_root', None) or type(dataset).__name__)
+    if classes is not None and reads_coco(type(dataset)) and osp.isfile(file):
         fault = find_class_fault(_read_categories(file), classes)
         if fault:
             raise DataError(f'{file} {fault}')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmlavit.errors import ConfigError
@@ -28,32 +28,36 @@ def require_channels(model: Mapping[str, Any]) -> None:
         return
     source = f'the backbone (arch={model["backbone"].get("arch", "small")!r})'
     neck = model.get('neck')
-    if isinstance(neck, Mapping):
-        if 'in_channels' in neck:
-            several = isinstance(neck['in_channels'], (list, tuple))
-            _require('model.neck.in_channels', neck['in_channels'], maps if several else maps[-1], source)
-        maps, source = _find_neck_channels(neck, maps), 'the neck'
+    several_necks = isinstance(neck, (list, tuple))  # one after the other
+    for i, part in enumerate(neck if several_necks else [neck] if neck else []):
+        place = f'model.neck.{i}' if several_necks else 'model.neck'
+        if maps is not None and 'in_channels' in part:
+            several = isinstance(part['in_channels'], (list, tuple))
+            _require(f'{place}.in_channels', part['in_channels'], maps if several else maps[-1], source)
+        maps, source = _find_neck_channels(part, maps), 'the neck'
     for place, head in _find_heads(model):
         _check_head(place, head, maps, source)
 
 
-def require_classes(model: Mapping[str, Any], classes: Sequence[str] | None, data: str) -> None:
+def require_classes(model: Mapping[str, Any], metainfo: Mapping[str, Any], data: str) -> None:
     """Make sure that a model has as many classes as a data set.
 
     Args:
         model (Mapping): Config of a classifier, detector or segmentor.
-        classes (Sequence[str], optional): Classes of the data set; None: unknown.
+        metainfo (Mapping): That of the data set: ``classes``, and for panoptic segmentation ``thing_classes``, which
+            its heads of boxes and masks have. Without ``classes`` nothing is known.
         data (str): What the message calls it, such as ``train_dataloader``.
 
     Raises:
         ConfigError: If not; the message names the entry of the model.
     """
+    classes = metainfo.get('classes')
     if classes is None:
         return
     if isinstance(classes, str):
         raise ConfigError(f'{data}: metainfo.classes is the string {classes!r}; expected a list, as [{classes!r}]')
     for place, number in find_class_numbers(model, 'model'):
-        if number != len(classes):
+        if number not in (len(classes), len(metainfo.get('thing_classes') or classes)):
             names = ', '.join(map(str, classes[:3])) + (', ...' if len(classes) > 3 else '')
             raise ConfigError(
                 f'{place} is {number}, but {data} has {len(classes)} classes ({names}); set num_classes of all heads '
@@ -93,7 +97,7 @@ def _find_backbone_channels(backbone: Any) -> list[int] | None:
     return [dims[i] for i in indices]
 
 
-def _find_neck_channels(neck: Mapping[str, Any], maps: list[int]) -> list[int] | None:
+def _find_neck_channels(neck: Mapping[str, Any], maps: list[int] | None) -> list[int] | None:
     """Give the channels of the maps of a neck; None if the config does not say so."""
     kind, out, number = str(neck.get('type')).rpartition('.')[2], neck.get('out_channels'), neck.get('num_outs')
     if kind == 'GlobalAveragePooling':

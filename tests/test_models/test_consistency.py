@@ -70,12 +70,35 @@ def test_classes(models, name, places):
     numbers = dict(find_class_numbers(models[name], 'model'))
     assert sorted(numbers) == sorted(f'{place}.num_classes' for place in places)
     number = next(iter(numbers.values()))
-    require_classes(models[name], [str(i) for i in range(number)], 'data')
-    require_classes(models[name], None, 'data')
+    require_classes(models[name], dict(classes=[str(i) for i in range(number)]), 'data')
+    require_classes(models[name], {}, 'data')
     with pytest.raises(ConfigError, match=rf'{places[0]}.num_classes is {number}, but train.json has 2 classes'):
-        require_classes(models[name], ['a', 'b'], 'train.json')
+        require_classes(models[name], dict(classes=['a', 'b']), 'train.json')
     with pytest.raises(ConfigError, match="metainfo.classes is the string 'cat'; expected a list"):
-        require_classes(models[name], 'cat', 'data')
+        require_classes(models[name], dict(classes='cat'), 'data')
+
+
+def test_classes_of_things():
+    """Heads of boxes have those alone in panoptic segmentation."""
+    model = dict(roi_head=dict(bbox_head=dict(num_classes=2)), semantic_head=dict(num_classes=3))
+    metainfo = dict(classes=['cat', 'dog', 'sky'], thing_classes=['cat', 'dog'])
+    require_classes(model, metainfo, 'data')
+    with pytest.raises(ConfigError, match='num_classes is 2, but data has 3 classes'):
+        require_classes(model, dict(classes=metainfo['classes']), 'data')
+
+
+def test_necks_one_after_the_other():
+    backbone = dict(type='LaViT', arch='small')
+    fpn = dict(type='FPN', in_channels=[64, 128, 320, 512], out_channels=256, num_outs=5)
+    bfp = dict(type='BFP', in_channels=256, num_levels=5)
+    head = dict(type='RetinaHead', in_channels=256)
+    require_channels(dict(backbone=backbone, neck=[fpn, bfp], bbox_head=head))
+    with pytest.raises(ConfigError, match='model.neck.1.in_channels is 64, but the neck gives 256'):
+        require_channels(dict(backbone=backbone, neck=[fpn, dict(bfp, in_channels=64)], bbox_head=head))
+    with pytest.raises(ConfigError, match=r'model.neck.0.in_channels is \[1\], but the backbone'):
+        require_channels(dict(backbone=backbone, neck=[dict(fpn, in_channels=[1]), bfp], bbox_head=head))
+    with pytest.raises(ConfigError, match='model.bbox_head.in_channels is 64, but the neck gives 256'):
+        require_channels(dict(backbone=backbone, neck=[fpn], bbox_head=dict(head, in_channels=64)))
 
 
 def test_other_backbones_are_left_alone():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import os.path as osp
 import random
 from collections import Counter
@@ -14,13 +16,14 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmlavit.errors import ConfigError
+from mmlavit.errors import ConfigError, UserError
 from mmlavit.models.consistency import find_class_numbers, require_channels, require_classes
 from mmlavit.utils.data_paths import explain_missing, missing_data
 from mmlavit.utils.toolbox import load_toolbox
 
-from .coco import check_coco_file
+from .coco import check_coco_file, reads_coco
 from .images import find_fault, find_map_fault, read_size
+from .maps import maps_have_its_classes
 
 _SPLITS = ('train', 'val', 'test')
 _SHOWN = 3
@@ -36,7 +39,13 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
 
     Yields:
         str: A finding, with the file and what to do; what is no fault begins with ``note:``.
+
+    Raises:
+        UserError: If it is a part of a config, without a model or a toolbox.
     """
+    lacking = [key for key in ('model', 'default_scope') if cfg.get(key) is None]
+    if lacking:
+        raise UserError(f'{cfg.filename} has no {" and no ".join(lacking)}; expected the config of a whole model')
     load_toolbox(cfg.default_scope)
     init_default_scope(cfg.default_scope)
     missing = missing_data(cfg, _SPLITS)
@@ -72,13 +81,16 @@ def check_dataset(
     Yields:
         str: As of :func:`check_config`.
     """
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        kind = registry.get(dataset.type)
-    classes = dataset.get('metainfo', {}).get('classes') or (getattr(kind, 'METAINFO', None) or {}).get('classes')
+    kind = dataset.type  # a name, or in configs in pure Python the class
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind) or kind
     faulty = False
-    if hasattr(kind, 'COCOAPI'):
+    if reads_coco(kind):
+        classes = kind._load_metainfo(copy.deepcopy(dataset.get('metainfo'))).get('classes')  # as it will
         masks = any(step.get('with_mask') for step in dataset.get('pipeline') or ())
-        for finding in check_coco_file(Path(_ann_file(dataset)), classes, masks):
+        test = bool(dataset.get('test_mode'))
+        for finding in check_coco_file(Path(_ann_file(dataset)), classes, masks, test):
             faulty |= not finding.startswith('note:')
             yield finding
     try:
@@ -89,11 +101,13 @@ def check_dataset(
     except Exception as error:  # a toolbox can stumble over anything in an annotation file
         if not faulty:
             what = _ann_file(dataset) or dataset.get('data_root') or place
-            yield f'{what}: {dataset.type} cannot read it ({type(error).__name__}: {error})'.replace('\n', ' ')
+            yield f'{what}: {getattr(kind, "__name__", kind)} cannot read it ({type(error).__name__}: {error})'.replace(
+                '\n', ' '
+            )
         return
     classes = built.metainfo.get('classes')
     try:
-        require_classes(model, classes, place)
+        require_classes(model, built.metainfo, place)
     except ConfigError as error:
         yield str(error)
     entries = [built.get_data_info(i) for i in range(len(built))]
@@ -131,7 +145,7 @@ def _check_labels(
     entries: Sequence[Mapping], classes: Sequence[str] | None, model: Mapping[str, Any], place: str
 ) -> Iterator[str]:
     """Yield images that are listed twice, and labels of images that the model has no class for."""
-    names = Counter(entry.get('img_path') for entry in entries)
+    names = Counter(entry['img_path'] for entry in entries if _has_file(entry))
     yield from _tell([str(name) for name, count in names.items() if count > 1], 'is listed more than once: remove one')
     numbers = [number for _, number in find_class_numbers(model, 'model')]
     limit = min([*numbers, *([len(classes)] if classes else [])], default=None)
@@ -140,13 +154,18 @@ def _check_labels(
         label = entry.get('gt_label')
         labels = label if isinstance(label, (list, tuple)) else [label]
         if limit is not None and label is not None and any(not 0 <= value < limit for value in labels):
-            wrong.append(f'{entry["img_path"]} (label {label})')
+            wrong.append(f'{entry["img_path"] if _has_file(entry) else "an image"} (label {label})')
     yield from _tell(wrong, f'is out of range in {place}: the model has classes 0 to {(limit or 0) - 1}')
 
 
+def _has_file(entry: Mapping) -> bool:
+    """Tell whether an image is a file; CIFAR's, for one, are parts of an archive."""
+    return isinstance(entry.get('img_path'), (str, os.PathLike))
+
+
 def _label_values(dataset: Any, classes: int) -> set[int] | None:
-    """Values that may be in the files of label maps; None where the data set renames them."""
-    if getattr(dataset, 'label_map', None):
+    """Values that may be in the files of label maps; None where the data set renames them, or has other classes."""
+    if getattr(dataset, 'label_map', None) or not maps_have_its_classes(dataset):
         return None
     first = int(bool(getattr(dataset, 'reduce_zero_label', False)))
     return {*range(classes + first), getattr(dataset, 'ignore_index', 255), 255}
@@ -164,6 +183,8 @@ def _check_images(entries: Sequence[Mapping], decode: int | None, labels: set[in
             found.setdefault(fault, []).append(str(path))
 
     for number, entry in enumerate(entries):
+        if not _has_file(entry):
+            continue
         path = entry['img_path']
         fault = find_fault(path, number in drawn)
         note(path, fault)
