@@ -206,11 +206,12 @@ def main() -> None:
         seconds['test'] = run_step('Testing', *test, quiet=True)
 
         print('\n== Drawing', flush=True)
-        sheet = draw_predictions(config, checkpoint, task, work_dir)
+        trained = work_dir / config.name  # with --cfg-options
+        sheet = draw_predictions(trained, checkpoint, task, work_dir)
         draw_curves(Log.read(work_dir), task.metrics, work_dir / 'curves.png')
 
         model = work_dir / 'model.onnx'
-        export = [TOOLS / 'deployment/export.py', config, checkpoint, '--out', model]
+        export = [TOOLS / 'deployment/export.py', trained, checkpoint, '--out', model]
         seconds['export'] = run_step('Exporting', *export)
         found = try_exported(model, DATA / task.pictures)
 

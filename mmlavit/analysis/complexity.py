@@ -122,14 +122,19 @@ def _has_plain_roi_heads(model: nn.Module) -> bool:
     if roi_head is None:
         return False
     from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+    from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
 
-    return type(roi_head) in (StandardRoIHead, CascadeRoIHead) and model.with_rpn
+    extractors = [module for module in roi_head.modules() if isinstance(module, BaseRoIExtractor)]
+    plain = all(type(extractor) is SingleRoIExtractor for extractor in extractors)  # others may compute something
+    return plain and type(roi_head) in (StandardRoIHead, CascadeRoIHead) and model.with_rpn
 
 
 def _run_two_stages(model: nn.Module, image: Tensor, num_proposals: int, num_masks: int) -> None:
     """Run a two-stage detector on regions of which only the number is known: which ones, weights would decide."""
     features = model.extract_feat(image)
     model.rpn_head(features)
+    if getattr(model, 'with_semantic_head', False):  # of a panoptic detector
+        model.semantic_head(features)
     roi_head = model.roi_head
     stages = [(roi_head.bbox_roi_extractor, roi_head.bbox_head, num_proposals)]
     if roi_head.with_mask:

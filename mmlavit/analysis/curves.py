@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,10 +60,13 @@ class Log:
         rows = []
         for file in files:
             later = _read_rows(file)
-            start = next((row['step'] for row in later if _is_training(row)), math.inf)
+            steps = [row['step'] for row in later if _is_training(row)]
+            start = steps[0] if steps else math.inf
+            if start <= min((b - a for a, b in pairwise(steps)), default=0):  # not resumed: a training of its own
+                rows = []
             repeated = (index for index, row in enumerate(rows) if _is_training(row) and row['step'] >= start)
             del rows[next(repeated, len(rows)) :]
-            rows += later
+            rows += _place_validations(later)
         if not any(map(_is_training, rows)):
             raise UserError(f'{path} has no row of a training; it may have stopped before its first log')
         return cls(rows)
@@ -104,6 +107,20 @@ class Log:
                 means[key] = sum(values) / len(values)
         memory = [row['memory'] for row in self.trained if 'memory' in row]
         return {**means, 'memory': max(memory)} if memory else means
+
+
+def _place_validations(rows: list[Row]) -> list[Row]:
+    """Give validations the step of the training row before them, where mmengine says 0 of them all.
+
+    It does for trainings by iterations whose ``LoggerHook`` logs metrics by epoch, as mmdet's configs have it.
+    """
+    if any('epoch' in row or (row['step'] and not _is_training(row)) for row in rows):
+        return rows
+    placed, step = [], 0
+    for row in rows:
+        step = row['step'] or step
+        placed.append({**row, 'step': step})
+    return placed
 
 
 def _read_rows(path: Path) -> list[Row]:

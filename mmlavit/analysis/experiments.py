@@ -414,11 +414,12 @@ def _curves(plan: Plan, root: Path) -> Panel:
     for arm in plan.arms:
         for column in plan.columns:
             folders = [root / arm.name / f'seed_{seed}' / column for seed in arm.seeds]
-            runs = [results for folder in folders if len(results := _finished(folder, plan.metric)) > 1]
+            found = {folder: _finished(folder, plan.metric) for folder in folders}
+            runs = {folder: results for folder, results in found.items() if len(results) > 1}
             if not runs:
                 continue
-            steps = sorted(set.intersection(*({step for step, _ in run} for run in runs)))
-            points = [(step, plan.scale * mean(dict(run)[step] for run in runs)) for step in steps]
+            steps = sorted(set.intersection(*({step for step, _ in run} for run in runs.values())))
+            points = [(step, plan.scale * mean(dict(run)[step] for run in runs.values())) for step in steps]
             curves.append(Curve(arm.title, points, dict(marker='.')))
-            unit = Log.read(next(folder for folder in folders if folder.is_dir())).unit(plan.metric)
+            unit = Log.read(next(iter(runs))).unit(plan.metric)
     return Panel(plan.metric, unit, curves)

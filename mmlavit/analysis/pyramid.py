@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmlavit.models.resample import ceil_div
+
 from .trained import Picture
 
 _CUT = 1  # per cent of the positions at either end of a component that take its darkest and lightest value
@@ -78,8 +80,14 @@ def _are_maps(maps: Sequence[Tensor] | Tensor) -> bool:
 
 
 def _project_all(name: str, maps: Sequence[Tensor], picture: Picture) -> list[Level]:
-    height = picture.inputs.shape[-2]
-    return [Level(f'{name}, stride {round(height / x.shape[-2])}', *project(x[0])) for x in maps]
+    return [Level(f'{name}, stride {_find_stride(picture.inputs, x)}', *project(x[0])) for x in maps]
+
+
+def _find_stride(inputs: Tensor, x: Tensor) -> int:
+    """Give the stride of a map, whose sides are rounded up: a power of two where one fits."""
+    sides = list(zip(inputs.shape[-2:], x.shape[-2:], strict=True))
+    fitting = (2**n for n in range(8) if all(ceil_div(whole, 2**n) == side for whole, side in sides))
+    return next(fitting, round(sides[0][0] / sides[0][1]))
 
 
 def plot_pyramid(images: Sequence[tuple[Picture, list[list[Level]]]], title: str, path: Path) -> None:

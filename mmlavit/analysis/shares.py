@@ -88,7 +88,9 @@ def measure_shares(trained: Trained, picture: Picture, repeats: int = 7) -> list
     params, seconds = Counter(), _measure_time(trained.model, owners, picture.data, repeats)
     for path, parameter in trained.model.named_parameters():
         module, _, name = path.rpartition('.')
-        params[TRANSFORMS if name in ('delta_psi', 'delta_theta') else owners[module]] += parameter.numel()
+        # Those of a plain transformer are not told apart in work and time, so they are not here.
+        transform = name in ('delta_psi', 'delta_theta') and owners[module] in MECHANISMS
+        params[TRANSFORMS if transform else owners[module]] += parameter.numel()
     complexity, _ = model_complexity(trained.cfg, picture.inputs.shape[-2:], _find_mechanism)
     macs = Counter()
     for (path, role), count in complexity.cells.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from copy import deepcopy
@@ -15,7 +16,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor, nn
 
+from mmlavit.apis.inference import require_device
 from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
+from mmlavit.deployment.pipeline import find_test_dataset
 from mmlavit.engine.teacher import build_teacher
 from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
@@ -97,6 +100,7 @@ def load_trained(
     if scope not in SCOPES:
         raise UserError(f'{config} has default_scope={scope!r}; expected one of {", ".join(SCOPES)}')
     load_toolbox(scope)
+    require_device(device)
     model, _ = build_teacher(deepcopy(cfg.model), scope, checkpoint)  # some detectors write into their config
     return Trained(Path(config).stem, cfg, Path(checkpoint), model.to(device))
 
@@ -113,7 +117,7 @@ def choose_pictures(cfg: Config, folder: Path | None, count: int) -> list[Path]:
         list[Path]: Their files.
 
     Raises:
-        UserError: If there are none.
+        UserError: If there are none, or the config's are no files.
     """
     if folder is not None:
         found = find_images(folder)
@@ -122,8 +126,11 @@ def choose_pictures(cfg: Config, folder: Path | None, count: int) -> list[Path]:
         raise UserError(f"the images of the config's test are missing ({missing[0]}); name others with --images")
     # pycocotools prints what it does.
     with DefaultScope.overwrite_default_scope(cfg.default_scope), redirect_stdout(StringIO()):
-        dataset = DATASETS.build(deepcopy(cfg.test_dataloader.dataset))
-    return [Path(dataset.get_data_info(i)['img_path']) for i in _spread(len(dataset), count)]
+        dataset = DATASETS.build(deepcopy(find_test_dataset(cfg)))
+    paths = [dataset.get_data_info(i).get('img_path') for i in _spread(len(dataset), count)]
+    if not all(isinstance(path, (str, os.PathLike)) for path in paths):
+        raise UserError(f"the images of the config's test ({type(dataset).__name__}) are no files; name --images")
+    return [Path(path) for path in paths]
 
 
 def _spread(length: int, count: int) -> list[int]:
@@ -143,7 +150,7 @@ def read_pictures(trained: Trained, paths: Sequence[Path]) -> Iterator[Picture]:
     cfg, model = trained.cfg, trained.model
     for path in paths:
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            dataset = UnlabelledImages(str(path), remove_labels(cfg.test_dataloader.dataset.pipeline))
+            dataset = UnlabelledImages(str(path), remove_labels(find_test_dataset(cfg).pipeline))
         data = pseudo_collate([dataset[0]])
         # BGR: only the data preprocessor changes that.
         pixels = data['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mmlavit.errors import ConfigError
 
+_ONE_OF_A_LAYER = r'stages\.(\d)\.blocks\.\d+\.norm1\.weight'
 # For each layout of names, by who writes it: the number of its first stage, and for each module of ours that module's
 # name there. S is the number of a stage, J that of a block.
 _LAYOUTS: dict[str, tuple[int, dict[str, str]]] = {
@@ -128,7 +130,7 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
         Converted: All weights, and where they went.
 
     Raises:
-        ConfigError: If a name of the backbone is not one of PVTv2's.
+        ConfigError: If a name of the backbone is not one of PVTv2's, or a stage has no such number of layers.
     """
     whole = any(name.startswith('backbone.') for name in state_dict)
     others, classifier, backbone = {}, [], {}
@@ -140,6 +142,8 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
         else:
             backbone[name.removeprefix('backbone.').removeprefix('pvt_v2.')] = value
     layout = _find_layout(backbone)
+    if num_va_layers is not None and (len(num_va_layers) != 4 or min(num_va_layers) < 1):
+        raise ConfigError(f'num_va_layers is {num_va_layers}, expected four numbers from 1 to the depths of the stages')
     first, modules = _LAYOUTS[layout]
     converted, dropped = {}, []
     for name, value in backbone.items():
@@ -159,6 +163,9 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
                 dropped.append(f'{part}.{parameter}')
             else:
                 converted[f'{part}.{parameter}'] = tensor
+    depths = Counter(found[1] for name in converted if (found := re.fullmatch(_ONE_OF_A_LAYER, name)))
+    if num_va_layers is not None and any(n > depths.get(str(i), n) for i, n in enumerate(num_va_layers)):
+        raise ConfigError(f'num_va_layers is {num_va_layers}, but the stages have {[*depths.values()]} layers')
     return Converted(layout, _join_keys_and_values(converted), others, dropped, classifier)
 
 

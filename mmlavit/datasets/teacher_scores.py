@@ -41,7 +41,7 @@ class TeacherScores(NamedTuple):
                 return cls(file['names'].tolist(), file['logits'])
         except FileNotFoundError:
             raise UserError(f'{path} does not exist; make it with tools/misc/predict_scores.py') from None
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f'{path} has no scores of a teacher: {error}') from error
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmlavit.errors import UserError
 from mmlavit.utils.checkpoint import load_checkpoint, require_checkpoint
+from mmlavit.utils.weights import require_whole
 
 
 def build_teacher(cfg: Mapping[str, Any], scope: str, checkpoint: str) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -24,19 +24,11 @@ def build_teacher(cfg: Mapping[str, Any], scope: str, checkpoint: str) -> tuple[
         tuple[nn.Module, dict[str, Tensor]]: The model, and all tensors of the file.
 
     Raises:
-        UserError: If there is no such file, or it lacks tensors of the model.
+        UserError: If there is no such file, or its tensors are not those of the model.
     """
     require_checkpoint(checkpoint)
-    state = load_checkpoint(checkpoint)
-    state = state.get('state_dict', state)
+    state = load_checkpoint(checkpoint)['state_dict']
     with DefaultScope.overwrite_default_scope(scope):
         model = MODELS.build(cfg)
-    names = model.state_dict().keys()
-    missing = [name for name in names if name not in state and not name.startswith('data_preprocessor.')]
-    if missing:
-        raise UserError(
-            f'{checkpoint} does not fit the config of the teacher: it has no {missing[0]} '
-            f'({len(missing)} of {len(names)} are missing)'
-        )
-    model.load_state_dict(state, strict=False)
+    require_whole(model, state, checkpoint)
     return model.eval().requires_grad_(False), state

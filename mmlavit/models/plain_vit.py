@@ -28,6 +28,8 @@ from .resample import Grid, ceil_div, resample_tokens, share_traced_matrices
 
 # What stands between the projection and the result, in this order, where a package has it.
 _AFTER_PROJECTION = ('proj_drop', 'gamma1', 'out_drop')
+# The parameters of an attention whose scores we know; others have biases of positions, temperatures, differences.
+_PARAMETERS = {'qkv', 'proj', 'q_norm', 'k_norm', 'norm', 'gamma1'}
 # What changes the meaning of scores or values, and is not there in what we support.
 _OTHER = {'gate': None, 'norm': nn.Identity, 'rope': None, 'v_shortcut': False}
 
@@ -270,11 +272,15 @@ def find_blocks(transformer: nn.Module) -> Sequence[nn.Module]:
                 f'{name} has layers whose attention has no linears qkv and proj, from which less attention takes its '
                 'values'
             )
-        odd = [key for key, plain in _OTHER.items() if hasattr(attn, key) and not _is_plain(getattr(attn, key), plain)]
+        parts = (parameter.partition('.')[0] for parameter, _ in attn.named_parameters())
+        odd = list(dict.fromkeys(part for part in parts if part not in _PARAMETERS))
+        odd += [key for key, plain in _OTHER.items() if hasattr(attn, key) and not _is_plain(getattr(attn, key), plain)]
         if getattr(attn, 'attn_dim', attn.proj.in_features) != attn.proj.in_features:
             odd.append('attn_dim')
         if odd:
             raise ConfigError(f'attention of {name} has {", ".join(odd)}, which less attention cannot take over')
+    if not hasattr(transformer, 'num_extra_tokens') and not hasattr(transformer, 'num_prefix_tokens'):
+        raise ConfigError(f'{name} does not say how many tokens stand before those of the grid (num_extra_tokens)')
     return blocks
 
 

@@ -195,7 +195,9 @@ def _check_key(cfg: Config, key: str) -> None:
     """Raise a UserError if the dotted ``key`` is not a place in ``cfg`` where a value may go."""
     node, walked = cfg._cfg_dict, ''
     for part in key.split('.'):
-        if isinstance(node, (list, tuple)):
+        if isinstance(node, tuple):  # into which mmengine merges nothing
+            raise UserError(f'--cfg-options {key}: {walked} is {node!r}, a tuple; set {walked} itself instead')
+        if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
                 number = f'a number below {len(node)}'
                 raise UserError(
@@ -386,10 +388,17 @@ def _use_test_time_augmentation(cfg: Config) -> None:
         if cfg.get(key) is None:
             raise UserError(f'--tta needs tta_model and tta_pipeline, but the config has no {key}')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
+    _set_pipeline(cfg.test_dataloader.dataset, cfg.tta_pipeline)
+
+
+def _set_pipeline(dataset: ConfigDict, pipeline: list) -> None:
+    """Set the pipeline of a data set, or of those in a wrapper."""
+    inner = dataset.get('datasets') or [dataset.get('dataset')]
+    if inner == [None]:
+        dataset.pipeline = pipeline
+    else:
+        for one in inner:
+            _set_pipeline(one, pipeline)
 
 
 def _keep_predictions(cfg: Config, out: str) -> None:

@@ -257,7 +257,7 @@ def load_checkpoint(path: str) -> dict[str, Any]:
         path (str): A training checkpoint or a file of weights, ``mmlavit://NAME``, or an address of the internet.
 
     Returns:
-        dict[str, Any]: With the weights under 'state_dict'.
+        dict[str, Any]: With the weights under 'state_dict', without the ``module.`` of a wrapper.
 
     Raises:
         UserError: As :func:`find_checkpoint` and :func:`load_from_local`, and if there are no weights.
@@ -266,7 +266,9 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not weights or not all(map(torch.is_tensor, weights.values())):
         raise UserError(f'{path} has no weights; expected a checkpoint with a state_dict')
-    return checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint)
+    if all(name.startswith('module.') for name in weights):  # saved by nn.DataParallel and its like
+        weights = {name.removeprefix('module.'): weight for name, weight in weights.items()}
+    return {**checkpoint, 'state_dict': weights} if 'state_dict' in checkpoint else dict(state_dict=weights)
 
 
 def _are_trusted() -> bool:

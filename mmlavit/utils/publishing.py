@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -77,6 +78,20 @@ def save_published(checkpoint: Mapping[str, Any], path: Path) -> Path:
     partial.write_bytes(data)
     os.replace(partial, final)
     return final
+
+
+def find_paths(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Find absolute paths that are left in the config of a published checkpoint, such as its ``data_root``.
+
+    Args:
+        checkpoint (Mapping): What :func:`strip_checkpoint` gives.
+
+    Returns:
+        list[str]: Each once, in order.
+    """
+    text = checkpoint['meta'].get('cfg') or ''
+    texts = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+    return list(dict.fromkeys(t for t in texts if isinstance(t, str) and re.match(r'(~?/|~)\w|[A-Za-z]:[/\\]', t)))
 
 
 def _as_pickle(checkpoint: Mapping[str, Any]) -> bytes:

@@ -95,7 +95,7 @@ def as_result(sample: BaseDataElement, meta: dict, shape: tuple[int, int]) -> Re
         Result: Objects with a score of 1, a class with a score of 1, or a class for each pixel.
     """
     classes: Sequence[str] = meta['classes']
-    if 'gt_sem_seg' in sample:
+    if 'gt_sem_seg' in sample and 'gt_instances' not in sample:
         return Segmentation(shape, classes, sample.gt_sem_seg.data[0].numpy(), meta.get('palette'))
     if 'gt_label' in sample:
         return _AnnotatedClass(shape, classes, np.eye(len(classes))[int(sample.gt_label)])

@@ -65,8 +65,10 @@ def draw_annotations(
     if hasattr(visualizer, 'visualize_cls'):
         return visualizer.visualize_cls(picture, sample, **options)[..., ::-1]
     if 'gt_sem_seg' in sample:
-        sample.gt_sem_seg = PixelData(data=_repeat(sample.gt_sem_seg.data, enlarge))
-    else:
+        labels = sample.gt_sem_seg
+        name = 'sem_seg' if 'sem_seg' in labels else 'data'  # of mmdet, of mmseg
+        sample.gt_sem_seg = PixelData(**{name: _repeat(labels.get(name), enlarge)})
+    if 'gt_instances' in sample:
         found = sample.gt_instances
         found.bboxes = getattr(found.bboxes, 'tensor', found.bboxes) * enlarge  # mmdet may wrap them
         if 'masks' in found:

@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from documents import ROOT
 from mmengine.registry import MODELS
 from scipy.optimize import linear_sum_assignment
+from shell_commands import load
 from small_vit import VIT
 
 from mmlavit import LaViT
@@ -173,6 +175,13 @@ def test_choices():
     assert choose_depths(lavit, 1) == [2, 1, 4]
     assert choose_depths(lavit, 2) == [2, 1, 3]  # 0.99 has to wait for its followers
     assert choose_depths(lavit, 5) == [1, 1, 1]
+
+
+def test_stages_that_are_not_run():
+    """They keep their layers in the line that is advised."""
+    tool = load(ROOT / 'tools/analysis_tools/analyze_attention.py')
+    lavit = layers_with({f'stages.{s}.blocks.{j}': 0.5 for s in range(3) for j in range(2)})
+    assert tool.choice(lavit, 3, (2, 2, 2, 5)).endswith('num_va_layers=[1, 1, 1, 5]')
 
 
 def test_errors():

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from exportable import ARCH
+from tool_runs import run_tool
 
 from mmlavit import environment
 from mmlavit.analysis.benchmark import subjects as subjects_module
@@ -245,6 +246,13 @@ def growing(*seconds):
         results = [measured('a', [[s]], memory=10 * s), measured('b', [[s]], memory=0.0, error=error)]
         growth.append(Comparison(InputSize(1, side, side), results))
     return growth
+
+
+@pytest.mark.parametrize('option', [['--growth'], ['--profile', 'lavit_s']])
+def test_runtimes_where_only_eager_is_measured(option, monkeypatch, capsys):
+    options = ['--runtime', 'eager', 'onnxruntime', *option]
+    assert run_tool(monkeypatch, 'analysis_tools/benchmark.py', *options) == 2
+    assert '--profile and --growth measure in eager mode' in capsys.readouterr().err
 
 
 def test_growth():

@@ -1,5 +1,7 @@
 """The curves of trainings, drawn; how their logs are read is tested with analyze_logs.py."""
 
+import json
+
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -50,3 +52,26 @@ def test_panels(drawn, tmp_path):
         assert ticks and all(tick == round(tick) for tick in ticks)  # no epoch 4.5
         legend, xlabel = axes.get_legend().get_window_extent(), axes.xaxis.label.get_window_extent()
         assert not legend.overlaps(axes.get_window_extent()) and not legend.overlaps(xlabel)
+
+
+def write_rows(folder, start, rows):
+    path = folder / start / 'vis_data/scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def test_validations_without_a_step(tmp_path):
+    """A LoggerHook of epochs in a training by iterations says 0 of them all."""
+    rows = [dict(loss=1.0, lr=0.1, iter=50, step=50), dict(mIoU=1.0, step=0)]
+    rows += [dict(loss=1.0, lr=0.1, iter=100, step=100), dict(mIoU=2.0, step=0)]
+    write_rows(tmp_path, 'a', rows)
+    log = Log.read(tmp_path)
+    assert log.points('mIoU') == [(50, 1.0), (100, 2.0)] and log.unit('mIoU') == 'iteration'
+
+
+@pytest.mark.parametrize(('later', 'kept'), [([50, 100, 150], []), ([30, 40, 50], [10, 20]), ([50], [10, 20, 30, 40])])
+def test_work_dir_that_is_used_again(tmp_path, later, kept):
+    """From the start with another interval, or where it was resumed."""
+    for start, steps in (('a', [10, 20, 30, 40]), ('b', later)):
+        write_rows(tmp_path, start, [dict(loss=1.0, lr=0.1, iter=step, step=step) for step in steps])
+    assert [step for step, _ in Log.read(tmp_path).points('loss')] == [*kept, *later]

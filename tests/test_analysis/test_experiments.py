@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,16 @@ def test_failure(tmp_path):
     assert [path.parent.name for path in (tmp_path / 'runs').glob('*/*/train')] == ['seed_0']
     write_report(plan, tmp_path / 'runs', tmp_path / 'out', 'command', 'conditions')
     assert 'Nothing that gives a result has ended yet.' in (tmp_path / 'out/report.md').read_text()
+
+
+def test_report_beside_a_run_that_has_begun(tmp_path):
+    """It has not logged anything yet."""
+    plan = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 1)))))
+    plan = replace(plan, arms=(replace(plan.arms[0], seeds=(0, 1)),))
+    run_plan(plan, [replace(plan.arms[0], seeds=(1,))], tmp_path / 'runs')
+    (tmp_path / 'runs/a/seed_0/train').mkdir(parents=True)
+    write_report(plan, tmp_path / 'runs', tmp_path / 'out', 'command', 'conditions')
+    assert (tmp_path / 'out/curves.png').is_file()
 
 
 def test_interrupted_training_goes_on(tmp_path):

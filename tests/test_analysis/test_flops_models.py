@@ -196,6 +196,35 @@ def test_tool_compares(monkeypatch, capsys):
     assert rows[name] == ['25.56', '1.14', '4.09', '0.00', '4.09', '1.25']
 
 
+def test_tool_compares_with_itself(monkeypatch, capsys):
+    """A changed config beside the unchanged one."""
+    name = 'configs/lavit_s_in1k.py'
+    options = ['--cfg-options', 'model.backbone.num_va_layers=[3,4,6,3]', 'model.backbone.attention_residual=False']
+    code, lines, _ = get_flops(monkeypatch, capsys, name, '--compare', name, *options)
+    assert code == 0
+    rows = numbers(lines)
+    assert rows[f'{name}, changed'][-1] == '1.00' and rows[name][-1] != '1.00'
+
+
+def test_semantic_head():
+    """Of a panoptic detector: four levels of convolutions, upsampled in between, and one for the classes."""
+    complexity, _ = count('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', (128, 128))
+    sides = [32, 16, 8, 4]
+    macs = 32 * 32 * 128 * 54 + 32 * 32 * 256 * 128 * 9  # classes; level 0
+    for level in (1, 2, 3):  # each convolution is followed by an enlargement to twice the side
+        side = sides[level]
+        macs += sum((side * 2**i) ** 2 * (256 if i == 0 else 128) * 128 * 9 for i in range(level))
+    rows = {row.name: row.total for row in break_down(complexity.cells)}
+    assert rows['semantic_head: convolutions'] == macs
+
+
+def test_extractor_that_computes():
+    """GRoIE has convolutions and attention of its own, so regions are found by running the model."""
+    complexity, notes = count('mmdet::groie/faste-rcnn_r50_fpn_groie_1x_coco.py', (64, 64))
+    assert any('The model was run' in note for note in notes)
+    assert any(path.startswith('roi_head.bbox_roi_extractor') for path, _ in complexity.cells)
+
+
 def test_tool_sums_up(monkeypatch, capsys):
     code, lines, _ = get_flops(monkeypatch, capsys, 'configs/lavit_t_in1k.py', '--shape', '64')
     assert code == 0

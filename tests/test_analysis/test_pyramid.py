@@ -1,10 +1,11 @@
 """Principal components of feature maps, against scikit-learn's."""
 
 import numpy as np
+import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from mmlavit.analysis.pyramid import project
+from mmlavit.analysis.pyramid import _find_stride, project
 
 
 def test_components_are_those_of_scikit_learn():
@@ -29,3 +30,12 @@ def test_what_has_no_components():
 
 def test_one_position():
     assert project(torch.randn(8, 1, 1))[0].tolist() == [[[0, 0, 0]]]
+
+
+@pytest.mark.parametrize('size', [(360, 480), (97, 161), (800, 1344), (64, 64)])
+def test_strides(size):
+    """Of maps whose sides are rounded up."""
+    for stride in (4, 8, 16, 32):
+        sides = (-(-size[0] // stride), -(-size[1] // stride))
+        assert _find_stride(torch.zeros(1, 3, *size), torch.zeros(1, 5, *sides)) == stride
+    assert _find_stride(torch.zeros(1, 3, 98, 98), torch.zeros(1, 5, 5, 5)) == 20

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from small_vit import DIM, VIT
 
 from mmlavit.analysis import shares
 from mmlavit.analysis.complexity import model_complexity
@@ -36,6 +37,22 @@ def make(tmp_path_factory):
         return trained, next(read_pictures(trained, [root / 'a.png']))
 
     return make
+
+
+def test_plain_transformer(make, tmp_path):
+    """Its transforms are not told apart, in none of the three."""
+    config = tmp_path / 'vit.py'
+    base, vit = (
+        CONFIGS / 'handwritten/classify_lavit_nano.py',
+        dict(type='WithLessAttention', backbone=VIT, layers=[1, 3]),
+    )
+    config.write_text(
+        f"_base_ = '{base}'\nmodel = dict(backbone=dict(_delete_=True, **{vit}), head=dict(in_channels={DIM}))\n"
+    )
+    trained, picture = make(config)
+    found = {share.name: share for share in measure_shares(trained, picture, repeats=1)}
+    assert TRANSFORMS not in found
+    assert sum(share.params for share in found.values()) == sum(p.numel() for p in trained.model.parameters())
 
 
 def test_sums(make, tmp_path):

@@ -221,6 +221,19 @@ def test_tool(pvt, suffix, tool, capsys):
 
 
 @pytest.mark.parametrize(
+    ('numbers', 'message'),
+    [
+        ([-1, 0, 0, 0], 'expected four numbers from 1'),
+        ([1, 1, 1], 'expected four numbers from 1'),
+        ([9, 9, 9, 9], f'but the stages have {re.escape(str(list(DEPTHS)))} layers'),
+    ],
+)
+def test_numbers_of_vanilla_layers(pvt, numbers, message):
+    with pytest.raises(ConfigError, match=message):
+        convert_pvt_v2(weights(pvt), numbers)
+
+
+@pytest.mark.parametrize(
     ('args', 'message'),
     [
         (['no.pth', 'out.pth'], 'checkpoint no.pth does not exist'),

@@ -84,6 +84,8 @@ def test_scores_are_the_models(teacher, monkeypatch, tmp_path, classes):
         (['--out', 'scores.txt'], 'expected a name that ends in .npz'),
         (['--out', 'scores.npz', '--batch-size', 0], '--batch-size must be positive'),
         (['--out', 'scores.npz', '--classes', __file__], 'expected synsets of ImageNet'),
+        (['--out', 'nowhere/scores.npz'], 'the folder nowhere does not exist; make it first'),
+        (['--out', 'scores.npz', '--device', 'cuda:99'], 'device cuda:99 cannot be used'),
     ],
 )
 def test_errors_of_the_tool(teacher, monkeypatch, capsys, args, message):
@@ -130,6 +132,11 @@ def test_errors_of_the_transform(tmp_path):
     np.savez(path, names=np.array([object()], dtype=object), logits=np.zeros((1, 3)))
     with pytest.raises(UserError, match='has no scores of a teacher'):  # a pickle inside
         AddTeacherScores(path, root='data')
+    np.save(tmp_path / 'array.npy', np.zeros(3))
+    for content in (b'', (tmp_path / 'array.npy').read_bytes()):
+        (tmp_path / 's.npz').write_bytes(content)
+        with pytest.raises(UserError, match='has no scores of a teacher'):
+            AddTeacherScores(path, root='data')
     write(path)
     with pytest.raises(ConfigError, match='share must be from 0 to 1'):
         AddTeacherScores(path, root='data', share=1.5)

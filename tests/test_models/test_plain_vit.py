@@ -26,6 +26,7 @@ TIMM = dict(
     dynamic_img_size=True,
     num_classes=0,
 )
+FIXED = {key: value for key, value in TIMM.items() if key != 'dynamic_img_size'}
 REGISTERS = dict(TIMM, reg_tokens=4)
 KINDS = dict(mmpretrain=VIT, timm=TIMM, registers=REGISTERS)
 SIZES = [(64, 64), (96, 160), (80, 48)]
@@ -193,6 +194,10 @@ def test_gradients_reach_the_transforms():
             dict(backbone=dict(type='mmpretrain.TIMMBackbone', model_name='eva02_tiny_patch14_224', num_classes=0)),
             'rotary embeddings',
         ),
+        (dict(backbone=dict(FIXED, model_name='vit_relpos_small_patch16_224')), 'has rel_pos,'),
+        (dict(backbone=dict(FIXED, model_name='beit_base_patch16_224')), 'has q_bias, v_bias'),
+        (dict(backbone=dict(TIMM, model_name='vit_dlittle_patch16_reg1_gap_256')), 'has lambda_q1'),
+        (dict(backbone=dict(VIT, type='mmpretrain.BEiTViT', out_type='avg_featmap')), 'relative_position_bias_table'),
     ],
 )
 def test_wrong_arguments(change, message):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from shell_commands import load
 from tool_runs import run_tool
 
 from mmlavit.analysis.ablation import AblationHook
@@ -88,6 +89,12 @@ def test_content(folder, monkeypatch, capsys):
     assert order != sorted(order) == list(range(40))
     code, said = ablate(monkeypatch, capsys, folder, '--without', 'content', options=['test_dataloader.batch_size=1'])
     assert code == 2 and 'test_dataloader.batch_size is 1; set it to 8 or more' in said.err
+
+
+def test_metrics_that_are_no_numbers():
+    """mmdet has none where nothing was found, and lists of single classes."""
+    show = load(ROOT / 'tools/analysis_tools/ablate_attention.py').show
+    assert [show(value) for value in (None, 0.123456, [1, 2])] == ['-', '0.1235', '[1, 2]']
 
 
 def test_layers(folder, monkeypatch, capsys):

@@ -125,7 +125,7 @@ def test_a_teacher_of_another_kind(folder, monkeypatch, capfd):
         (lambda args: args.update(images='nowhere'), '--images nowhere does not exist'),
         (lambda args: args.update(images='empty'), 'has no images'),
         (lambda args: args.update(checkpoint='none.pth'), 'none.pth does not exist'),
-        (lambda args: args.update(checkpoint='other.pth'), 'does not fit the config of the teacher'),
+        (lambda args: args.update(checkpoint='other.pth'), 'other.pth is not a checkpoint of this config: of '),
         (lambda args: args.update(iters=0), 'expected 0 <= layerwise_iters <= iters'),
     ],
 )

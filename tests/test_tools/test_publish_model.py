@@ -158,6 +158,16 @@ def test_meta(trained, publish, tmp_path):
     assert runner.work_dir.encode() not in file.read_bytes()
 
 
+def test_paths_in_the_config_are_listed(publish, tmp_path, capsys):
+    cfg = "work_dir = '/home/me/runs'\ndata = dict(root='/home/me/coco', other='~/x', file='a/b', slash='/')\n"
+    torch.save(dict(state_dict={'a': torch.ones(1)}, meta=dict(cfg=cfg)), tmp_path / 'a.pth')
+    publish(tmp_path / 'a.pth', tmp_path / 'b.pth')
+    assert 'the config in it names /home/me/coco, ~/x; use relative paths' in capsys.readouterr().out
+    torch.save(dict(state_dict={'a': torch.ones(1)}), tmp_path / 'a.pth')
+    publish(tmp_path / 'a.pth', tmp_path / 'b.pth')
+    assert 'the config in it' not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('suffix', SUFFIXES)
 def test_hash_depends_on_the_content_alone(suffix, trained, publish, tmp_path):
     _, checkpoint = trained

@@ -1,6 +1,7 @@
 """The merge of the command line into a config."""
 
 import argparse
+import copy
 
 import pytest
 from mmengine.config import Config
@@ -186,8 +187,22 @@ def test_tta():
     assert merged.model.type == 'TTA'
     assert merged.model.module == cfg.model
     assert merged.test_dataloader.dataset.dataset.pipeline == [dict(type='P')]
+    inner = cfg.test_dataloader.dataset.dataset
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner, copy.deepcopy(inner)])
+    merged = merge_test_args(cfg, test_args(tta=True))
+    assert [one.pipeline for one in merged.test_dataloader.dataset.datasets] == [[dict(type='P')]] * 2
+    assert 'pipeline' not in merged.test_dataloader.dataset
     with pytest.raises(UserError, match='no tta_model'):
         merge_test_args(make_config(), test_args(tta=True))
+
+
+def test_entries_of_tuples():
+    """mmengine merges nothing into them."""
+    cfg = make_config()
+    cfg.optim_wrapper.optimizer = dict(type='AdamW', betas=(0.9, 0.999))
+    with pytest.raises(UserError, match=r'betas is \(0.9, 0.999\), a tuple; set optim_wrapper.optimizer.betas itself'):
+        merge_options(cfg, {'optim_wrapper.optimizer.betas.0': 0.8})
+    assert merge_options(cfg, {'optim_wrapper.optimizer.betas': (0.8, 0.9)}).optim_wrapper.optimizer.betas == (0.8, 0.9)
 
 
 @pytest.mark.parametrize(

@@ -459,6 +459,19 @@ def test_ceph(address, path, trace, monkeypatch):
     assert not trace.exists()
 
 
+def test_addresses_are_not_looked_for():
+    """What a loader knows is no file that is missing."""
+    for address in ('open-mmlab://resnet50_caffe', 'torchvision://resnet50', 's3://bucket/a.pth'):
+        require_checkpoint(address)
+    with pytest.raises(UserError, match='open-mmlab does not exist'):
+        require_checkpoint('open-mmlab')
+
+
+def test_prefix_of_a_wrapper(tmp_path):
+    torch.save(dict(state_dict={'module.a': torch.ones(1), 'module.b': torch.ones(1)}), tmp_path / 'a.pth')
+    assert load_checkpoint(str(tmp_path / 'a.pth'))['state_dict'].keys() == {'a', 'b'}
+
+
 def test_every_scheme_is_ours():
     loaders = {loader for prefix, loader in CheckpointLoader._schemes.items()}
     assert {loader.__module__ for loader in loaders} == {module.__name__}

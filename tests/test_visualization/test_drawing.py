@@ -1,8 +1,12 @@
 """Sheets of pictures; what visualizers draw is tested with the tools."""
 
 import numpy as np
+import torch
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData, PixelData
 
-from mmlavit.visualization.drawing import make_sheet
+from mmlavit.utils.toolbox import load_toolbox
+from mmlavit.visualization.drawing import build_visualizer, draw_annotations, make_sheet
 
 
 def test_make_sheet():
@@ -19,6 +23,26 @@ def test_make_sheet():
     assert (tiles[1, 1] == 255).all()  # nothing after the last
     assert (sheet[:6] == 255).all()
     assert make_sheet([red]).shape == red.shape
+
+
+def test_maps_beside_boxes():
+    """As mmdet packs them for panoptic detectors."""
+    load_toolbox('mmdet')
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+
+    sample = DetDataSample(gt_sem_seg=PixelData(sem_seg=torch.zeros(1, 20, 30, dtype=torch.uint8)))
+    boxes, labels = HorizontalBoxes(torch.tensor([[2.0, 3, 12, 14]])), torch.tensor([0])
+    sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        visualizer = build_visualizer('mmdet', dict(classes=('a',), palette=[(255, 0, 0)]))
+        drawn = draw_annotations(visualizer, np.zeros((20, 30, 3), np.uint8), sample, enlarge=2)
+    assert (
+        drawn.shape == (40, 60, 3)
+        and (drawn[6:28, 4:24] != drawn[35, 50]).any()
+        and (drawn[32:] == drawn[35, 50]).all()
+    )
+    assert sample.gt_instances.bboxes.tensor.tolist() == [[2, 3, 12, 14]]
 
 
 def test_titles():

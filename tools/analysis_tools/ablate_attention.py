@@ -102,6 +102,11 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
     return wanted or [what for what in DEFAULT if what in has], later
 
 
+def show(value: object) -> str:
+    """Word a metric; mmdet has none where nothing was found, and lists for single classes."""
+    return '-' if value is None else f'{value:.4g}' if isinstance(value, (int, float)) else str(value)
+
+
 def main() -> None:
     """Test, and print a table."""
     args = parse_args()
@@ -115,7 +120,7 @@ def main() -> None:
             changed.work_dir = str(Path(args.work_dir) / name)
             if name == 'content':  # an average over images of one class would tell the class
                 changed.test_dataloader.sampler = dict(type='DefaultSampler', shuffle=True, seed=0)
-            changed.custom_hooks = [*changed.get('custom_hooks', []), *hooks]
+            changed.custom_hooks = [*(changed.get('custom_hooks') or []), *hooks]
             return run(changed, 'test', args.cfg_options)
 
         whole = test('whole')
@@ -127,7 +132,7 @@ def main() -> None:
             rows[ROWS[what]] = test(what, dict(type='AblationHook', what=what, **later))
     table = Table('', *names, title=f'{args.config}, {args.checkpoint}')
     for row, metrics in rows.items():
-        table.add_row(row, *(f'{metrics[name]:.4g}' for name in names))
+        table.add_row(row, *(show(metrics.get(name)) for name in names))
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 

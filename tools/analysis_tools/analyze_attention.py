@@ -14,6 +14,7 @@ from mmlavit.analysis.attention import LayerAttention, choose_depths, choose_lay
 from mmlavit.analysis.saturation import plot_attention
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
+from mmlavit.models.arch import resolve_arch
 from mmlavit.utils.arguments import add_trust_argument
 
 
@@ -59,14 +60,18 @@ def as_table(name: str, layers: Sequence[LayerAttention]) -> Table:
     return table
 
 
-def choice(layers: Sequence[LayerAttention], count: int | None) -> str:
-    """Word the line of the config that converts the chosen layers."""
+def choice(layers: Sequence[LayerAttention], count: int | None, depths: Sequence[int]) -> str:
+    """Word the line of the config that converts the chosen layers; stages that are not run stay as they are."""
     in_stages = layers[0].name.startswith('stages.')
     able = len(layers) - (len({layer.name.split('.')[1] for layer in layers}) if in_stages else 1)
     count = able // 2 if count is None else count
     if not 0 <= count <= able:
         raise UserError(f'--convert must be from 0 to {able}, the layers that have one before them')
-    chosen = f'num_va_layers={choose_depths(layers, count)}' if in_stages else f'layers={choose_layers(layers, count)}'
+    if in_stages:
+        run = choose_depths(layers, count)
+        chosen = f'num_va_layers={[*run, *depths[len(run) :]]}'
+    else:
+        chosen = f'layers={choose_layers(layers, count)}'
     return f'To convert {count} of {able} layers: {chosen}'
 
 
@@ -90,7 +95,9 @@ def main() -> None:
                     'It has less attention already, so no layers to convert are named: measure its twin for that.'
                 )
             else:
-                console.print(choice(layers, args.convert), soft_wrap=True)
+                arch = trained.cfg.model.backbone.get('arch', 'small')
+                depths = resolve_arch(arch).depths if trained.cfg.model.backbone.type == 'LaViT' else ()
+                console.print(choice(layers, args.convert, depths), soft_wrap=True)
         if args.out is not None:
             plot_attention(models, args.out)
 

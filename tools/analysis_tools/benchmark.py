@@ -87,6 +87,8 @@ def main() -> None:
             raise UserError('--device cuda, but torch finds no GPU; use --device cpu')
         if not args.inputs and (args.growth is None or args.profile):
             raise UserError('--inputs names none; expected at least one, or --growth beside it')
+        if args.runtime != ['eager'] and (args.profile or args.growth is not None):
+            raise UserError('--profile and --growth measure in eager mode; leave --runtime out, or them')
         exported = [runtime for runtime in args.runtime if runtime in EXPORTED]
         if exported and (args.mode, args.dtype, args.device) != ('inference', 'fp32', 'cpu'):
             raise UserError(f'--runtime {exported[0]} is measured in inference, in fp32 and on the CPU only')

@@ -71,9 +71,10 @@ def main() -> None:
         shape = args.shape or DEFAULT_SHAPES.get(cfg.get('default_scope'))
         with blame_options(args.cfg_options):
             first, notes = model_complexity(cfg, shape)
-        compared = {args.config: first}
+        compared = [(f'{args.config}, changed' if args.cfg_options else args.config, first)]
         for name in args.compare:
-            compared[name], more = model_complexity(read_config(name), shape)
+            other, more = model_complexity(read_config(name), shape)
+            compared.append((name, other))
             notes += [f'{name}: {note}' for note in more]
 
     console.print(f'{args.config}, one image of {shape[0]}x{shape[1]}, {first.params / 1e6:.2f} M parameters')
@@ -140,11 +141,11 @@ def breakdown_table(rows: list[Row]) -> Table:
     return make_table(header, map(cells, rows), cells(whole))
 
 
-def comparison_table(compared: Mapping[str, Complexity]) -> Table:
+def comparison_table(compared: Sequence[tuple[str, Complexity]]) -> Table:
     """Show several models side by side, with ratios to the first."""
-    first = next(iter(compared.values()))
+    first = compared[0][1]
     rows = []
-    for name, complexity in compared.items():
+    for name, complexity in compared:
         backbone = sum(macs for (path, _), macs in complexity.cells.items() if part_of(path) == 'backbone')
         params, macs = complexity.params, complexity.macs
         numbers = [params / 1e6, params / first.params, backbone / 1e9, (macs - backbone) / 1e9, macs / 1e9]

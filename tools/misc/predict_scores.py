@@ -17,8 +17,10 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from mmlavit.analysis.complexity import find_config
+from mmlavit.apis.inference import require_device
 from mmlavit.datasets.teacher_scores import TeacherScores
 from mmlavit.datasets.unlabelled import UnlabelledImages
+from mmlavit.deployment.pipeline import find_test_dataset
 from mmlavit.engine.teacher import build_teacher
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument, load_config
@@ -64,10 +66,12 @@ def predict(args: argparse.Namespace, columns: Sequence[int] | None) -> TeacherS
     if cfg.get('default_scope') != 'mmpretrain':
         raise UserError(f'{args.config} has default_scope={cfg.get("default_scope")!r}; expected a classifier')
     load_toolbox('mmpretrain')
+    require_device(args.device)
+    pipeline = find_test_dataset(cfg).pipeline
     model, _ = build_teacher(cfg.model, 'mmpretrain', args.checkpoint)
     model.to(args.device, memory_format=torch.channels_last)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        dataset = UnlabelledImages(args.images, cfg.test_dataloader.dataset.pipeline)
+        dataset = UnlabelledImages(args.images, pipeline)
     loader = DataLoader(dataset, args.batch_size, num_workers=args.workers, collate_fn=list)
     found = []
     for batch in track(loader, description='Scores'):
@@ -86,6 +90,8 @@ def main() -> None:
     with one_line_errors():
         if not args.out.endswith('.npz'):
             raise UserError(f'{args.out}: expected a name that ends in .npz')
+        if not Path(args.out).parent.is_dir():
+            raise UserError(f'the folder {Path(args.out).parent} does not exist; make it first')
         if args.batch_size < 1 or args.workers < 0:
             raise UserError('--batch-size must be positive and --workers not negative')
         columns = None if args.classes is None else find_columns(args.classes)

@@ -7,15 +7,15 @@ from pathlib import Path
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
 from mmlavit.utils.checkpoint import find_checkpoint, load_checkpoint
-from mmlavit.utils.publishing import save_published, strip_checkpoint
+from mmlavit.utils.publishing import find_paths, save_published, strip_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=f'{__doc__} Optimizer, schedules, log and states of hooks go, and with them the work dir and other '
-        'paths of the machine that stand at the top level of the config. The first 8 digits of the SHA-256 of the '
-        'file become part of its name, which mim and torch.hub check after a download. The result is what '
+        description=f'{__doc__} Optimizer, schedules, log and states of hooks go, and of the config launcher, '
+        'load_from, resume and work_dir. Other paths of the machine in it, such as data_root, stay and are listed. The '
+        'first 8 digits of the SHA-256 of the file become part of its name, which mim and torch.hub check after a download. The result is what '
         '--cfg-options model.backbone.init_cfg.checkpoint=FILE, test.py and image_demo.py take.'
     )
     parser.add_argument('checkpoint', help='checkpoint of a training')
@@ -52,6 +52,8 @@ def main() -> None:
     before, after = find_checkpoint(args.checkpoint).stat().st_size, file.stat().st_size
     print(f'{file}: {len(published["state_dict"])} tensors, {kind}, {before / 1e6:.1f} -> {after / 1e6:.1f} MB')
     print(f'removed: {removed}')
+    if paths := find_paths(published):
+        print(f'the config in it names {", ".join(paths)}; use relative paths in the config if nobody is to see them')
 
 
 if __name__ == '__main__':

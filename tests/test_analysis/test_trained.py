@@ -1,0 +1,59 @@
+"""Trained models and their images: data sets in wrappers or none at all, and what does not fit."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+
+from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
+from mmlavit.errors import UserError
+from mmlavit.utils.arguments import load_config
+from mmlavit.utils.toolbox import load_toolbox
+
+CONFIG = Path(__file__).parents[2] / 'configs/handwritten/classify_lavit_nano.py'
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    load_toolbox('mmpretrain')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(load_config(str(CONFIG)).model)
+    path = tmp_path_factory.mktemp('trained') / 'weights.pth'
+    torch.save({f'module.{name}': value for name, value in model.state_dict().items()}, path)
+    return str(path)
+
+
+def test_other_number_of_classes(checkpoint):
+    with pytest.raises(UserError, match=r'2 of another shape there \(head\.fc\.weight'):
+        options = {'model.head.num_classes': 5, 'model.head.topk': 1}
+        load_trained(str(CONFIG), checkpoint, options=options)
+
+
+@pytest.mark.parametrize('device', ['cuda:99', 'gpu'])
+def test_device_that_is_not_there(checkpoint, device):
+    with pytest.raises(UserError, match=f'device {device} cannot be used'):
+        load_trained(str(CONFIG), checkpoint, device)
+
+
+def test_wrapped_test_data(checkpoint, tmp_path):
+    trained = load_trained(str(CONFIG), checkpoint)
+    for label in range(10):
+        (tmp_path / f'{label}').mkdir()
+        cv2.imwrite(str(tmp_path / f'{label}/a.png'), np.full((40, 30, 3), label, np.uint8))
+    plain = ConfigDict(trained.cfg.test_dataloader.dataset, data_root=str(tmp_path), data_prefix='', ann_file='')
+    trained.cfg.test_dataloader.dataset = plain
+    expected = choose_pictures(trained.cfg, None, 3)
+    assert [path.parent.name for path in expected] == ['0', '4', '9']
+    trained.cfg.test_dataloader.dataset = ConfigDict(type='ConcatDataset', datasets=[plain])
+    assert choose_pictures(trained.cfg, None, 3) == expected
+    (picture,) = read_pictures(trained, expected[:1])
+    assert picture.inputs.shape[:2] == (1, 3)
+    trained.cfg.test_dataloader = None
+    with pytest.raises(UserError, match='the config has no test_dataloader'):
+        choose_pictures(trained.cfg, None, 3)
+    with pytest.raises(UserError, match='the config has no test_dataloader'):
+        list(read_pictures(trained, expected[:1]))
