@@ -70,7 +70,7 @@ def test_shipped_configs(name, expected):
         (dict(data_prefix=dict(img_path='i', seg_map_path='s')), ['i', 's']),
         (dict(type='ImageNet', data_root='r', split='val'), ['r/val']),
         (dict(type='mmpretrain.ImageNet', data_root='r', split='val', data_prefix='other'), ['r/other']),
-        (dict(type='CIFAR10', data_root='r', split='train'), ['r/']),
+        (dict(type='CIFAR10', data_root='r', split='train', download=False), ['r/']),
         (dict(type='RepeatDataset', times=2, dataset=dict(data_root='r', data_prefix='p')), ['r/p']),
         (dict(type='ConcatDataset', datasets=[dict(data_root='a'), dict(data_root='b')]), ['a/', 'b/']),
         (dict(type='InMemory'), []),
@@ -94,6 +94,12 @@ def test_unused_splits_are_not_looked_at():
     cfg = loader(data_root='r')
     cfg.val_dataloader = None
     assert missing_data(cfg, ['train', 'val']) == []
+
+
+def test_what_mmpretrain_downloads():
+    data = dict(type='mmpretrain.CIFAR10', data_root='nowhere/')
+    assert missing_data(loader(**data), ['test']) == []
+    assert missing_data(loader(**data, download=False), ['test']) == ['nowhere/']
 
 
 def test_message():
