@@ -107,7 +107,7 @@ def plot_maps(
     columns = max(map(len, rows))
     side = 1.3, 1.15 * frame.shape[0] / frame.shape[1] + 0.4  # inches of a map with its title
     figure = Figure(figsize=((columns + 2) * side[0], len(rows) * side[1] + 0.9), layout='constrained')
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     places = figure.add_gridspec(len(rows), columns + 1, width_ratios=[2] + [1] * columns)
     whole = figure.add_subplot(places[: max(1, len(rows) // 2), 0])
     whole.imshow(frame)

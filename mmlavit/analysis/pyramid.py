@@ -104,13 +104,13 @@ def plot_pyramid(images: Sequence[tuple[Picture, list[list[Level]]]], title: str
     columns = 1 + max(len(levels) for _, levels in rows)
     height, width = rows[0][0].inputs.shape[-2:]
     figure = Figure(figsize=(1.7 * columns, len(rows) * (1.6 * height / width + 0.35) + 0.4), layout='constrained')
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes_row, (picture, levels) in zip(grid, rows, strict=True):
         axes_row[0].imshow(picture.frame())
-        axes_row[0].set_title(picture.path.name, fontsize=7)
+        axes_row[0].set_title(picture.path.name, fontsize=7, parse_math=False)
         for axes, level in zip(axes_row[1:], levels, strict=False):
             axes.imshow(level.image)
             axes.set_title(f'{level.name}\n{level.explained:.0%} of the variance', fontsize=7)

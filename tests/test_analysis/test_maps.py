@@ -184,7 +184,9 @@ def test_cells():
 @pytest.mark.parametrize('heads', [False, True])
 def test_picture(heads, backbone, inputs, tmp_path):
     layers = observe_maps(backbone, inputs)[:4]
-    plot_maps(layers, np.zeros((*SIZE, 3), np.uint8), (0.5, 0.5), 'title', tmp_path / 'maps/a.png', heads)
+    plot_maps(
+        layers, np.zeros((*SIZE, 3), np.uint8), (0.5, 0.5), 'cost_$5_$6 of a picture', tmp_path / 'maps/a.png', heads
+    )
     picture = cv2.imread(str(tmp_path / 'maps/a.png'))
     blue, orange = ((np.abs(picture.astype(int) - colour) < 12).all(-1) for colour in ([181, 109, 47], [18, 106, 201]))
     assert blue.sum() > 500 and orange.sum() > 500  # frames of both kinds, in BGR

@@ -1,11 +1,14 @@
 """Principal components of feature maps, against scikit-learn's."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from mmlavit.analysis.pyramid import _find_stride, project
+from mmlavit.analysis.pyramid import Level, _find_stride, plot_pyramid, project
+from mmlavit.analysis.trained import Picture
 
 
 def test_components_are_those_of_scikit_learn():
@@ -39,3 +42,11 @@ def test_strides(size):
         sides = (-(-size[0] // stride), -(-size[1] // stride))
         assert _find_stride(torch.zeros(1, 3, *size), torch.zeros(1, 5, *sides)) == stride
     assert _find_stride(torch.zeros(1, 3, 98, 98), torch.zeros(1, 5, 5, 5)) == 20
+
+
+def test_names_with_dollars(tmp_path):
+    """They are no formulas."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    picture = Picture(Path('cost_$5_$6.jpg'), image, torch.zeros(1, 3, 8, 8), {})
+    plot_pyramid([(picture, [[Level('backbone, stride 4', image, 0.5)]])], 'a_$1_$2', tmp_path / 'a.png')
+    assert (tmp_path / 'a.png').is_file()
