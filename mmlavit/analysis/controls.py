@@ -26,9 +26,6 @@ class SharedAttention(LessAttention):
 
     unused = ('delta_theta', 'delta_psi')
 
-    def add_parameters(self) -> None:
-        """Make what a less-attention layer has not."""
-
     def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
         """Attend; shapes as for ``LessAttention``."""
         values = self.reduction(x, scores.grid)  # (B, M, C)
@@ -72,9 +69,6 @@ class PlainSharedAttention(PlainLessAttention):
     """The scores of the layer before as they are, in a plain transformer."""
 
     unused = ('delta_theta', 'delta_psi')
-
-    def add_parameters(self) -> None:
-        """Make what a less-attention layer has not."""
 
     def transform(self, scores: Scores) -> Scores:
         """Give the scores back."""
@@ -138,7 +132,8 @@ def _make_scores(queries: int, keys: int) -> nn.Parameter:
 def _replace(attn: nn.Module, control: type[nn.Module]) -> None:
     """Make a control of a less-attention layer, without what it does not use."""
     attn.__class__ = control
-    attn.add_parameters()
+    if isinstance(attn, (FixedAttention, PlainFixedAttention)):
+        attn.add_parameters()
     for name in control.unused:
         delattr(attn, name)
 

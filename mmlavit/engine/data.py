@@ -16,10 +16,11 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 from mmlavit.datasets.check.coco import find_class_fault, reads_coco
-from mmlavit.datasets.check.config import check_dataset, find_leaf_configs
+from mmlavit.datasets.check.config import check_dataset
 from mmlavit.datasets.guard import find_leaves, guard_dataset
 from mmlavit.errors import ConfigError, DataError, UserError
 from mmlavit.models.consistency import find_class_numbers, require_classes
+from mmlavit.utils.data_paths import find_leaf_configs
 
 SKIPPED = 'skipped_data.txt'
 

@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from mmlavit.errors import UserError
 
 from .checkpoint import trust_checkpoints
+from .data_paths import find_leaf_configs
 
 # What the toolboxes' own scripts use when the config is silent about drawing.
 _VISUALIZATION = {
@@ -388,17 +389,8 @@ def _use_test_time_augmentation(cfg: Config) -> None:
         if cfg.get(key) is None:
             raise UserError(f'--tta needs tta_model and tta_pipeline, but the config has no {key}')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    _set_pipeline(cfg.test_dataloader.dataset, cfg.tta_pipeline)
-
-
-def _set_pipeline(dataset: ConfigDict, pipeline: list) -> None:
-    """Set the pipeline of a data set, or of those in a wrapper."""
-    inner = dataset.get('datasets') or [dataset.get('dataset')]
-    if inner == [None]:
-        dataset.pipeline = pipeline
-    else:
-        for one in inner:
-            _set_pipeline(one, pipeline)
+    for dataset in find_leaf_configs(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.tta_pipeline
 
 
 def _keep_predictions(cfg: Config, out: str) -> None:

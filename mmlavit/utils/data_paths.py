@@ -31,7 +31,8 @@ def missing_data(cfg: Config, splits: Iterable[str]) -> list[str]:
         loader = cfg.get(f'{split}_dataloader')
         if loader is None:
             continue
-        paths = [*_dataset_paths(loader['dataset']), *_evaluator_paths(cfg, split)]
+        paths = [path for leaf in find_leaf_configs(loader['dataset']) for path in _dataset_paths(leaf)]
+        paths += _evaluator_paths(cfg, split)
         missing.update((path, None) for path in paths if not osp.exists(path))
     return list(missing)
 
@@ -74,15 +75,26 @@ def explain_missing(cfg: Config, missing: Sequence[str]) -> str:
     return 'correct data_root, ann_file or data_prefix in the config; they count from the folder in which the tool runs'
 
 
-def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the paths that a data set reads, looking through wrappers such as ``RepeatDataset``."""
+def find_leaf_configs(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the configs of data sets inside of wrappers such as ``RepeatDataset``.
+
+    Args:
+        dataset (Mapping): Config of a data set or a wrapper.
+
+    Yields:
+        Mapping: Configs without others inside.
+    """
     if 'dataset' in dataset:
-        yield from _dataset_paths(dataset['dataset'])
-        return
-    if 'datasets' in dataset:
+        yield from find_leaf_configs(dataset['dataset'])
+    elif 'datasets' in dataset:
         for part in dataset['datasets']:
-            yield from _dataset_paths(part)
-        return
+            yield from find_leaf_configs(part)
+    else:
+        yield dataset
+
+
+def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the paths that a data set without others inside reads."""
     if _is_remote(dataset):
         return
     name = getattr(dataset.get('type'), '__name__', dataset.get('type'))  # of a class, or a name

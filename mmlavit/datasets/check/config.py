@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmlavit.errors import ConfigError, UserError
 from mmlavit.models.consistency import find_class_numbers, require_channels, require_classes
-from mmlavit.utils.data_paths import explain_missing, missing_data
+from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, missing_data
 from mmlavit.utils.toolbox import load_toolbox
 
 from .coco import check_coco_file, reads_coco
@@ -115,24 +115,6 @@ def check_dataset(
     if not annotations_only:
         labels = None if classes is None else _label_values(built, len(classes))
         yield from _check_images(entries, decode, labels)
-
-
-def find_leaf_configs(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the configs of data sets inside of wrappers such as ``RepeatDataset``.
-
-    Args:
-        dataset (Mapping): Config of a data set or a wrapper.
-
-    Yields:
-        Mapping: Configs without others inside.
-    """
-    if 'dataset' in dataset:
-        yield from find_leaf_configs(dataset['dataset'])
-    elif 'datasets' in dataset:
-        for part in dataset['datasets']:
-            yield from find_leaf_configs(part)
-    else:
-        yield dataset
 
 
 def _ann_file(dataset: Mapping[str, Any]) -> str:
