@@ -29,7 +29,7 @@ PREDICTIONS = 'predictions.json'
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=f'{__doc__} Written are the drawn images under their own names, or the drawn video as .mp4, and '
+        description=f'{__doc__} It writes the drawn images under their own names, or the drawn video as .mp4, and '
         f'{PREDICTIONS}: a list with an entry for each image or frame, whole after each.',
         epilog='Exit code 0: all images were predicted; 1: some were not, and are listed with the reason; 2: wrong '
         'usage; 130 or 143: stopped by Ctrl-C or SIGTERM, after the image that it was at.',

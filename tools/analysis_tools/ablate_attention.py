@@ -56,7 +56,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         type=int,
         metavar='N',
-        help='of a plain vision transformer: its later layers, from 0 (default: those that have less attention)',
+        help='of a plain vision transformer: its later layers, counted from 0 (default: those with less attention; '
+        'needed if there are none)',
     )
     parser.add_argument('--work-dir', default='work_dirs/ablation', help='for logs; default: %(default)s')
     add_options_argument(parser, 'change settings of the config')

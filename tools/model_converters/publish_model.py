@@ -13,11 +13,11 @@ from mmlavit.utils.publishing import find_paths, save_published, strip_checkpoin
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=f'{__doc__} Optimizer, schedules, log and states of hooks go, and of the config launcher, '
-        'load_from, resume and work_dir. Other paths of the machine in it, such as data_root, stay and are listed. The '
-        'first 8 digits of the SHA-256 of the file become part of its name, which mim and torch.hub check after a '
-        'download. The result is what --cfg-options model.backbone.init_cfg.checkpoint=FILE, test.py and image_demo.py '
-        'take.'
+        description=f'{__doc__} Removed are the optimizer, schedules, log and states of hooks, and launcher, '
+        'load_from, resume and work_dir from the config. Other paths of the machine in it, such as data_root, stay and '
+        'are listed. The first 8 digits of the SHA-256 of the file become part of its name, which mim and torch.hub '
+        'check after a download. The result is what --cfg-options model.backbone.init_cfg.checkpoint=FILE, test.py and '
+        'image_demo.py take.'
     )
     parser.add_argument('checkpoint', help='checkpoint of a training')
     parser.add_argument(
