@@ -9,6 +9,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+
 from mmlavit.analysis.benchmark.report import device_name, versions
 from mmlavit.analysis.experiments import Plan, run_plan, write_report
 from mmlavit.errors import UserError, one_line_errors
@@ -52,7 +54,8 @@ def main() -> None:
             if not args.report_only:
                 run_plan(plan, arms, root, args.jobs)
         finally:
-            write_report(plan, root, out_dir, command, f'{device_name("cpu")}; {software}.')
+            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+            write_report(plan, root, out_dir, command, f'{device_name(device)}; {software}.')
         print(out_dir / 'report.md')
 
 
