@@ -93,6 +93,44 @@ def test_unknown_subjects():
     assert [s.name for s in resolve_subjects(['resnet50', 'lavit_s', 'resnet50'])] == ['resnet50', 'lavit_s']
 
 
+@pytest.mark.parametrize(
+    ('config', 'kind', 'parameters'),
+    [
+        ('retinanet_lavit_nano_bccd', 'LaViT', 2.11),
+        ('retinanet_none_nano_bccd', 'LaViTControl', 1.69),
+        ('upernet_pvt_v2_nano_camvid', 'PyramidVisionTransformerV2', 2.43),
+        ('upernet_resnet_nano_camvid', 'ResNet', 2.16),
+    ],
+)
+def test_backbone_of_a_config(config, kind, parameters):
+    path = str(ROOT / f'configs/experiments/{config}.py')
+    (subject,) = resolve_subjects([path, path])
+    assert (subject.name, subject.title) == (config, f'{kind} of {path}')
+    model = pickle.loads(pickle.dumps(subject)).build(64, 96)
+    model.eval()
+    assert type(model).__name__ == kind
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.01)
+    with torch.inference_mode():
+        assert [tuple(x.shape[-2:]) for x in model(torch.rand(1, 3, 64, 96))] == [
+            (64 // s, 96 // s) for s in (4, 8, 16, 32)
+        ]
+
+
+def test_configs_without_a_backbone(tmp_path):
+    base, other = tmp_path / 'base.py', tmp_path / 'other' / 'lavit_s_in1k.py'
+    base.write_text("default_scope = 'mmdet'\n")
+    other.parent.mkdir()
+    other.write_text(f"_base_ = '{ROOT / 'configs/lavit_s_in1k.py'}'\n")
+    with pytest.raises(UserError, match=r'base.py has no model.backbone; expected the config of a'):
+        resolve_subjects([str(base)])
+    with pytest.raises(UserError, match=r'retinanet_lavit.py has default_scope=None, expected one of mmdet, mmseg'):
+        resolve_subjects([str(ROOT / 'configs/_base_/models/retinanet_lavit.py')])
+    with pytest.raises(UserError, match=r'config nowhere.py does not exist'):
+        resolve_subjects(['nowhere.py'])
+    with pytest.raises(UserError, match=r'would have the same name in the table'):
+        resolve_subjects([str(ROOT / 'configs/lavit_s_in1k.py'), str(other)])
+
+
 def test_missing_toolbox(monkeypatch):
     found = environment.find_installed()
     del found['mmdet']

@@ -37,7 +37,11 @@ def parse_args() -> argparse.Namespace:
         epilog=f'backbones: {", ".join(SUBJECTS)}; inputs: {", ".join(f"{k} = {v}" for k, v in PRESETS.items())}',
     )
     parser.add_argument(
-        '--subjects', nargs='+', metavar='NAME', default=list(SUBJECTS), help='backbones (default: all)'
+        '--subjects',
+        nargs='+',
+        metavar='NAME',
+        default=list(SUBJECTS),
+        help='backbones, by name or by a config file whose model has it (default: all names)',
     )
     parser.add_argument(
         '--inputs',

@@ -10,12 +10,10 @@ commands = dict(
     train='python tools/train.py configs/experiments/retinanet_{config}_bccd.py --work-dir {work_dir} '
     f'--cfg-options randomness.seed={{seed}} {_length} {{options}}'
 )
-_none = 'model.backbone.type=mmlavit.analysis.controls.LaViTControl model.backbone.later=none'
-names = dict(options='')
 arms = dict(
     lavit=dict(title='LaViT', names=dict(config='lavit_nano')),
     twin=dict(title='all layers vanilla (the twin)', names=dict(config='vanilla_nano')),
-    none=dict(title='later layers: no attention', names=dict(config='lavit_nano_no_diag', options=_none)),
+    none=dict(title='later layers: no attention', names=dict(config='none_nano')),
     pvt_v2=dict(title='PVTv2 (mmdet)', names=dict(config='pvt_v2_nano')),
     resnet=dict(title='ResNet (mmdet)', names=dict(config='resnet_nano')),
 )

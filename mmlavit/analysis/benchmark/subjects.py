@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmlavit.environment import check_environment, find_installed
+from mmlavit.environment import SCOPES, check_environment, find_installed
 from mmlavit.errors import UserError
 from mmlavit.models.arch import ARCH_ZOO
+from mmlavit.utils.arguments import load_config
+from mmlavit.utils.toolbox import load_toolbox
 
 from .runtimes import EXPORTED, TITLES
 
@@ -149,23 +154,57 @@ SUBJECTS = {
 """All backbones, by name, in the order of the tables."""
 
 
+def build_backbone(config: str) -> nn.Module:
+    """Build the backbone of a config's model, with random weights.
+
+    Args:
+        config (str): Config file of one of the three toolboxes.
+
+    Returns:
+        nn.Module: The backbone.
+    """
+    cfg = load_config(config)
+    load_toolbox(cfg.default_scope)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return MODELS.build(cfg.model.backbone)
+
+
+def _of_config(path: str) -> Subject:
+    """Make a subject of the backbone of a config, which must have one."""
+    cfg = load_config(path)
+    scope = cfg.get('default_scope')
+    if scope not in SCOPES:
+        raise UserError(f'{path} has default_scope={scope!r}, expected one of {", ".join(SCOPES)}')
+    if 'type' not in cfg.get('model', {}).get('backbone', {}):
+        raise UserError(f'{path} has no model.backbone; expected the config of a classifier, detector or segmentor')
+    kind = cfg.model.backbone.type
+    kind = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+    target = f'{__name__}.{build_backbone.__name__}'
+    return Subject(Path(path).stem, f'{kind} of {path}', target, dict(config=path), scope)
+
+
 def resolve_subjects(names: Sequence[str]) -> list[Subject]:
     """Look up backbones and check that what they come from is installed.
 
     Args:
-        names (Sequence[str]): Keys of :data:`SUBJECTS`; repetitions are dropped.
+        names (Sequence[str]): Keys of :data:`SUBJECTS`, or config files, whose names end in ``.py`` and without it are
+            what their backbones are called; repetitions are dropped.
 
     Returns:
         list[Subject]: The backbones, in the order of the names.
 
     Raises:
-        UserError: If a name is unknown, or timm is not installed.
+        UserError: If a name is unknown, a config does not exist or has no backbone, two would have one name, or timm is
+            not installed.
         EnvironmentProblem: If a toolbox is not installed.
     """
-    unknown = [name for name in names if name not in SUBJECTS]
+    unknown = [name for name in names if name not in SUBJECTS and not name.endswith('.py')]
     if unknown:
-        raise UserError(f'unknown backbone {", ".join(unknown)}; known are {", ".join(SUBJECTS)}')
-    subjects = [SUBJECTS[name] for name in dict.fromkeys(names)]
+        raise UserError(f'unknown backbone {", ".join(unknown)}; known are {", ".join(SUBJECTS)}, and config files')
+    subjects = [SUBJECTS[name] if name in SUBJECTS else _of_config(name) for name in dict.fromkeys(names)]
+    called = Counter(subject.name for subject in subjects)
+    if twice := [subject.title for subject in subjects if called[subject.name] > 1]:
+        raise UserError(f'{" and ".join(twice)} would have the same name in the table; rename a file, or make a copy')
     installed = find_installed()
     for toolbox in dict.fromkeys(subject.toolbox for subject in subjects if subject.toolbox):
         # Only what is not there at all ends the run: for instance, mmcv's ops can lack CUDA, which no backbone uses.
