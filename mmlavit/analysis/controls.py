@@ -1,7 +1,8 @@
-"""Cheaper networks that an experiment compares less attention with (ours): does what its layers do matter at all?"""
+"""Networks that an experiment compares less attention with (ours): does what its layers do matter at all?"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -99,6 +100,29 @@ class PlainFixedAttention(PlainSharedAttention):
         return attend(Scores(fixed, self.heads, grid), values, self.proj)
 
 
+class PlainBiasedAttention(PlainFixedAttention):
+    """Full attention of a plain transformer with learned scores, the same for all images, added to its own.
+
+    At other sizes than the transformer's own, keys and values are averaged to the reference grid, which these scores
+    are for, as in less attention.
+    """
+
+    def add_parameters(self) -> None:
+        """Make the learned scores, queries and keys."""
+        super().add_parameters()
+        self.qk = nn.Linear(self.v.in_features, 2 * self.v.out_features, bias=self.v.bias is not None)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Attend; shapes as for ``PlainLessAttention``."""
+        grid = self._shared.grid
+        query, key = self.qk(x).chunk(2, dim=-1)
+        key, values = (self._shared.to_reference(t, grid) for t in (key, self.v(x)))  # (B, E + K, C)
+        query, key = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key))  # (B, H, N, d)
+        own = torch.matmul(query * query.shape[-1] ** -0.5, key.mT)  # (B, H, E + N, E + K)
+        fixed = self._shared.from_reference(self.fixed[None], grid)  # (1, E + N, H * (E + K))
+        return attend(Scores(own.transpose(1, 2).flatten(2) + fixed, self.heads, grid), values, self.proj)
+
+
 class PlainNoAttention(PlainSharedAttention):
     """Nothing: the feed-forward is all that is left of a layer of a plain transformer.
 
@@ -119,6 +143,7 @@ CONTROLS = {
 PLAIN_CONTROLS = {
     'shared': PlainSharedAttention,
     'fixed': PlainFixedAttention,
+    'biased': PlainBiasedAttention,
     'uniform': PlainUniformAttention,
     'none': PlainNoAttention,
 }
@@ -138,14 +163,14 @@ def _replace(attn: nn.Module, control: type[nn.Module]) -> None:
         delattr(attn, name)
 
 
-def _require_control(later: str) -> None:
-    if later not in CONTROLS:
-        raise ConfigError(f'later must be one of {", ".join(CONTROLS)}, got {later!r}')
+def _require_control(later: str, controls: Mapping[str, type[nn.Module]]) -> None:
+    if later not in controls:
+        raise ConfigError(f'later must be one of {", ".join(controls)}, got {later!r}')
 
 
 @MODELS.register_module()
 class LaViTControl(LaViT):
-    """LaViT with something cheaper in the place of less attention. For experiments.
+    """LaViT with something else in the place of less attention. For experiments.
 
     Args:
         *args (Any): As for ``LaViT``.
@@ -159,7 +184,7 @@ class LaViTControl(LaViT):
     """
 
     def __init__(self, *args: Any, later: str, **kwargs: Any) -> None:
-        _require_control(later)
+        _require_control(later, CONTROLS)
         super().__init__(*args, **kwargs)
         blocks = [block for stage in self.stages for block in stage.blocks if isinstance(block.attn, LessAttention)]
         if not blocks:
@@ -172,11 +197,12 @@ class LaViTControl(LaViT):
 
 @MODELS.register_module()
 class WithLessAttentionControl(WithLessAttention):
-    """A plain vision transformer with something cheaper in the place of less attention. For experiments.
+    """A plain vision transformer with something else in the place of less attention. For experiments.
 
     Args:
         *args (Any): As for ``WithLessAttention``.
-        later (str): What stands in the layers; as for ``LaViTControl``. 'uniform' is the mean over all tokens.
+        later (str): What stands in the layers; as for ``LaViTControl``. 'uniform' is the mean over all tokens, and
+            'biased' full attention with learned scores, the same for all images, added to its own.
         **kwargs (Any): As for ``WithLessAttention``.
 
     Raises:
@@ -184,7 +210,7 @@ class WithLessAttentionControl(WithLessAttention):
     """
 
     def __init__(self, *args: Any, later: str, **kwargs: Any) -> None:
-        _require_control(later)
+        _require_control(later, PLAIN_CONTROLS)
         super().__init__(*args, **kwargs)
         if not self.layers:
             raise ConfigError('layers is empty, so there is nothing to replace')

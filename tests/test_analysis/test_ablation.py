@@ -141,7 +141,7 @@ def test_plain_uniform_attention():
     assert not torch.allclose(before, outputs(full), rtol=1e-3)
 
 
-@pytest.mark.parametrize('later', [later for later in PLAIN_CONTROLS if later != 'fixed'])
+@pytest.mark.parametrize('later', [later for later in PLAIN_CONTROLS if later not in ('fixed', 'biased')])
 def test_trained_plain_controls_are_ablated_models(later):
     model = build_plain()
     arch = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=48)
@@ -172,18 +172,24 @@ def fix_scores(model, attn, images):
     return seen['x'], seen['out']
 
 
-def test_fixed_scores_of_a_plain_transformer():
+@pytest.mark.parametrize('later', ['fixed', 'biased'])
+def test_learned_scores_of_a_plain_transformer(later):
     arch = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=48)
     backbone = dict(type='VisionTransformer', arch=arch, img_size=64, patch_size=16, out_type='featmap')
     load_toolbox('mmpretrain')
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(dict(type='WithLessAttentionControl', backbone=backbone, layers=[2, 3], later='fixed'))
+        model = MODELS.build(dict(type='WithLessAttentionControl', backbone=backbone, layers=[2, 3], later=later))
     attn = model.eval().backbone.layers[3].attn
     x, out = fix_scores(model, attn, torch.rand(2, 3, 64, 64))
-    fixed = attn.fixed.unflatten(1, (2, 17)).softmax(dim=-1)  # (17 queries, 2 heads, 17 keys)
-    value = attn.v(x)
-    wanted = torch.cat([fixed[:, head] @ value[..., 16 * head : 16 * head + 16] for head in (0, 1)], dim=-1)
-    torch.testing.assert_close(out, attn.proj(wanted))
+    heads = []
+    for head in (0, 1):
+        scores = attn.fixed[:, 17 * head : 17 * head + 17]  # (17 queries, 17 keys)
+        if later == 'biased':
+            query, key = attn.qk(x).split(32, dim=-1)
+            query, key = (t[..., 16 * head : 16 * head + 16] for t in (query, key))
+            scores = scores + query @ key.transpose(1, 2) / 4  # the root of 16
+        heads.append(scores.softmax(dim=-1) @ attn.v(x)[..., 16 * head : 16 * head + 16])
+    torch.testing.assert_close(out, attn.proj(torch.cat(heads, dim=-1)))
     assert model(torch.rand(1, 3, 80, 48))[0].shape[-2:] == (5, 3)
     model(torch.rand(1, 3, 64, 64))[0].sum().backward()
     assert attn.fixed.grad.abs().sum() > 0

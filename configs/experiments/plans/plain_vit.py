@@ -20,6 +20,7 @@ arms = dict(
     full=dict(title='full attention in all layers', names=dict(config='configs/experiments/vit_small_in30.py')),
     shared=dict(title='later layers: scores shared, no transforms', names=dict(options=_later + 'shared')),
     fixed=dict(title='later layers: learned scores, the same for all images', names=dict(options=_later + 'fixed')),
+    biased=dict(title='later layers: full attention with learned scores added', names=dict(options=_later + 'biased')),
     uniform=dict(title='later layers: uniform attention', names=dict(options=_later + 'uniform')),
     none=dict(title='later layers: no attention', names=dict(options=_later + 'none')),
 )
