@@ -341,8 +341,8 @@ def write_report(plan: Plan, root: Path, out_dir: Path, command: str, conditions
         draw_panels([panel], out_dir / 'curves.png')
         picture = '\n![Curves](curves.png)\n'
     (out_dir / 'report.md').write_text(
-        f'# {plan.title}\n\n{conditions}\n\n```bash\n{command}\n```\n\n{_table(plan, summaries)}\n{picture}\n'
-        f'## Commands\n\n{_commands(plan, summaries)}',
+        f'# {plan.title}\n\n{conditions}\n\n```bash\n{command}\n```\n\n{_table(plan, summaries)}\n{picture}'
+        f'{_commands(plan, summaries)}',
         encoding='utf-8',
     )
     content = dict(
@@ -397,7 +397,7 @@ def _cell(plan: Plan, values: Mapping[int, float], single: bool) -> str:
 
 
 def _commands(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str:
-    """List what was run, for the first seed of each arm."""
+    """List what was run, for the first seed of each arm; nothing if nothing was."""
     root = Path('work_dirs/experiments') / plan.name
     parts = []
     for arm in plan.arms:
@@ -405,7 +405,7 @@ def _commands(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str
             lines = '\n'.join(plan.command(arm, name, arm.seeds[0], root) for name in arm.commands)
             seeds = ', '.join(map(str, arm.seeds))
             parts.append(f'*{arm.title}*, for seeds {seeds}:\n\n```bash\n{lines}\n```\n')
-    return '\n'.join(parts)
+    return '\n'.join(['\n## Commands\n', *parts]) if parts else ''
 
 
 def _curves(plan: Plan, root: Path) -> Panel:

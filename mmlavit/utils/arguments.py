@@ -28,6 +28,8 @@ _VISUALIZATION = {
     'mmpretrain': ('VisualizationHook', 'UniversalVisualizer'),
 }
 
+_FIGURES = ('.png', '.pdf', '.svg', '.jpg')
+
 # Top-level keys that mmengine, the toolboxes and we read although most configs do not carry them.
 _OPTIONAL_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
     'activation_checkpointing',
@@ -67,6 +69,15 @@ def positive(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
+
+
+def figure(text: str) -> Path:
+    """Read from a command line where a figure goes."""
+    path = Path(text)
+    if path.suffix.lower() not in _FIGURES:
+        endings = f'{", ".join(_FIGURES[:-1])} or {_FIGURES[-1]}'
+        raise argparse.ArgumentTypeError(f'{text}: expected a file ending in {endings}')
+    return path
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

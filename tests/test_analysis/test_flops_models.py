@@ -192,8 +192,8 @@ def test_tool_compares(monkeypatch, capsys):
     code, lines, _ = get_flops(monkeypatch, capsys, 'configs/lavit_s_in1k.py', '--compare', name)
     assert code == 0
     rows = numbers(lines)
-    assert rows['configs/lavit_s_in1k.py'] == ['22.39', '1.00', '3.28', '0.00', '3.28', '1.00']
-    assert rows[name] == ['25.56', '1.14', '4.09', '0.00', '4.09', '1.25']
+    assert rows['configs/lavit_s_in1k.py'] == ['22.39', '1.00', '3.275', '0.001', '3.276', '1.00']
+    assert rows[name] == ['25.56', '1.14', '4.087', '0.002', '4.089', '1.25']
 
 
 def test_tool_compares_with_itself(monkeypatch, capsys):

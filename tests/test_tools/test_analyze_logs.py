@@ -115,7 +115,6 @@ def test_shipped_runtime_logs_for_both(name, tmp_path):
     [
         (['nowhere'], 'nowhere has no log of a training'),
         (['a', '--keys', 'mIuO'], "no log has 'mIuO'; expected some of: accuracy/top1, data_time, loss, lr"),
-        (['a', '--out', 'curves.txt'], '--out curves.txt: expected a file ending in .png'),
         (['notes.txt'], 'notes.txt is not a log of scalars (line 1)'),
         (['val.json'], 'val.json has no row of a training'),
     ],
@@ -130,3 +129,11 @@ def test_mistakes(args, message, analyze_logs, tmp_path, monkeypatch, capsys):
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f'error: {message}') and error.count('\n') == 1
+
+
+def test_format_of_a_figure(analyze_logs, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        analyze_logs('a', '--out', 'curves.txt')
+    assert stopped.value.code == 2
+    message = 'error: argument --out: curves.txt: expected a file ending in .png, .pdf, .svg or .jpg\n'
+    assert capsys.readouterr().err.endswith(message)

@@ -15,7 +15,7 @@ from mmlavit.analysis.saturation import plot_attention
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch
-from mmlavit.utils.arguments import add_trust_argument
+from mmlavit.utils.arguments import add_trust_argument, figure
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         metavar=('CONFIG', 'CHECKPOINT'),
         help='measure this model, too, on the same images, such as the twin; may be repeated',
     )
-    parser.add_argument('--out', type=Path, metavar='FILE', help='draw the figures, such as attention.png')
+    parser.add_argument('--out', type=figure, metavar='FILE', help='draw the figures, such as attention.png')
     parser.add_argument('--device', default='cpu', help='default: %(default)s')
     add_trust_argument(parser)
     return parser.parse_args()

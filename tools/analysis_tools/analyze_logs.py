@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from mmlavit.analysis.curves import MAIN_KEYS, Log, draw_panels, main_keys, make_panel, resolve_keys
-from mmlavit.errors import UserError, one_line_errors
+from mmlavit.errors import one_line_errors
+from mmlavit.utils.arguments import figure
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--legend', nargs='+', metavar='NAME', help='what to call the trainings (default: their paths)')
     parser.add_argument(
-        '--out', type=Path, default='outputs/curves.png', metavar='FILE', help='plot to write; default: %(default)s'
+        '--out', type=figure, default='outputs/curves.png', metavar='FILE', help='plot to write; default: %(default)s'
     )
     args = parser.parse_args()
     if args.legend and len(args.legend) != len(args.logs):
@@ -43,8 +44,6 @@ def main() -> None:
     """Draw and print."""
     args = parse_args()
     with one_line_errors():
-        if args.out.suffix.lower() not in ('.png', '.pdf', '.svg', '.jpg'):
-            raise UserError(f'--out {args.out}: expected a file ending in .png, .pdf, .svg or .jpg')
         logs = [Log.read(path) for path in args.logs]
         names = args.legend or [shorten(path) for path in args.logs]
         keys = resolve_keys(args.keys or main_keys(logs), logs)

@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from mmlavit.analysis.pyramid import observe_pyramid, plot_pyramid
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_options_argument, add_trust_argument
+from mmlavit.utils.arguments import add_options_argument, add_trust_argument, figure
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
         '--images', type=Path, help="an image or a folder of them (default: those of the config's test)"
     )
     parser.add_argument('--num-images', type=int, default=2, metavar='N', help='at most so many (default: 2)')
-    parser.add_argument('--out', type=Path, default=Path('outputs/pyramid.png'), help='default: %(default)s')
+    parser.add_argument('--out', type=figure, default=Path('outputs/pyramid.png'), help='default: %(default)s')
     parser.add_argument('--device', default='cpu', help='default: %(default)s')
     add_options_argument(parser, 'change the config, such as test_dataloader.dataset.pipeline.1.scale="(480,360)"')
     add_trust_argument(parser)

@@ -148,8 +148,9 @@ def comparison_table(compared: Sequence[tuple[str, Complexity]]) -> Table:
     for name, complexity in compared:
         backbone = sum(macs for (path, _), macs in complexity.cells.items() if part_of(path) == 'backbone')
         params, macs = complexity.params, complexity.macs
-        numbers = [params / 1e6, params / first.params, backbone / 1e9, (macs - backbone) / 1e9, macs / 1e9]
-        rows.append([name, *(f'{number:.2f}' for number in [*numbers, macs / first.macs])])
+        parameters = [f'{number:.2f}' for number in (params / 1e6, params / first.params)]
+        giga = [f'{number / 1e9:.3f}' for number in (backbone, macs - backbone, macs)]
+        rows.append([name, *parameters, *giga, f'{macs / first.macs:.2f}'])
     header = ['parameters (M)', 'ratio', 'backbone (G)', 'other parts (G)', 'multiply-adds (G)', 'ratio']
     return make_table(header, rows)
 

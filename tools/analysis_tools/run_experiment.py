@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/experiments/<name of the plan>')
     parser.add_argument('--out-dir', type=Path, help='where the report goes; default: the work dir')
-    parser.add_argument('--report-only', action='store_true', help='run nothing')
+    parser.add_argument('--report-only', action='store_true', help='run nothing, report what has ended')
     return parser.parse_args()
 
 

@@ -8,7 +8,7 @@ reference = 'lavit'
 _length = 'train_cfg.max_iters=450 train_cfg.val_interval=150 param_scheduler.1.end=450'
 commands = dict(
     train='python tools/train.py configs/experiments/retinanet_{config}_bccd.py --work-dir {work_dir} '
-    f'--cfg-options randomness.seed={{seed}} {_length} {{options}}'
+    f'--cfg-options randomness.seed={{seed}} {_length}'
 )
 arms = dict(
     lavit=dict(title='LaViT', names=dict(config='lavit_nano')),
