@@ -408,6 +408,43 @@ def _commands(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str
     return '\n'.join(['\n## Commands\n', *parts]) if parts else ''
 
 
+def draw_times(plan: Plan, root: Path, benchmarks: Sequence[Path], out_file: Path) -> None:
+    """Draw the results of each arm against the time that its backbone takes, a panel for each benchmark.
+
+    Args:
+        plan (Plan): The experiment; the results are those of its first column.
+        root (Path): Its folder.
+        benchmarks (Sequence[Path]): Files report.json of ``benchmark.py --subjects CONFIG ...``, of which the first
+            input is taken.
+        out_file (Path): Where the picture goes.
+
+    Raises:
+        UserError: If a file is no such report, or has none of the arms that have results.
+    """
+    column = next(iter(plan.columns))
+    summaries = summarise(plan, root)
+    panels = []
+    for file in benchmarks:
+        try:
+            report = json.loads(file.read_text())
+            mode, comparison = report['settings']['mode'], report['comparisons'][0]
+            times = {result['backbone']: result['median_s'] for result in comparison['results']}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f'{file} is no report.json of benchmark.py: {error}') from error
+        curves = []
+        for arm in plan.arms:
+            words = shlex.split(plan.command(arm, column, arm.seeds[0], root))
+            found = [times[name] for name in (Path(word).stem for word in words) if times.get(name)]
+            if found and column in summaries[arm.name]:
+                values = sorted(summaries[arm.name][column].values.values())
+                curves.append(Curve(arm.title, [(found[0] * 1e3, value) for value in values], dict(marker='.')))
+        if not curves:
+            raise UserError(f'{file} has the config of no arm with results; it has {", ".join(times)}')
+        size = 'x'.join(str(comparison['input'][side]) for side in ('batch', 'height', 'width'))
+        panels.append(Panel(plan.metric, f'time of the backbone, ms ({mode}, {size})', curves))
+    draw_panels(panels, out_file)
+
+
 def _curves(plan: Plan, root: Path) -> Panel:
     """Mean over seeds of what the validations of trainings gave."""
     curves, unit = [], 'iteration'

@@ -11,7 +11,8 @@ from mmengine.config import Config
 from scipy import stats
 from shell_commands import check
 
-from mmlavit.analysis.experiments import Plan, interval, read_results, run_plan, summarise, write_report
+from mmlavit.analysis import experiments
+from mmlavit.analysis.experiments import Plan, draw_times, interval, read_results, run_plan, summarise, write_report
 from mmlavit.errors import UserError
 
 PLANS = sorted((ROOT / 'configs/experiments/plans').glob('*.py'))
@@ -119,6 +120,41 @@ def test_one_run_of_the_reference(tmp_path):
     plan = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 1, seeds=[7]), b=arm(tmp_path, 2)))))
     run_plan(plan, plan.choose([]), tmp_path / 'runs')
     assert summarise(plan, tmp_path / 'runs')['b']['train'].difference == {0: 20 - 500, 1: 30 - 500, 2: 60 - 500}
+
+
+def measured(file, times):
+    """As benchmark.py writes it."""
+    results = [dict(backbone=name, median_s=seconds) for name, seconds in times.items()]
+    comparison = dict(input=dict(batch=2, height=64, width=96), results=results)
+    file.write_text(json.dumps(dict(settings=dict(mode='train'), comparisons=[comparison])))
+
+
+def test_results_against_time(tmp_path, monkeypatch):
+    """A point for each seed of an arm, at the time of the config in its command."""
+    arms = {name: arm(tmp_path, base) for name, base in (('a', 1), ('b', 2), ('c', 4))}
+    for name in ('a', 'b'):
+        arms[name]['commands'] = {'train': f'{arms[name]["commands"]["train"]} configs/{name}_lavit.py'}
+    plan = Plan.read(str(write_plan(tmp_path, arms)))
+    run_plan(plan, plan.choose([]), tmp_path / 'runs')
+    measured(tmp_path / 'report.json', dict(a_lavit=0.5, b_lavit=0.25, other=0.1))
+    seen = []
+    monkeypatch.setattr(experiments, 'draw_panels', lambda panels, file: seen.extend(panels))
+    draw_times(plan, tmp_path / 'runs', [tmp_path / 'report.json'], tmp_path / 'times.png')
+    (panel,) = seen
+    assert panel.unit == 'time of the backbone, ms (train, 2x64x96)'
+    assert {curve.name: curve.points for curve in panel.curves} == {
+        'arm 1': [(500.0, 10.0), (500.0, 20.0), (500.0, 50.0)],
+        'arm 2': [(250.0, 20.0), (250.0, 30.0), (250.0, 60.0)],
+    }
+
+
+def test_times_that_do_not_fit(plan, tmp_path):
+    run_plan(plan, plan.choose(['a']), tmp_path / 'runs')
+    measured(tmp_path / 'report.json', dict(lavit_s=0.5))
+    with pytest.raises(UserError, match=r'report.json has the config of no arm with results; it has lavit_s'):
+        draw_times(plan, tmp_path / 'runs', [tmp_path / 'report.json'], tmp_path / 'times.png')
+    with pytest.raises(UserError, match=r'plan.py is no report.json of benchmark.py'):
+        draw_times(plan, tmp_path / 'runs', [tmp_path / 'plan.py'], tmp_path / 'times.png')
 
 
 def test_interval():

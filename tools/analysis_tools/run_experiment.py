@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mmlavit.analysis.benchmark.report import device_name, versions
-from mmlavit.analysis.experiments import Plan, run_plan, write_report
+from mmlavit.analysis.experiments import Plan, draw_times, run_plan, write_report
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import positive
 
@@ -34,6 +34,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/experiments/<name of the plan>')
     parser.add_argument('--out-dir', type=Path, help='where the report goes; default: the work dir')
+    parser.add_argument(
+        '--times',
+        nargs='+',
+        type=Path,
+        default=[],
+        metavar='REPORT',
+        help='also draw results against time, times.png: report.json of benchmark.py with the configs of the arms',
+    )
     parser.add_argument('--report-only', action='store_true', help='run nothing, report what has ended')
     return parser.parse_args()
 
@@ -57,6 +65,9 @@ def main() -> None:
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
             write_report(plan, root, out_dir, command, f'{device_name(device)}; {software}.')
         print(out_dir / 'report.md')
+        if args.times:
+            draw_times(plan, root, args.times, out_dir / 'times.png')
+            print(out_dir / 'times.png')
 
 
 if __name__ == '__main__':
