@@ -98,12 +98,21 @@ class Recorder(Hook):
             os.kill(os.getpid(), self.signal[0])
 
 
+@HOOKS.register_module()
+class SaveStart(Hook):
+    """Saves a model before it is trained."""
+
+    def before_train(self, runner):
+        """Save."""
+        runner.save_checkpoint(runner.work_dir, 'start.pth', save_optimizer=False)
+
+
 def train(work_dir, resume=None, **options) -> Recorder:
     """Train with a checkpoint after each third iteration.
 
     Args:
         work_dir: Where to.
-        resume: The checkpoint to go on from.
+        resume: The checkpoint to go on from; 'auto' as --resume.
         options: Entries of the config, dotted ones with __ for the dots; 'send' has the arguments of the recorder.
     """
     loader = dict(batch_size=2, num_workers=0, collate_fn=dict(type='default_collate'))
@@ -124,8 +133,8 @@ def train(work_dir, resume=None, **options) -> Recorder:
             exact_resume=True,
             work_dir=str(work_dir),
             experiment_name=f'{work_dir}{os.getpid()}{next(_names)}',
-            resume=resume is not None,
-            load_from=None if resume is None else str(resume),
+            resume=resume if resume == 'auto' else resume is not None,
+            load_from=None if resume in (None, 'auto') else str(resume),
             log_level='WARNING',
         )
     )

@@ -17,6 +17,7 @@ from rich.progress import track
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config
 from mmlavit.utils.json_list import JsonList, read_entries
+from mmlavit.utils.local_files import require_folder
 from mmlavit.visualization.drawing import write_picture
 from mmlavit.visualization.video import write_video
 from mmlavit_serve import Predictor
@@ -65,6 +66,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Predict, draw and record."""
     args = parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors='backslashreplace')  # names of files may have any bytes
     with one_line_errors():
         root, out_dir = Path(args.pictures).expanduser(), Path(args.out_dir)
         video, files = find_work(root, out_dir)
@@ -78,7 +81,7 @@ def main() -> None:
                 raise UserError(f'--cfg-options change a config; {model} is an exported model')
             model = load_config(model, args.cfg_options)
         predictor = Predictor(model, args.checkpoint, **options)
-        out_dir.mkdir(parents=True, exist_ok=True)
+        require_folder(out_dir, '--out-dir')
         done = [entry for entry in read_entries(out_dir / PREDICTIONS) if 'error' not in entry] if args.resume else []
         with JsonList(out_dir / PREDICTIONS, done) as records, stop_at_signals() as received:
             if video:
@@ -108,6 +111,8 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
         video, files = Video(root), {root: out_dir / f'{root.stem}.mp4'}
     else:
         video, pictures = None, find_images(root)
+        if root.resolve() in out_dir.resolve().parents:  # results among the images are not predicted on
+            pictures = [path for path in pictures if out_dir.resolve() not in path.resolve().parents]
         files = {path: out_dir / (path.name if path == root else path.relative_to(root)) for path in pictures}
     for source, out_file in files.items():
         if source.resolve() == out_file.resolve():

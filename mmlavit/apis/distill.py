@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from mmlavit.datasets.unlabelled import remove_labels
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT, WithLessAttention
-from mmlavit.utils.arguments import merge_options
+from mmlavit.utils.arguments import merge_options, type_name
 from mmlavit.utils.checkpoint import require_checkpoint
 
 # The diagonality loss is added to a model's own losses, of which there are none. The average of weights: the
@@ -82,7 +82,7 @@ def distillation_config(
     cfg.param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=warmup, end=iters)]
     if warmup:
         cfg.param_scheduler.insert(0, dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup))
-    kept = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] not in _REPLACED_HOOKS]
+    kept = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) not in _REPLACED_HOOKS]
     distillation = ConfigDict(
         type='DistillationHook',
         teacher=_without_initialisation(teacher.model),
@@ -92,7 +92,7 @@ def distillation_config(
         fit_images=fit_images,
     )
     cfg.custom_hooks = [*kept, distillation]
-    hooks = cfg.default_hooks
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
     hooks.checkpoint = ConfigDict(type='CheckpointHook', by_epoch=False, interval=max(1, iters // 10), max_keep_ckpts=1)
     hooks.logger = ConfigDict(type='LoggerHook', interval=min(50, max(1, iters // 10)), log_metric_by_epoch=False)
     cfg.log_processor = ConfigDict(window_size=50, by_epoch=False)

@@ -81,7 +81,10 @@ def export_onnx(
     # How many masks there are is known before they are put into the image, so here they are counted then.
     memory = built.memory if built.scope == 'mmseg' else built.memory._replace(image=0.0)
     metadata.update(sides=None if shape else sides, memory=list(memory))
-    graph = build_graph(built.model, built.scope)
+    try:
+        graph = build_graph(built.model, built.scope)
+    except AttributeError as error:  # a model that lacks what those of its toolbox have
+        raise UserError(f'{cfg.filename} cannot be exported: {error}') from error
     height, width = shape or _EXAMPLE
     batched = built.scope != 'mmdet'
     arguments = {'images': torch.zeros(2 if batched else 1, height, width, 3, dtype=torch.uint8)}

@@ -123,7 +123,7 @@ class GuardedPipeline(Compose):
 
     def _check_label(self, path: str, data: dict) -> None:
         label = data.get('gt_label')
-        labels = label if isinstance(label, (list, tuple)) else [] if label is None else [label]
+        labels = [] if label is None else np.ravel(label).tolist()
         if self.labels is not None and any(not 0 <= value < self.labels for value in labels):
             raise DataError(
                 f'{path} has the label {label}, but the model has classes 0 to {self.labels - 1}; {_ADVICE}'

@@ -151,6 +151,8 @@ class TwoStages(nn.Module):
 
     def __init__(self, model: TwoStageDetector) -> None:
         super().__init__()
+        if not model.with_rpn:
+            raise ConfigError(f'{type(model).__name__} has no rpn_head: what needs given proposals cannot be exported')
         heads = model.roi_head
         if type(heads) not in (StandardRoIHead, CascadeRoIHead) or heads.with_shared_head:
             raise ConfigError(

@@ -19,6 +19,7 @@ INT8_RUNTIMES = ('openvino', 'onnxruntime')
 
 _HEAVY = {'Conv', 'MatMul', 'Gemm'}  # what NNCF quantises
 _SMALL = 1024  # elements from which a weight is worth fewer bits
+_LARGEST_WEIGHT = 64  # what is larger is rounded by more than 0.03, and is no weight
 
 Example = Mapping[str, np.ndarray]
 """Inputs of a graph by their names."""
@@ -103,7 +104,9 @@ def to_fp16(model: Path, out_file: Path) -> None:
     casts = []
     for weight in graph.initializer:
         values = numpy_helper.to_array(weight)
-        if values.dtype != np.float32 or values.size < _SMALL or np.abs(values).max() > np.finfo(np.float16).max:
+        if values.dtype != np.float32 or values.size < _SMALL:
+            continue
+        if np.abs(values).max() > _LARGEST_WEIGHT:  # coordinates, as of anchors
             continue
         name = weight.name
         weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f'{name}_fp16'))

@@ -15,6 +15,7 @@ from mmengine.config import Config, ConfigDict
 from torch import distributed as dist
 
 from mmlavit.errors import UserError
+from mmlavit.utils.arguments import type_name
 
 # Which variable of the environment holds the rank on this machine, by launcher.
 _LOCAL_RANK = {'pytorch': 'LOCAL_RANK', 'slurm': 'SLURM_LOCALID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
@@ -102,7 +103,7 @@ def require_strategy(cfg: Config) -> None:
     ignored = [key for key in _RUNNER_ONLY if cfg.get(key)]
     if ignored:
         raise UserError(f'FlexibleRunner does not read {", ".join(ignored)}; set it in strategy or leave it out')
-    name = str((strategy or {}).get('type', 'DDPStrategy')).rsplit('.', 1)[-1]
+    name = type_name(strategy, 'DDPStrategy')
     kind = next((kind for kind in _CLIPPING if name.endswith(kind)), None)
     if kind is None:
         return
@@ -118,7 +119,7 @@ def require_strategy(cfg: Config) -> None:
     # DeepSpeedOptimWrapper does not even take clip_grad=None.
     if cfg.optim_wrapper.get('clip_grad') or (kind == 'DeepSpeedStrategy' and 'clip_grad' in cfg.optim_wrapper):
         raise UserError(f'optim_wrapper.clip_grad does not work with {name}: {_CLIPPING[kind]}')
-    if any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
+    if any(type_name(hook) == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
         raise UserError(f'EMAHook does not work with {name}, whose processes have no whole model; remove the hook')
 
 
@@ -152,7 +153,7 @@ def adapt_to_cpu(cfg: Config, training: bool) -> tuple[Config, list[str]]:
     """
     cfg = copy.deepcopy(cfg)
     notes = []
-    if training and cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
+    if training and type_name(cfg.optim_wrapper) == 'AmpOptimWrapper':
         if cfg.optim_wrapper.get('dtype') not in (None, 'bfloat16'):
             raise UserError(
                 f'mixed precision in {cfg.optim_wrapper.dtype} needs a GPU and none was found; set '
@@ -171,7 +172,7 @@ def adapt_to_cpu(cfg: Config, training: bool) -> tuple[Config, list[str]]:
     if cfg.get('launcher', 'none') != 'none':
         if cfg.get('runner_type') != 'FlexibleRunner':
             cfg.model_wrapper_cfg = _wrapper_on_cpu(cfg, 'model_wrapper_cfg')
-        elif cfg.setdefault('strategy', ConfigDict(type='DDPStrategy')).type == 'DDPStrategy':
+        elif type_name(cfg.setdefault('strategy', ConfigDict(type='DDPStrategy'))) == 'DDPStrategy':
             cfg.strategy.model_wrapper = _wrapper_on_cpu(cfg.strategy, 'model_wrapper')
         notes.append('No GPU: the processes talk over gloo.')
     return cfg, notes
@@ -191,7 +192,7 @@ def _replace_sync_bn(node: Any) -> int:
     """Name plain batch norm wherever ``node`` names a synchronised one; give the number of places."""
     if isinstance(node, Mapping):
         found = 0
-        if isinstance(node.get('type'), str) and node['type'] in _SYNC_BN:
+        if type_name(node) in _SYNC_BN:
             node['type'] = 'BN'
             found = 1
         return found + sum(_replace_sync_bn(value) for value in node.values())

@@ -15,7 +15,14 @@ from typing import Any
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
+from mmlavit.errors import ConfigError
+
 from .loader import ResumableLoader, seed_iteration
+
+NO_BATCH = (
+    'the training data give no batch: there are fewer images for each process than a batch has, and drop_last leaves '
+    'those out; set a smaller train_dataloader.batch_size, or look at what the data set has filtered out'
+)
 
 
 class ResumableLoop:
@@ -97,7 +104,13 @@ class IterLoop(ResumableLoop, IterBasedTrainLoop):
             sampler = self.dataloader.batch_sampler.sampler
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(number)
-            yield from self.dataloader
+            # Of a resumed training, the first pass may have nothing left.
+            empty = number > 0
+            for batch in self.dataloader:
+                empty = False
+                yield batch
+            if empty:
+                raise ConfigError(NO_BATCH)
 
 
 _LOOPS = {EpochBasedTrainLoop: EpochLoop, IterBasedTrainLoop: IterLoop}

@@ -25,8 +25,8 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
         work_dir (str): Where the training writes.
 
     Returns:
-        str, optional: The file; None if there is none, or if checkpoints are folders, as DeepSpeed's, which are left to
-        mmengine.
+        str, optional: The file; None if there is none, or if checkpoints are folders, as DeepSpeed's, or in an object
+        storage, which are left to mmengine.
 
     Raises:
         UserError: If there are checkpoints, and all are damaged.
@@ -38,11 +38,15 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     note = folder / 'last_checkpoint'
     text = note.read_text().strip() if note.is_file() else ''
+    if '://' in text:
+        return None
     if text:
         named = Path(text)
+        if not named.exists() and (folder / named.name).exists():
+            named = folder / named.name  # the folder was moved or copied
         if named.is_dir():
             return None
-        files = [named, *(file for file in files if file.name != named.name)]
+        files = [named, *(file for file in files if file.resolve() != named.resolve())]
     for file in files:
         if is_whole(file):
             return str(file)
@@ -53,6 +57,16 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
             f'no checkpoint in {work_dir} is whole ({", ".join(file.name for file in files)}); train without --resume'
         )
     return None
+
+
+def has_begun(work_dir: str) -> bool:
+    """Tell whether a training has written a checkpoint, here or elsewhere.
+
+    Args:
+        work_dir (str): Where the training writes.
+    """
+    folder = Path(work_dir)
+    return (folder / 'last_checkpoint').is_file() or bool([*_find_numbered(folder), *folder.glob(INTERRUPTED)])
 
 
 def remove_interrupted(work_dir: str) -> None:

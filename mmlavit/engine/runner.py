@@ -24,18 +24,18 @@ from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import blame_options
 from mmlavit.utils.checkpoint import require_checkpoints
 from mmlavit.utils.data_paths import require_data
-from mmlavit.utils.local_files import remove_partial_files, require_work_dir
+from mmlavit.utils.local_files import remove_partial_files, require_folder
 from mmlavit.utils.toolbox import load_toolbox
 
 from .data import explain_sizes, watch_data
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
-from .hooks.checkpoint_fit_hook import CheckpointFitHook
+from .hooks.checkpoint_fit_hook import CheckpointFitHook, CheckpointFormatHook
 from .hooks.position_hook import PositionHook
 from .hooks.stop_hook import StopHook, TrainingStopped
 from .hooks.total_batch_hook import TotalBatchHook
 from .loader import ResumableLoader
-from .loops import find_loop
-from .resume import find_whole_checkpoint
+from .loops import NO_BATCH, EpochLoop, find_loop
+from .resume import find_whole_checkpoint, has_begun
 
 
 def run(
@@ -61,8 +61,7 @@ def run(
     scope = cfg.get('default_scope')
     if scope in SCOPES:
         load_toolbox(scope)
-    if mode == 'train' and cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = find_whole_checkpoint(cfg.work_dir)
+    notes = _find_start(cfg) if mode == 'train' and cfg.get('resume') else []
     splits = ['train', 'val'] if mode == 'train' else ['test']
     require_checkpoints(cfg)
     require_channels(cfg.model)
@@ -70,15 +69,15 @@ def run(
     launcher = cfg.get('launcher', 'none')
     require_launcher(launcher, local_rank)
     require_strategy(cfg)
-    require_work_dir(cfg.work_dir)  # last: it makes the folder, and a mistake leaves none
+    require_folder(cfg.work_dir, '--work-dir')  # last: it makes the folder, and a mistake leaves none
     if mode == 'train':
         remove_partial_files(cfg.work_dir)
     if cfg.get('randomness', {}).get('deterministic'):
         # Without it, cuBLAS refuses to be deterministic.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    notes = []
     if get_device() == 'cpu':
-        cfg, notes = adapt_to_cpu(cfg, training=mode == 'train')
+        cfg, changes = adapt_to_cpu(cfg, training=mode == 'train')
+        notes += changes
         if launcher != 'none':
             init_gloo(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     metrics, stopped = None, False
@@ -98,6 +97,19 @@ def run(
     return metrics
 
 
+def _find_start(cfg: Config) -> list[str]:
+    """Set what a training that is to be resumed starts from, and say what of it a user should know."""
+    if cfg.resume == 'auto':  # --resume without a checkpoint
+        cfg.resume = has_begun(cfg.work_dir)
+        if not cfg.resume:
+            source = f' from load_from={cfg.load_from}' if cfg.get('load_from') else ''
+            return [f'There is no checkpoint in {cfg.work_dir} to resume from: the training begins{source}.']
+        cfg.load_from = None
+    if not cfg.get('load_from'):
+        cfg.load_from = find_whole_checkpoint(cfg.work_dir)
+    return []
+
+
 def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
     """Build the runner, log ``notes`` and run; return the metrics of a test."""
     with _without_complaints_of_a_compiler():
@@ -106,6 +118,7 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
         runner.logger.info(note)
     watch_data(runner, cfg)
     if cfg.get('load_from'):
+        runner.register_hook(CheckpointFormatHook(cfg.load_from))
         runner.register_hook(CheckpointFitHook(cfg.load_from, whole=mode == 'test' or bool(cfg.get('resume'))))
     if mode == 'test':
         return runner.test()
@@ -148,6 +161,8 @@ class _Resumable:
                 raise ConfigError('exact_resume needs a train loop of mmengine, and a data set with numbered samples')
             self._train_dataloader = loader
             return super().build_train_loop(loop)
+        if kind is EpochLoop and not len(loader):
+            raise ConfigError(NO_BATCH)
         loader = ResumableLoader(loader, self.seed if exact else None, get_rank())
         # mmengine puts _scope_ where a config inherits from one of another toolbox (mmdet::...).
         arguments = {key: value for key, value in loop.items() if key not in ('type', 'by_epoch', '_scope_')}
@@ -165,8 +180,13 @@ class _FlexibleRunner(_Resumable, FlexibleRunner):
     once more after the validation, when an epoch too many would be counted and a resumed training would leave one out.
     """
 
-    def save_checkpoint(self, out_dir: str, filename: str, *args, meta: dict, by_epoch: bool = True, **kwargs) -> None:
+    def save_checkpoint(
+        self, out_dir: str, filename: str, *args, meta: dict | None = None, by_epoch: bool = True, **kwargs
+    ) -> None:
         """Save a checkpoint; arguments as for ``Runner.save_checkpoint``."""
+        if meta is None:  # not from CheckpointHook
+            super().save_checkpoint(out_dir, filename, *args, by_epoch=by_epoch, **kwargs)
+            return
         loop = self.train_loop
         now = loop._epoch, loop._iter
         # One of the two is about to be counted up.

@@ -420,7 +420,9 @@ class Stage(nn.Module):
     def _run(self, module: nn.Module, *args: Any) -> Any:
         """Call a module, checkpointed if that is on."""
         if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(module, *args, use_reentrant=False, context_fn=checkpoint_contexts)
+            # A compiler accepts no such contexts, and chooses by itself what to keep.
+            contexts = {} if torch.compiler.is_compiling() else dict(context_fn=checkpoint_contexts)
+            return checkpoint(module, *args, use_reentrant=False, **contexts)
         return module(*args)
 
 

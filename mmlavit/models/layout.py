@@ -166,7 +166,8 @@ def folding_pays(layer: nn.Module, tokens: int, keys: int, heads: int) -> bool:
 
 def has_hooks(*layers: nn.Module) -> bool:
     """Whether somebody watches a layer, or changes what goes in or comes out."""
-    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+    kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+    return any(getattr(layer, kind) for layer in layers for kind in kinds)
 
 
 def is_traced() -> bool:

@@ -123,6 +123,11 @@ class PlainLessAttention(nn.Module):
 
     def pass_scores_on(self) -> None:
         """Transform the scores of the layer before, for this layer and the next one."""
+        if self._shared.scores is None:  # a checkpointed layer is run again in the backward pass
+            raise ConfigError(
+                'less attention in a plain transformer does not work with gradient checkpointing of its layers, which '
+                'hand on scores; leave out activation_checkpointing, or set_grad_checkpointing'
+            )
         self._shared.scores = self.transform(self._shared.scores)
 
     @property

@@ -41,7 +41,7 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor, use: Callable[[Te
     result = _Result(function, x)
     with saved_tensors_hooks(result.pack, result.unpack):
         y = function(x)
-        result.storage = _storage(y)
+        result.remember(y)
         return use(y)
 
 
@@ -84,14 +84,19 @@ class _Result:
             device_type=device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
         )
         self.storage: int | None = None  # of the result, once it is there
+        self.result_version = 0
         self.uses = self.left = 0
         self.result: Tensor | None = None
 
+    def remember(self, y: Tensor) -> None:
+        """Note what the result is, to know it again."""
+        self.storage, self.result_version = _storage(y), y._version
+
     def pack(self, t: Tensor) -> Tensor | _View:
-        """Leave out the result, whatever looks at it."""
+        """Leave out the result, whatever looks at it, unless it was changed in place."""
         storage = _storage(t)
         of_function = self.storage is None and storage != _storage(self.x)
-        if not of_function and storage != self.storage:
+        if not of_function and (storage != self.storage or t._version != self.result_version):
             return t
         self.uses += 1
         return _View(t.size(), t.stride(), t.storage_offset())

@@ -87,7 +87,8 @@ def cached_matrix(src: int, dst: int, device: torch.device, dtype: torch.dtype) 
         if key not in _traced:
             _traced[key] = resample_matrix(src, dst, device=device, dtype=dtype)
         return _traced[key]
-    if torch.compiler.is_compiling():  # sizes may be symbolic, and a cache would be a side effect
+    # Sizes may be symbolic, or tensors, and a cache would be a side effect.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return resample_matrix(src, dst, device=device, dtype=dtype)
     key = (src, dst, device, dtype)
     matrix = _matrices.get(key)

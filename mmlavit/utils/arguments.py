@@ -177,7 +177,21 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         cfg = Config.fromfile(path)
     except OSError as error:
         raise UserError(f'config {path} cannot be read: {error}') from error
+    except SyntaxError as error:
+        where = f'{error.filename or path}, line {error.lineno}'
+        raise UserError(f'config {path} is no Python: {error.msg} ({where})') from error
     return merge_options(cfg, options) if options else cfg
+
+
+def type_name(node: Mapping[str, Any] | None, default: str = '') -> str:
+    """Give the bare name of what a part of a config builds, which may be said by name, with a scope, or as a class.
+
+    Args:
+        node (Mapping, optional): Part of a config, with 'type'.
+        default (str): The name where there is none.
+    """
+    kind = (node or {}).get('type', default)
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> Config:
@@ -276,7 +290,7 @@ def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:
     """
     cfg = _merge_common_args(cfg, args, 'train')
     if args.amp:
-        wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        wrapper = type_name(cfg.optim_wrapper, 'OptimWrapper')
         if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise UserError(
                 f'--amp replaces an OptimWrapper, but optim_wrapper.type is {wrapper}; '
@@ -292,8 +306,8 @@ def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:
             )
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        # 'auto' keeps load_from, for a training that has not begun; `mmlavit.engine.run` finds out.
+        cfg.resume, cfg.load_from = ('auto', cfg.get('load_from')) if args.resume == 'auto' else (True, args.resume)
     return cfg
 
 
@@ -344,6 +358,8 @@ def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Conf
         loader = cfg.get(name)
         if loader is None:
             continue
+        if not isinstance(loader, Mapping):
+            raise UserError(f'{name} is a {type(loader).__name__}, expected a dict; several data sets: ConcatDataset')
         if cfg.get('default_scope') == 'mmpretrain':
             # Its configs leave these to the script.
             loader.setdefault('collate_fn', dict(type='default_collate'))
@@ -365,7 +381,9 @@ def _draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
         raise UserError(f'--show and --show-dir: the config has default_scope={scope!r}, expected one of {expected}')
     hook_type, visualizer_type = _VISUALIZATION[scope]
     cfg.setdefault('default_hooks', ConfigDict())
-    hook = cfg.default_hooks.setdefault('visualization', ConfigDict(type=hook_type))
+    if cfg.default_hooks.get('visualization') is None:
+        cfg.default_hooks.visualization = ConfigDict(type=hook_type)
+    hook = cfg.default_hooks.visualization
     if cfg.get('visualizer') is None:
         cfg.visualizer = ConfigDict(type=visualizer_type)
     if scope == 'mmpretrain':
@@ -407,7 +425,14 @@ def _use_test_time_augmentation(cfg: Config) -> None:
 def _keep_predictions(cfg: Config, out: str) -> None:
     """Write predictions to ``out``: a pickle file for any task, a folder of maps for segmentation."""
     scope = cfg.get('default_scope')
+    if cfg.get('test_evaluator') is None:
+        raise UserError(f'--out {out}: the config has no test_evaluator, which would write the predictions')
     if out.endswith(('.pkl', '.pickle')):
+        if isinstance(cfg.test_evaluator, Mapping) and 'dataset_prefixes' in cfg.test_evaluator:
+            # It runs as many metrics as it has data sets, and silently none beyond.
+            raise UserError(
+                f'--out {out} does not work with {type_name(cfg.test_evaluator)}; test one data set at a time'
+            )
         dump = 'DumpDetResults' if scope == 'mmdet' else 'DumpResults'
         _evaluators(cfg).append(ConfigDict(type=dump, out_file_path=out))
     elif scope == 'mmseg':

@@ -229,13 +229,18 @@ def require_checkpoints(cfg: Config) -> None:
     if cfg.get('load_from'):
         require_checkpoint(cfg.load_from)
         if cfg.get('resume') and osp.isfile(cfg.load_from) and _is_safetensors(cfg.load_from):
-            raise UserError(
-                f'{cfg.load_from} has weights only, so no training can be resumed from it; start a new one from its '
-                f'weights with --cfg-options load_from={cfg.load_from}'
-            )
+            raise has_weights_only(cfg.load_from)
         return
     for path in _pretrained(cfg.model):
         require_checkpoint(path, 'init_cfg.checkpoint')
+
+
+def has_weights_only(path: str) -> UserError:
+    """Make the error for a training that is to be resumed from a file of weights."""
+    return UserError(
+        f'{path} has weights only, so no training can be resumed from it; start a new one from its '
+        f'weights with --cfg-options load_from={path}'
+    )
 
 
 def _pretrained(node: Any) -> Iterator[str]:

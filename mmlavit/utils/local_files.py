@@ -67,11 +67,12 @@ def write_file(path: str | Path, content: bytes) -> None:
         raise UserError(f'{path} was not written: {reason}; a file that was there before is as it was') from error
 
 
-def require_work_dir(folder: str | Path) -> None:
-    """Make sure, before a run starts, that files can be written to its folder.
+def require_folder(folder: str | Path, option: str) -> None:
+    """Make sure, before a run starts, that files can be written to a folder.
 
     Args:
         folder (str or Path): It is made if there is none.
+        option (str): The option of the command line that names it.
 
     Raises:
         UserError: If they cannot.
@@ -81,7 +82,7 @@ def require_work_dir(folder: str | Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f'cannot write to the work dir {folder} ({reason}); choose another with --work-dir') from error
+        raise UserError(f'cannot write to the folder {folder} ({reason}); choose another with {option}') from error
 
 
 def remove_partial_files(folder: str | Path) -> None:

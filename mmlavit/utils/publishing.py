@@ -6,7 +6,6 @@ import ast
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from mmlavit.errors import UserError
+from mmlavit.utils.local_files import write_file
 from mmlavit.version import __version__
 
 # Of a checkpoint's meta: what a user of the weights needs. The rest tells when, where and by whom it was trained.
@@ -74,9 +74,7 @@ def save_published(checkpoint: Mapping[str, Any], path: Path) -> Path:
     # Through memory: a file would carry its own name inside, and the hash would depend on it.
     data = _as_safetensors(checkpoint) if path.suffix == '.safetensors' else _as_pickle(checkpoint)
     final = path.with_name(f'{path.stem}-{hashlib.sha256(data).hexdigest()[:8]}{path.suffix}')
-    partial = final.with_suffix('.partial')
-    partial.write_bytes(data)
-    os.replace(partial, final)
+    write_file(final, data)
     return final
 
 

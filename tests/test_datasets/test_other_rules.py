@@ -8,14 +8,23 @@ import numpy as np
 import pytest
 from faults import NUMBER, write_data
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 from test_datasets.test_faults import read
 
 from mmlavit.datasets.check.config import check_config, check_dataset
-from mmlavit.datasets.guard import guard_dataset
+from mmlavit.datasets.guard import GuardedPipeline, guard_dataset
 from mmlavit.errors import DataError, UserError
 from mmlavit.utils.toolbox import load_toolbox
+
+
+@pytest.mark.parametrize('label', [np.array([0, 2]), np.int64(2), [0, 2], 2, (2,)], ids=str)
+def test_labels_of_all_kinds(label):
+    sample = dict(img_path='a.jpg', gt_label=label)
+    assert GuardedPipeline(Compose([]), labels=3)(dict(sample))['gt_label'] is label
+    with pytest.raises(DataError, match='a.jpg has the label .*2.*, but the model has classes 0 to 1'):
+        GuardedPipeline(Compose([]), labels=2)(dict(sample))
 
 
 @pytest.fixture

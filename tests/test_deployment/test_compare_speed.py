@@ -21,6 +21,17 @@ def test_every_runtime_has_a_row(exported, tmp_path):
     assert rows['torch'][5] == '1.00'
 
 
+def test_a_missing_file(tmp_path):
+    """Found by the process that loads it."""
+    config = ROOT / 'configs/handwritten/classify_lavit_nano.py'
+    command = [sys.executable, ROOT / 'tools/deployment/compare_speed.py', config, 'a.pth', 'a.onnx']
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (
+        2,
+        'error: checkpoint a.pth does not exist; expected a .pth or .safetensors file\n',
+    )
+
+
 def test_mistakes(tmp_path):
     command = [sys.executable, str(ROOT / 'tools/deployment/compare_speed.py'), 'a.py', 'a.pth', 'a.onnx']
     done = subprocess.run([*command, '--rounds', '0'], capture_output=True, text=True, timeout=300)

@@ -125,6 +125,17 @@ def make_solo():
     return cfg
 
 
+def test_given_proposals():
+    cfg = make_config('mask_rcnn')
+    cfg.model.type = 'FastRCNN'
+    cfg.model.roi_head.mask_head = cfg.model.roi_head.mask_roi_extractor = None
+    for part in (cfg.model, cfg.model.train_cfg, cfg.model.test_cfg):
+        for name in ('rpn_head', 'rpn', 'rpn_proposal'):
+            part.pop(name, None)
+    with pytest.raises(ConfigError, match='FastRCNN has no rpn_head: what needs given proposals cannot be exported'):
+        build_graph(build(cfg), cfg.default_scope)
+
+
 @pytest.mark.parametrize(('make', 'expected'), [(make_ocr, 4 * 11 + 16), (make_solo, 2 * 7)])
 def test_memory_of_other_models(make, expected, tmp_path):
     """What torch can run and an export cannot."""

@@ -9,6 +9,7 @@ import pytest
 from exportable import ROOT, make_image
 
 from mmlavit.apis.quantize import quantize_onnx
+from mmlavit.deployment.quantization import to_fp16
 from mmlavit.errors import UserError
 from mmlavit_serve import Predictor
 
@@ -81,6 +82,21 @@ def test_fp16(kind, exported, tmp_path):
         np.testing.assert_allclose(found.scores, expected.scores, atol=5e-3)
     else:
         assert (found.labels == expected.labels).mean() > 0.98
+
+
+def test_fp16_leaves_coordinates_alone(tmp_path):
+    """As those of anchors, which the exporter makes constants for one size."""
+    from onnx import helper, numpy_helper
+
+    anchors, weight = np.arange(2048, dtype=np.float32), np.linspace(-2, 2, 2048, dtype=np.float32)
+    nodes = [helper.make_node('Add', ['x', 'anchors'], ['y']), helper.make_node('Mul', ['y', 'weight'], ['z'])]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2048]) for name in ('x', 'z')]
+    constants = [numpy_helper.from_array(anchors, 'anchors'), numpy_helper.from_array(weight, 'weight')]
+    model = helper.make_model(helper.make_graph(nodes, 'graph', ends[:1], ends[1:], constants))
+    onnx.save(model, tmp_path / 'model.onnx')
+    to_fp16(tmp_path / 'model.onnx', tmp_path / 'half.onnx')
+    kept = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / 'half.onnx').graph.initializer}
+    assert kept == dict(anchors=onnx.TensorProto.FLOAT, weight_fp16=onnx.TensorProto.FLOAT16)
 
 
 @pytest.mark.parametrize(

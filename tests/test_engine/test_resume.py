@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmlavit.engine.hooks import WholeCheckpointHook
-from mmlavit.engine.resume import INTERRUPTED, find_whole_checkpoint, is_whole, remove_interrupted
+from mmlavit.engine.resume import INTERRUPTED, find_whole_checkpoint, has_begun, is_whole, remove_interrupted
 from mmlavit.errors import UserError
 
 
@@ -117,6 +117,20 @@ def test_the_newest_whole_one(tmp_path):
     damage(tmp_path / 'epoch_1.pth')
     with pytest.raises(UserError, match='no checkpoint in .* is whole .*; train without --resume'):
         found()
+
+
+@pytest.mark.parametrize('epochs', [1, 2])
+def test_a_folder_that_was_moved(tmp_path, epochs):
+    """`last_checkpoint` has the place where it was written."""
+    train(tmp_path / 'old place', epochs)
+    (tmp_path / 'old place').rename(tmp_path / 'new place')
+    assert find_whole_checkpoint(str(tmp_path / 'new place')) == str(tmp_path / f'new place/epoch_{epochs}.pth')
+
+
+def test_an_object_storage_is_left_to_mmengine(tmp_path):
+    (tmp_path / 'last_checkpoint').write_text('s3://bucket/run/epoch_1.pth')
+    assert find_whole_checkpoint(str(tmp_path)) is None
+    assert has_begun(str(tmp_path)) and not has_begun(str(tmp_path / 'new'))
 
 
 def test_nothing_to_resume_from(tmp_path):

@@ -38,6 +38,16 @@ def test_another_number_of_processes(world_size, batch_size, advice):
         assert runner.warnings[0].endswith(f'train_dataloader.batch_size{advice}')
 
 
+def test_several_sources():
+    """mmdet's MultiDataAspectRatioBatchSampler has a batch of each."""
+    checkpoint = save(2, [8, 32])
+    assert 'images_per_iteration' not in checkpoint['meta']
+    for before in (checkpoint, save(8, 2)):
+        runner = make_runner(2, [8, 32])
+        TotalBatchHook().after_load_checkpoint(runner, before)
+        assert runner.warnings == []
+
+
 def test_nothing_to_compare():
     for runner, checkpoint in [
         (make_runner(1, 2, resume=False), save(8, 2)),  # a new training from these weights

@@ -67,6 +67,18 @@ def test_largest_tensor_at_detection_size(key_reduction, training):
     assert max(shapes.seen.values()) == 200 * 336 * 64 * 4
 
 
+def test_checkpointed_blocks_compile():
+    torch._dynamo.reset()
+    model = LaViT('nano', with_cp=True, drop_path_rate=0.0).train()
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    x, gradients = torch.rand(2, 3, 64, 96), []
+    for run in (compiled, model):
+        outs = run(x)
+        gradients.append(torch.autograd.grad(sum(out.square().mean() for out in outs), list(model.parameters())))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
 def test_compiles_to_one_graph(key_reduction):
     torch._dynamo.reset()

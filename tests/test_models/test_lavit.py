@@ -486,6 +486,40 @@ class TestModules:
             for out, target in zip(model(x), doubled(x), strict=True):
                 torch.testing.assert_close(out, target, rtol=0, atol=1e-11)
 
+    @pytest.mark.parametrize('run', ['inference', 'training', 'exported'])
+    def test_a_wrapped_feed_forward_is_called(self, run):
+        """By a wrapper without the attributes of a linear, which is replaced in all places of the code."""
+
+        class Wrapper(nn.Module):
+            def __init__(self, base):
+                super().__init__()
+                self.base = base
+
+            def forward(self, x):
+                return 2 * self.base(x)
+
+        model = randomise(LaViT('nano', drop_path_rate=0.0)).double().eval()
+        x = torch.randn(1, 3, 128, 128, dtype=torch.float64)
+        doubled = deepcopy(model)
+        for mlp in (block.mlp for stage in model.stages for block in stage.blocks):
+            mlp.fc1, mlp.fc2 = Wrapper(mlp.fc1), Wrapper(mlp.fc2)
+        for name, parameter in doubled.named_parameters():
+            if '.mlp.fc' in name:
+                parameter.data *= 2
+        with torch.set_grad_enabled(run == 'training'):
+            found = torch.export.export(model, (x,)).module()(x) if run == 'exported' else model(x)
+            for out, target in zip(found, doubled(x), strict=True):
+                torch.testing.assert_close(out, target, rtol=1e-9, atol=1e-9)
+
+    def test_backward_hooks_are_called(self):
+        model = randomise(LaViT('nano', drop_path_rate=0.0))
+        called = Counter()
+        linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        for name, linear in linears.items():
+            linear.register_full_backward_hook(lambda *args, name=name: called.update([name]))
+        sum(out.sum() for out in model(torch.randn(2, 3, 128, 128))).backward()
+        assert called == dict.fromkeys(linears, 1)
+
     @pytest.mark.parametrize(('dim', 'heads'), [(64, 1), (128, 2), (320, 5), (512, 8), (192, 6)], ids=str)
     def test_folding_takes_the_cheaper_form(self, dim, heads):
         """Multiply-adds of both forms, counted by torch."""

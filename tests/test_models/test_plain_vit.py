@@ -107,6 +107,13 @@ def test_own_size_is_the_literal_formula(kind):
         torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_gradient_checkpointing_is_refused():
+    model = WithLessAttention(TIMM, [2, 3]).train()
+    model.backbone.timm_model.set_grad_checkpointing(True)
+    with pytest.raises(ConfigError, match='does not work with gradient checkpointing of its layers'):
+        model(images((64, 64)))[0].sum().backward()
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_copies_are_on_their_own(kind):
     """As for averaged weights (EMA): a copy computes with its own layers."""

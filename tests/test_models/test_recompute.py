@@ -96,3 +96,22 @@ def test_changed_in_place():
         x.add_(1)
     with pytest.raises(RuntimeError, match='in place'):
         out.backward()
+
+
+@pytest.mark.parametrize('change', ['dropout', 'hook', 'view'])
+def test_a_result_that_is_changed_in_place(change):
+    """By what uses it: then it is kept as it was used."""
+    x = torch.rand(5, 8, requires_grad=True)
+    layer = nn.Linear(8, 8)
+    use = layer
+    if change == 'dropout':
+        use = nn.Sequential(nn.Dropout(0.5, inplace=True), layer)
+    elif change == 'hook':
+        layer.register_forward_pre_hook(lambda module, args: (args[0].mul_(2),))
+    else:
+        use = lambda y: layer(y.view(5, 2, 4).mul_(3).view(5, 8))  # noqa: E731
+    grads = []
+    for run in (lambda: recompute(F.gelu, x, use), lambda: use(F.gelu(x))):
+        torch.manual_seed(0)
+        grads.append(torch.autograd.grad(run().square().sum(), [x, layer.weight]))
+    torch.testing.assert_close(*grads, rtol=0, atol=0)

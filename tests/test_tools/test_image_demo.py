@@ -1,6 +1,7 @@
 """tools/image_demo.py with models of random weights, for all three tasks."""
 
 import copy
+import io
 import json
 import os
 import runpy
@@ -106,6 +107,27 @@ def test_config_options(tmp_path, pictures, monkeypatch, capsys):
         image_demo(monkeypatch, pictures, 'model.onnx', '--cfg-options', 'model.test_cfg=None')
     assert stopped.value.code == 2
     assert 'error: --cfg-options change a config; model.onnx is an exported model' in capsys.readouterr().err
+
+
+def test_results_among_the_images(tmp_path, pictures, monkeypatch):
+    """The second time, what was drawn the first time is no image to predict on; a name may be no text."""
+    name = 'classify_lavit_nano.py'
+    checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
+    os.link(pictures / 'a.png', os.fsencode(pictures) + b'/caf\xe9.png')
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BytesIO(), encoding='utf-8'))
+    for _ in range(2):
+        image_demo(monkeypatch, pictures, CONFIGS / name, checkpoint, '--out-dir', pictures / 'out', '--device', 'cpu')
+    entries = json.loads((pictures / 'out/predictions.json').read_text())
+    assert sorted(entry['picture'] for entry in entries) == ['a.png', 'caf\udce9.png', 'more/a.png']
+
+
+def test_a_folder_for_results_that_cannot_be_made(tmp_path, pictures, monkeypatch, capsys):
+    checkpoint = write_checkpoint('classify_lavit_nano.py', tmp_path / 'random.pth')
+    command = [pictures, CONFIGS / 'classify_lavit_nano.py', checkpoint, '--device', 'cpu']
+    with pytest.raises(SystemExit) as stopped:
+        image_demo(monkeypatch, *command, '--out-dir', pictures / 'a.png/out')
+    assert stopped.value.code == 2
+    assert 'a.png/out (Not a directory); choose another with --out-dir' in capsys.readouterr().err
 
 
 def check_entry(name, entry):

@@ -5,6 +5,8 @@ import copy
 
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.optim import OptimWrapper
 
 from mmlavit.errors import UserError
 from mmlavit.utils.arguments import (
@@ -14,6 +16,7 @@ from mmlavit.utils.arguments import (
     merge_options,
     merge_test_args,
     merge_train_args,
+    type_name,
 )
 
 
@@ -74,7 +77,7 @@ def test_work_dir(in_config, in_args, expected):
 
 @pytest.mark.parametrize(
     ('given', 'resume', 'load_from'),
-    [(None, False, 'start.pth'), ('auto', True, None), ('other.pth', True, 'other.pth')],
+    [(None, False, 'start.pth'), ('auto', 'auto', 'start.pth'), ('other.pth', True, 'other.pth')],
 )
 def test_resume(given, resume, load_from):
     cfg = merge_train_args(make_config(load_from='start.pth', resume=False), train_args(resume=given))
@@ -88,6 +91,14 @@ def test_amp():
     cfg.optim_wrapper.type = 'DeepSpeedOptimWrapper'
     with pytest.raises(UserError, match='DeepSpeedOptimWrapper'):
         merge_train_args(cfg, train_args(amp=True))
+
+
+def test_types_that_are_classes():
+    cfg = make_config()
+    cfg.optim_wrapper.type = OptimWrapper
+    assert merge_train_args(cfg, train_args(amp=True)).optim_wrapper.type == 'AmpOptimWrapper'
+    assert [type_name(dict(type=kind)) for kind in ('mmdet.EMAHook', EMAHook, 'EMAHook')] == 3 * ['EMAHook']
+    assert (type_name({}, 'DDPStrategy'), type_name(None)) == ('DDPStrategy', '')
 
 
 def test_auto_scale_lr():
@@ -140,6 +151,25 @@ def test_out_file():
     assert [metric.type for metric in merged.test_evaluator.metrics] == ['A', 'DumpResults']
 
 
+def test_out_needs_an_evaluator_that_writes():
+    several = dict(type='MultiDatasetsEvaluator', metrics=[dict(type='A')], dataset_prefixes=['a'])
+    with pytest.raises(UserError, match='--out x.pkl does not work with MultiDatasetsEvaluator; test one data set'):
+        cfg = make_config()
+        cfg.test_evaluator = several
+        merge_test_args(cfg, test_args(out='x.pkl'))
+    with pytest.raises(UserError, match='--out x.pkl: the config has no test_evaluator'):
+        cfg = make_config()
+        cfg.test_evaluator = None
+        merge_test_args(cfg, test_args(out='x.pkl'))
+
+
+def test_a_list_of_loaders():
+    cfg = make_config()
+    cfg.val_dataloader = [cfg.val_dataloader]
+    with pytest.raises(UserError, match='val_dataloader is a list, expected a dict; several data sets: ConcatDataset'):
+        merge_train_args(cfg, train_args())
+
+
 def test_out_folder_is_for_segmentation():
     seg = merge_test_args(make_config('mmseg'), test_args(out='maps'))
     assert [metric.output_dir for metric in seg.test_evaluator] == ['maps']
@@ -173,6 +203,11 @@ def test_show_without_a_hook_in_the_config(scope, hook, visualizer):
     shown = cfg.default_hooks.visualization
     assert (shown.type, shown.show, shown.wait_time) == (hook, True, 5.0)
     assert cfg.visualizer.type == visualizer
+
+
+def test_show_with_the_hook_switched_off():
+    cfg = merge_test_args(make_config(default_hooks=dict(visualization=None)), test_args(show=True))
+    assert cfg.default_hooks.visualization == dict(type='DetVisualizationHook', draw=True, show=True, wait_time=2.0)
 
 
 def test_show_needs_a_toolbox():
@@ -256,6 +291,12 @@ def test_blame_options():
         build(depth=1)
     with pytest.raises(TypeError, match='unsupported'), blame_options({'a': 1}):
         1 + 'a'  # noqa: B018
+
+
+def test_a_config_that_is_no_python(tmp_path):
+    (tmp_path / 'wrong.py').write_text("model = dict(\ntype='A'\n")
+    with pytest.raises(UserError, match=r'wrong.py is no Python: .*never closed \(.*, line 1\)'):
+        load_config(str(tmp_path / 'wrong.py'))
 
 
 def test_load_config(tmp_path):

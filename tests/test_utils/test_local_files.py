@@ -10,7 +10,7 @@ from mmengine.fileio import dump, get_file_backend, put
 from mmengine.runner.checkpoint import save_checkpoint
 
 from mmlavit.errors import UserError
-from mmlavit.utils.local_files import WholeFileBackend, remove_partial_files, require_work_dir, write_file
+from mmlavit.utils.local_files import WholeFileBackend, remove_partial_files, require_folder, write_file
 
 SIZE = 4_000_000
 # In a process of its own, which has no threads when it forks: writers of a file, each killed after a while.
@@ -76,13 +76,13 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 @pytest.mark.parametrize('place', ['file/run', '/proc', '/proc/run'])
 def test_a_work_dir_that_cannot_be_written_to(place, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match='cannot write to the work dir .*; choose another with --work-dir'):
-        require_work_dir(tmp_path / place)
+    with pytest.raises(UserError, match='cannot write to the folder .*; choose another with --work-dir'):
+        require_folder(tmp_path / place, '--work-dir')
 
 
 def test_a_work_dir_is_made_and_left_as_it_is(tmp_path):
     for _ in range(2):
-        require_work_dir(tmp_path / 'new/run')
+        require_folder(tmp_path / 'new/run', '--work-dir')
     assert not list((tmp_path / 'new/run').iterdir())
 
 

@@ -63,10 +63,9 @@ def main() -> None:
             raise UserError('--rounds, --threads and --shape must be positive')
         image = np.random.default_rng(0).integers(0, 256, (*args.shape, 3), np.uint8)
         models = {'torch': (args.config, args.checkpoint), **dict.fromkeys(args.runtime, (args.model,))}
-        pools = {
-            runtime: ProcessPoolExecutor(1, get_context('spawn'), start, (model, runtime, args.threads))
-            for runtime, model in models.items()
-        }
+        pools = {runtime: ProcessPoolExecutor(1, get_context('spawn')) for runtime in models}
+        for runtime, model in models.items():
+            pools[runtime].submit(start, model, runtime, args.threads).result()  # an error there is raised here
         seconds = {runtime: [] for runtime in pools}
         for _ in range(args.rounds + 2):
             for runtime, pool in pools.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, load_config
+from mmlavit.utils.local_files import require_folder
 
 FORMATS = ('.py', '.json', '.yml', '.yaml')
 
@@ -31,7 +32,7 @@ def main() -> None:
             return
         if args.save_path.suffix not in FORMATS:
             raise UserError(f'--save-path {args.save_path}: expected a file ending in {", ".join(FORMATS)}')
-        args.save_path.parent.mkdir(parents=True, exist_ok=True)
+        require_folder(args.save_path.parent, '--save-path')
         cfg.dump(str(args.save_path))
     print(f'{args.config} -> {args.save_path}')
 

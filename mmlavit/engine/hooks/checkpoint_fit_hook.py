@@ -1,4 +1,4 @@
-"""Say which weights of a checkpoint do not fit."""
+"""Say what of a checkpoint does not fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,31 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmlavit.utils.checkpoint import has_weights_only
 from mmlavit.utils.weights import load_what_fits, require_whole
+
+
+class CheckpointFormatHook(Hook):
+    """Refuse to resume from a file of weights, and give weights alone the form that mmengine's hooks expect.
+
+    Args:
+        path (str): The file or address, for the message.
+    """
+
+    priority = 'HIGHEST'  # before EMAHook, which looks for 'state_dict'
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Look into it."""
+        if 'state_dict' not in checkpoint:
+            weights = dict(checkpoint)
+            checkpoint.clear()
+            checkpoint['state_dict'] = weights
+        # mmengine cannot go on without the history of the log, which all its training checkpoints have.
+        if runner._resume and 'message_hub' not in checkpoint:
+            raise has_weights_only(self.path)
 
 
 class CheckpointFitHook(Hook):

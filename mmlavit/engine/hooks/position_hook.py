@@ -29,4 +29,4 @@ class PositionHook(Hook):
         # Without the entry, in a file of another script, this is what mmengine assumes.
         seen = meta.get('batches_of_epoch', meta['iter'] if isinstance(loop, IterLoop) else 0)
         now = images_per_iteration(runner)
-        loop.seen = seen * meta.get('images_per_iteration', now) // now
+        loop.seen = seen if now is None else seen * meta.get('images_per_iteration', now) // now

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -171,6 +171,8 @@ def _obey_parent() -> None:
 
 def _has_stepped(wrapper: OptimWrapper) -> bool:
     """Whether the iteration has ended with a step of the optimizer, so that no gradients are kept for later."""
+    if isinstance(wrapper, OptimWrapperDict):
+        return all(map(_has_stepped, wrapper.values()))
     return not isinstance(wrapper, OptimWrapper) or wrapper.should_update()
 
 

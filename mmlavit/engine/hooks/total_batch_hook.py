@@ -14,13 +14,14 @@ class TotalBatchHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Write the number down."""
-        checkpoint['meta']['images_per_iteration'] = images_per_iteration(runner)
+        if (number := images_per_iteration(runner)) is not None:
+            checkpoint['meta']['images_per_iteration'] = number
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Compare it."""
         before = checkpoint.get('meta', {}).get('images_per_iteration')
         now = images_per_iteration(runner)
-        if not runner._resume or before in (None, now):
+        if not runner._resume or None in (before, now) or before == now:
             return
         runner.logger.warning(
             f'This training has {now} images per iteration, that of the checkpoint had {before}: learning rate and '
@@ -29,6 +30,7 @@ class TotalBatchHook(Hook):
         )
 
 
-def images_per_iteration(runner) -> int:
-    """Multiply processes by images per process."""
-    return runner.world_size * runner.cfg.train_dataloader.batch_size
+def images_per_iteration(runner) -> int | None:
+    """Multiply processes by images per process; None if there is no such number, as with several data sources."""
+    batch = runner.cfg.train_dataloader.get('batch_size')
+    return runner.world_size * batch if isinstance(batch, int) else None

@@ -1,0 +1,92 @@
+"""What a training starts from: nothing, weights, or a checkpoint."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from toy_training import Recorder, ToyModel, train
+
+from mmlavit.engine.hooks.stop_hook import _has_stepped
+from mmlavit.engine.runner import build_runner
+from mmlavit.errors import ConfigError, UserError
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A state dict alone, as timm and torchvision publish them."""
+    state = {name: torch.full_like(value, 7) for name, value in ToyModel().state_dict().items()}
+    torch.save(state, tmp_path / 'weights.pth')
+    return tmp_path / 'weights.pth'
+
+
+def first_weights(folder):
+    return torch.load(folder / 'iter_3.pth', weights_only=True)['state_dict']['layer.weight']
+
+
+@pytest.mark.parametrize('resume', ['auto', None])
+def test_the_first_start_of_a_training_to_be_resumed(resume, weights, tmp_path, capfd):
+    """With EMA, whose hook expects a checkpoint's form."""
+    folder = tmp_path / 'run'
+    options = dict(load_from=str(weights), optim_wrapper__optimizer__lr=0.0, train_cfg__max_epochs=1)
+    train(folder, resume, log_level='INFO', **options)
+    assert (first_weights(folder) == 7).all()
+    said = f'There is no checkpoint in {folder} to resume from: the training begins from load_from={weights}.'
+    assert (said in capfd.readouterr().out) == (resume == 'auto')
+
+
+def test_the_second_start(weights, tmp_path):
+    """From the checkpoint, not from load_from."""
+    train(tmp_path / 'run', train_cfg__max_epochs=1)
+    train(tmp_path / 'run', 'auto', load_from=str(weights))
+    assert Recorder.last.places[0] == (1, 0, 6)
+
+
+@pytest.mark.parametrize('kind', ['published', 'state dict'])
+def test_weights_are_not_resumed_from(kind, weights, tmp_path):
+    if kind == 'published':
+        torch.save(dict(meta={}, state_dict=torch.load(weights)), weights)
+    with pytest.raises(UserError, match=r'weights.pth has weights only, so no training can be resumed from it'):
+        train(tmp_path / 'run', weights)
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_data_without_a_batch(by_epoch, tmp_path):
+    cfg = dict(by_epoch=True, max_epochs=2) if by_epoch else dict(by_epoch=False, max_iters=5)
+    with pytest.raises(ConfigError, match='the training data give no batch: there are fewer images'):
+        train(tmp_path, train_cfg=cfg, train_dataloader__batch_size=20, train_dataloader__drop_last=True)
+
+
+def test_checkpoints_of_hooks_without_numbers(tmp_path):
+    """Of a runner with strategies, as DistillationHook saves the start."""
+    cfg = Config(
+        dict(
+            model=dict(type='ToyModel'),
+            runner_type='FlexibleRunner',
+            train_dataloader=dict(
+                batch_size=2,
+                dataset=dict(type='ToyData'),
+                sampler=dict(type='DefaultSampler'),
+                collate_fn=dict(type='default_collate'),
+            ),
+            train_cfg=dict(by_epoch=False, max_iters=1),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            custom_hooks=[dict(type='SaveStart')],
+            env_cfg=dict(),
+            work_dir=str(tmp_path),
+            experiment_name=f'start{tmp_path}',
+        )
+    )
+    build_runner(cfg).train()
+    saved = torch.load(tmp_path / 'start.pth', weights_only=True)
+    assert saved['state_dict'].keys() == ToyModel().state_dict().keys()
+
+
+def test_several_optimizers():
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    first, second = (OptimWrapper(torch.optim.SGD([w], lr=0.1), accumulative_counts=2) for w in weights)
+    both = OptimWrapperDict(first=first, second=second)
+    found = []
+    for wrapper, weight in [(first, weights[0]), (first, weights[0]), (second, weights[1])]:
+        wrapper.update_params(weight.sum())
+        found.append(_has_stepped(both))
+    assert found == [False, True, False]
