@@ -50,7 +50,7 @@ def _make_figure(caption: str, height: float, rows: int) -> tuple[Figure, np.nda
 
 def _draw_bars(axes: Axes, results: Sequence[Result], values: Sequence[float], title: str) -> None:
     names = [result.subject.name for result in results]
-    colours = [_PEERS if result.subject.toolbox else _OURS for result in results]
+    colours = [_OURS if result.subject.is_lavit else _PEERS for result in results]
     axes.barh(range(len(results)), values, color=colours)
     axes.set_yticks(range(len(results)), names, fontsize=8)
     axes.invert_yaxis()
@@ -72,7 +72,7 @@ def plot_growth(growth: Sequence[Comparison], caption: str) -> Figure:
     figure, [(time_axes, memory_axes)] = _make_figure(caption, height=5, rows=1)
     for subject in [result.subject for result in growth[0].results]:
         results = [(comparison.size.pixels, comparison.result(subject.name)) for comparison in growth]
-        style = dict(marker='o', label=subject.name, linestyle='--' if subject.toolbox else '-')
+        style = dict(marker='o', label=subject.name, linestyle='-' if subject.is_lavit else '--')
         _draw_line(time_axes, [(pixels, result.median and result.median * 1e3) for pixels, result in results], style)
         _draw_line(memory_axes, [(pixels, result.memory_mb) for pixels, result in results], style)
     batch = growth[0].size.batch

@@ -52,6 +52,11 @@ class Subject:
         """Its name in any runtime."""
         return self.name.removesuffix(f'_{self.runtime}')
 
+    @property
+    def is_lavit(self) -> bool:
+        """Whether it is a LaViT, or something with less attention: plots show them in a colour of their own."""
+        return self.toolbox is None or self.title.startswith('LaViT')
+
     def run_by(self, runtime: str) -> Subject:
         """Return the same backbone for another runtime."""
         if runtime == self.runtime:
