@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 
 from mmlavit.errors import UserError
-from mmlavit.utils.local_files import write_file
 from mmlavit.version import __version__
+
+from .local_files import write_file
 
 # Of a checkpoint's meta: what a user of the weights needs. The rest tells when, where and by whom it was trained.
 _PUBLISHED_META = ('dataset_meta', 'epoch', 'iter', 'mmengine_version')

@@ -42,6 +42,7 @@ def test_fixed_size_makes_no_matrices_again(cache, monkeypatch):
     resample_tokens(x, (13, 5), (7, 7))
 
 
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 def test_a_trace_fills_no_cache(cache):
     resampled = lambda x: resample_tokens(x, (x.shape[1] // 5, 5), (7, 7))  # noqa: E731
     torch.jit.trace(resampled, torch.rand(1, 65, 2), check_trace=False)
