@@ -111,8 +111,9 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
         video, files = Video(root), {root: out_dir / f'{root.stem}.mp4'}
     else:
         video, pictures = None, find_images(root)
-        if root.resolve() in out_dir.resolve().parents:  # results among the images are not predicted on
-            pictures = [path for path in pictures if out_dir.resolve() not in path.resolve().parents]
+        results = out_dir.resolve()
+        if root.resolve() in results.parents:  # results among the images are not predicted on
+            pictures = [path for path in pictures if results not in path.resolve().parents]
         files = {path: out_dir / (path.name if path == root else path.relative_to(root)) for path in pictures}
     for source, out_file in files.items():
         if source.resolve() == out_file.resolve():

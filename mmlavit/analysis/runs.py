@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mmlavit.errors import UserError
 from mmlavit.utils.checkpoint import load_checkpoint
+from mmlavit.utils.config_types import type_name
 
 from .curves import Log
 from .trained import Trained, load_trained
@@ -31,7 +32,7 @@ class Run(NamedTuple):
     def diagonality_weight(self) -> float | None:
         """Weight of the diagonality loss; None without it."""
         hooks = self.trained.cfg.get('custom_hooks') or []
-        weights = [hook.get('weight', 0.1) for hook in hooks if hook['type'] == 'DiagonalityLossHook']
+        weights = [hook.get('weight', 0.1) for hook in hooks if type_name(hook) == 'DiagonalityLossHook']
         return weights[0] if weights else None
 
 

@@ -12,8 +12,9 @@ from mmengine.registry import MODELS
 from mmlavit.datasets.unlabelled import remove_labels
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT, WithLessAttention
-from mmlavit.utils.arguments import merge_options, type_name
+from mmlavit.utils.arguments import merge_options
 from mmlavit.utils.checkpoint import require_checkpoint
+from mmlavit.utils.config_types import type_name
 
 # The diagonality loss is added to a model's own losses, of which there are none. The average of weights: the
 # learning rate falls to zero, and what is saved must be the student itself.

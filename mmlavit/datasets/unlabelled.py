@@ -10,6 +10,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from mmlavit.errors import UserError
+from mmlavit.utils.config_types import type_name
 from mmlavit_serve.predictor import find_images
 
 
@@ -50,7 +51,7 @@ def remove_labels(pipeline: Sequence[Mapping[str, Any]]) -> list[dict]:
     """
     left = []
     for transform in pipeline:
-        name = str(transform['type']).rpartition('.')[2]
+        name = type_name(transform)
         if name in ('Mosaic', 'MixUp', 'CopyPaste', 'CachedMosaic', 'CachedMixUp'):
             raise UserError(f'{name} in the training pipeline mixes images by their boxes; leave it out to distil')
         if name.endswith('Annotations'):

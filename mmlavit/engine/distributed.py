@@ -15,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 from torch import distributed as dist
 
 from mmlavit.errors import UserError
-from mmlavit.utils.arguments import type_name
+from mmlavit.utils.config_types import type_name
 
 # Which variable of the environment holds the rank on this machine, by launcher.
 _LOCAL_RANK = {'pytorch': 'LOCAL_RANK', 'slurm': 'SLURM_LOCALID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmlavit.errors import ConfigError
+from mmlavit.utils.config_types import type_name
 
 from .arch import resolve_arch
 
@@ -88,7 +89,7 @@ def find_class_numbers(node: Any, place: str) -> Iterator[tuple[str, int]]:
 
 def _find_backbone_channels(backbone: Any) -> list[int] | None:
     """Give the channels of a LaViT's maps; None for other backbones, or if its arguments are wrong themselves."""
-    if not isinstance(backbone, Mapping) or str(backbone.get('type')).rpartition('.')[2] != 'LaViT':
+    if not isinstance(backbone, Mapping) or type_name(backbone) != 'LaViT':
         return None
     indices = backbone.get('out_indices', (0, 1, 2, 3))
     if not isinstance(indices, (list, tuple)) or not indices or any(i not in range(4) for i in indices):
@@ -99,7 +100,7 @@ def _find_backbone_channels(backbone: Any) -> list[int] | None:
 
 def _find_neck_channels(neck: Mapping[str, Any], maps: list[int] | None) -> list[int] | None:
     """Give the channels of the maps of a neck; None if the config does not say so."""
-    kind, out, number = str(neck.get('type')).rpartition('.')[2], neck.get('out_channels'), neck.get('num_outs')
+    kind, out, number = type_name(neck), neck.get('out_channels'), neck.get('num_outs')
     if kind == 'GlobalAveragePooling':
         return maps
     return [out] * number if isinstance(out, int) and isinstance(number, int) else None

@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from mmlavit.errors import UserError
 
 from .checkpoint import trust_checkpoints
+from .config_types import type_name
 from .data_paths import find_leaf_configs
 
 # What the toolboxes' own scripts use when the config is silent about drawing.
@@ -181,17 +182,6 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         where = f'{error.filename or path}, line {error.lineno}'
         raise UserError(f'config {path} is no Python: {error.msg} ({where})') from error
     return merge_options(cfg, options) if options else cfg
-
-
-def type_name(node: Mapping[str, Any] | None, default: str = '') -> str:
-    """Give the bare name of what a part of a config builds, which may be said by name, with a scope, or as a class.
-
-    Args:
-        node (Mapping, optional): Part of a config, with 'type'.
-        default (str): The name where there is none.
-    """
-    kind = (node or {}).get('type', default)
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> Config:

@@ -11,6 +11,8 @@ from mmengine.config import Config
 
 from mmlavit.errors import UserError
 
+from .config_types import type_name
+
 _MAX_LISTED = 4
 _DOWNLOADED = {'CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST'}  # mmpretrain gets them itself, unless told not to
 _KNOWN = {'coco', 'ade', 'imagenet'}  # folders that our configs name
@@ -97,8 +99,7 @@ def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
     """Yield the paths that a data set without others inside reads."""
     if _is_remote(dataset):
         return
-    name = getattr(dataset.get('type'), '__name__', dataset.get('type'))  # of a class, or a name
-    if str(name).rpartition('.')[2] in _DOWNLOADED and dataset.get('download', True):
+    if type_name(dataset) in _DOWNLOADED and dataset.get('download', True):
         return
     root = dataset.get('data_root') or ''
     ann_file = dataset.get('ann_file') or ''

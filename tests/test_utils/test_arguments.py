@@ -16,8 +16,8 @@ from mmlavit.utils.arguments import (
     merge_options,
     merge_test_args,
     merge_train_args,
-    type_name,
 )
+from mmlavit.utils.config_types import type_name
 
 
 def make_config(scope='mmdet', **entries) -> Config:

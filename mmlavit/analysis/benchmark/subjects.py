@@ -17,6 +17,7 @@ from mmlavit.environment import SCOPES, check_environment, find_installed
 from mmlavit.errors import UserError
 from mmlavit.models.arch import ARCH_ZOO
 from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_types import type_name
 from mmlavit.utils.toolbox import load_toolbox
 
 from .runtimes import EXPORTED, TITLES
@@ -182,10 +183,8 @@ def _of_config(path: str) -> Subject:
         raise UserError(f'{path} has default_scope={scope!r}, expected one of {", ".join(SCOPES)}')
     if 'type' not in cfg.get('model', {}).get('backbone', {}):
         raise UserError(f'{path} has no model.backbone; expected the config of a classifier, detector or segmentor')
-    kind = cfg.model.backbone.type
-    kind = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
     target = f'{__name__}.{build_backbone.__name__}'
-    return Subject(Path(path).stem, f'{kind} of {path}', target, dict(config=path), scope)
+    return Subject(Path(path).stem, f'{type_name(cfg.model.backbone)} of {path}', target, dict(config=path), scope)
 
 
 def resolve_subjects(names: Sequence[str]) -> list[Subject]:
