@@ -75,24 +75,27 @@ def model_complexity(cfg: Config, shape: tuple[int, int], roles: Roles = lavit_r
     if scope not in DEFAULT_SHAPES:
         raise UserError(f'{cfg.filename} has default_scope={scope!r}, expected one of {", ".join(DEFAULT_SHAPES)}')
     check_environment(scope)
+    image_shape = (cfg.model.get('backbone', {}).get('in_channels', 3), *shape)
     # Each build of its own copy: some detectors write into their config.
     with DefaultScope.overwrite_default_scope(scope):
         model = MODELS.build(deepcopy(cfg.model)).eval()
         try:
-            return _count(model.to('meta'), scope, shape, roles)
+            return _count(model.to('meta'), scope, image_shape, roles)
         except Exception:
             pass  # an operator without a form for this device, or a number that has to be known
         model = MODELS.build(deepcopy(cfg.model)).eval()
         try:
-            complexity, notes = _count(model, scope, shape, roles)
+            complexity, notes = _count(model, scope, image_shape, roles)
         except Exception as error:  # an image too small, or a model that upstream gave no mode='tensor'
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
             raise UserError(f'{cfg.filename} cannot be counted at {shape[0]}x{shape[1]}: {reason}') from error
     return complexity, [*notes, 'The model was run: a blank image, random weights, and what these led to.']
 
 
-def _count(model: nn.Module, scope: str, shape: tuple[int, int], roles: Roles) -> tuple[Complexity, list[str]]:
-    image = next(model.parameters()).new_zeros(1, 3, *shape)
+def _count(
+    model: nn.Module, scope: str, image_shape: tuple[int, int, int], roles: Roles
+) -> tuple[Complexity, list[str]]:
+    image = next(model.parameters()).new_zeros(1, *image_shape)
     unseen = {type(module).__name__ for module in model.modules() if type(module).__module__.startswith('mmcv.ops')}
     notes = []
     if _has_plain_roi_heads(model):
@@ -101,7 +104,7 @@ def _count(model: nn.Module, scope: str, shape: tuple[int, int], roles: Roles) -
         unseen.discard('RoIAlign')
         notes.append(f'RoI heads: {proposals} proposals, {masks} masks, the most that the test settings keep.')
     else:
-        samples = _mmdet_samples(shape) if scope == 'mmdet' else None
+        samples = _mmdet_samples(image_shape[1:]) if scope == 'mmdet' else None
         complexity = count_complexity(model, lambda: model(image, samples, mode='tensor'), roles)
     if unseen:
         notes.append(f'Not counted: the operators of mmcv in {", ".join(sorted(unseen))}.')

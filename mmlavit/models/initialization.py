@@ -10,6 +10,7 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmlavit.errors import ConfigError
+from mmlavit.utils.config_types import type_name
 from mmlavit.utils.weights import cut_prefix, load_what_fits
 
 
@@ -90,7 +91,7 @@ def resolve_init_cfg(init_cfg: dict | list[dict] | None) -> tuple[dict | list[di
     if isinstance(init_cfg, dict) and 'type' not in init_cfg:
         pretrained = "dict(type='Pretrained', checkpoint=..., prefix='backbone.')"
         raise ConfigError(f'init_cfg needs a type, got {init_cfg!r}; to start from a checkpoint: {pretrained}')
-    if isinstance(init_cfg, dict) and init_cfg.get('type') in ('Pretrained', 'PretrainedInit'):
+    if isinstance(init_cfg, dict) and type_name(init_cfg) in ('Pretrained', 'PretrainedInit'):
         if init_cfg.get('checkpoint') is None:
             return default, True
         return [*default, init_cfg], False

@@ -37,6 +37,8 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from mmlavit.errors import UserError
 
+from .config_types import type_name
+
 # torch's own switches. The first is what --trust-checkpoint sets, so that it reaches every process of a run.
 _TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 _REFUSE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -246,7 +248,7 @@ def has_weights_only(path: str) -> UserError:
 def _pretrained(node: Any) -> Iterator[str]:
     """Yield the checkpoints of every ``init_cfg=dict(type='Pretrained', ...)`` below ``node``."""
     if isinstance(node, Mapping):
-        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
+        if type_name(node) in ('Pretrained', 'PretrainedInit') and isinstance(node.get('checkpoint'), str):
             yield node['checkpoint']
         for value in node.values():
             yield from _pretrained(value)

@@ -203,7 +203,17 @@ def test_tool_compares_with_itself(monkeypatch, capsys):
     code, lines, _ = get_flops(monkeypatch, capsys, name, '--compare', name, *options)
     assert code == 0
     rows = numbers(lines)
+    assert lines[0].startswith(f'{name}, changed, one image of 224x224')
     assert rows[f'{name}, changed'][-1] == '1.00' and rows[name][-1] != '1.00'
+
+
+def test_gray_images(monkeypatch, capsys):
+    """The first convolution sees one channel of three."""
+    option = 'model.backbone.in_channels=1'
+    code, lines, _ = get_flops(monkeypatch, capsys, 'configs/lavit_s_in1k.py', '--breakdown', '--cfg-options', option)
+    assert code == 0
+    row = next(line for line in lines if 'patch embed' in line.lower())
+    assert int(row.split()[-6].replace(',', '')) == 56 * 56 * 64 * 4 * 4
 
 
 def test_semantic_head():

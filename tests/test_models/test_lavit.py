@@ -11,6 +11,7 @@ import literal
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.model import PretrainedInit
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -620,11 +621,12 @@ class TestInterface:
         assert text.count('LaViT starts from scratch') == 1
         assert model.stages[0].blocks[0].mlp.fc2.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
-    def test_pretrained_checkpoint_is_loaded(self, tmp_path):
+    @pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit])
+    def test_pretrained_checkpoint_is_loaded(self, tmp_path, kind):
         source = randomise(LaViT(TOY))
         state = {f'backbone.{k}': v for k, v in source.state_dict().items()}
         torch.save(dict(state_dict=state), tmp_path / 'weights.pth')
-        cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'), prefix='backbone.')
+        cfg = dict(type=kind, checkpoint=str(tmp_path / 'weights.pth'), prefix='backbone.')
         model = LaViT(TOY, init_cfg=cfg)
         model.init_weights()
         torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)

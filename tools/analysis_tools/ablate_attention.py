@@ -20,6 +20,7 @@ from mmlavit.engine import run
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch, resolve_num_va_layers
 from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config
+from mmlavit.utils.config_types import type_name
 
 ROWS = {
     'residual': 'without attention residuals',
@@ -68,13 +69,14 @@ def parse_args() -> argparse.Namespace:
 def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> tuple[list[str], dict]:
     """Choose what to take away, and the arguments of AblationHook that say from which layers."""
     backbone = cfg.model.get('backbone', {})
+    kind = type_name(backbone)
     has = list(ABLATIONS)
     if 'later' in backbone:
         raise UserError(
-            f'backbone is {backbone.type}, from whose later layers something is taken away already; give the config '
+            f'backbone is {kind}, from whose later layers something is taken away already; give the config '
             'of the model that it is compared with'
         )
-    if backbone.get('type') == 'LaViT':
+    if kind == 'LaViT':
         if layers is not None:
             raise UserError('--layers is for plain vision transformers; those of a LaViT follow from its config')
         arch = resolve_arch(backbone.get('arch', 'small'))
@@ -88,11 +90,11 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
         later = dict(num_va_layers=list(num_va_layers))
     else:
         has.remove('residual')
-        if backbone.get('type') != 'WithLessAttention':
+        if kind != 'WithLessAttention':
             has = [what for what in has if what not in TRANSFORMS]
             if layers is None:
                 raise UserError(
-                    f'backbone is {backbone.get("type")}: say with --layers which layers of it are meant, such as '
+                    f'backbone is {kind}: say with --layers which layers of it are meant, such as '
                     '--layers 6 7 8 9 10 11, if it is a plain vision transformer'
                 )
         later = dict(layers=layers)

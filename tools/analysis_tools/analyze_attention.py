@@ -16,6 +16,7 @@ from mmlavit.analysis.trained import choose_pictures, load_trained, read_picture
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch
 from mmlavit.utils.arguments import add_trust_argument, figure
+from mmlavit.utils.config_types import type_name
 
 
 def parse_args() -> argparse.Namespace:
@@ -95,8 +96,8 @@ def main() -> None:
                     'It has less attention already, so no layers to convert are named: measure its twin for that.'
                 )
             else:
-                arch = trained.cfg.model.backbone.get('arch', 'small')
-                depths = resolve_arch(arch).depths if trained.cfg.model.backbone.type == 'LaViT' else ()
+                backbone = trained.cfg.model.backbone
+                depths = resolve_arch(backbone.get('arch', 'small')).depths if type_name(backbone) == 'LaViT' else ()
                 console.print(choice(layers, args.convert, depths), soft_wrap=True)
         if args.out is not None:
             plot_attention(models, args.out)

@@ -77,7 +77,7 @@ def main() -> None:
             compared.append((name, other))
             notes += [f'{name}: {note}' for note in more]
 
-    console.print(f'{args.config}, one image of {shape[0]}x{shape[1]}, {first.params / 1e6:.2f} M parameters')
+    console.print(f'{compared[0][0]}, one image of {shape[0]}x{shape[1]}, {first.params / 1e6:.2f} M parameters')
     if args.breakdown:
         console.print('\nMultiply-adds')
         console.print(breakdown_table(break_down(first.cells)))
