@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from mmlavit_serve.errors import UserError
@@ -20,6 +20,9 @@ STOPPED_CODE = 75
 # How long a process waits for the first process of its machine to report the same mistake. A launcher
 # ends the others as soon as one process fails, so it is the first that has to be heard.
 _GRACE_SECONDS = 30
+
+
+_SHOWN = 3
 
 
 class ConfigError(UserError, ValueError):
@@ -39,6 +42,11 @@ class DataError(UserError):
 
 class EnvironmentProblem(UserError, ImportError):
     """A package is missing or unusable; the message says what to do about it."""
+
+
+def first_few(names: Collection[object]) -> str:
+    """Name the first three of many, for a message."""
+    return ', '.join(map(str, list(names)[:_SHOWN])) + (', ...' if len(names) > _SHOWN else '')
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from .resizing import resizing_bytes, shape_after_all
 from .results import Result
 from .video import Video, is_video
 
-IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+IMAGES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 _DARK = 16  # what is left of 12 bits where the upper 8 of 16 are kept
 

@@ -24,6 +24,7 @@ from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
 from mmlavit.models.resample import ceil_div
 from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_types import model_config
 from mmlavit.utils.data_paths import missing_data
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit_serve.predictor import find_images
@@ -101,7 +102,7 @@ def load_trained(
         raise UserError(f'{config} has default_scope={scope!r}; expected one of {", ".join(SCOPES)}')
     load_toolbox(scope)
     require_device(device)
-    model, _ = build_teacher(deepcopy(cfg.model), scope, checkpoint)  # some detectors write into their config
+    model, _ = build_teacher(model_config(cfg), scope, checkpoint)
     return Trained(Path(config).stem, cfg, Path(checkpoint), model.to(device))
 
 

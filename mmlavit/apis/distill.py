@@ -14,7 +14,7 @@ from mmlavit.errors import UserError
 from mmlavit.models import LaViT, WithLessAttention
 from mmlavit.utils.arguments import merge_options
 from mmlavit.utils.checkpoint import require_checkpoint
-from mmlavit.utils.config_types import type_name
+from mmlavit.utils.config_types import model_config, type_name
 
 # The diagonality loss is added to a model's own losses, of which there are none. The average of weights: the
 # learning rate falls to zero, and what is saved must be the student itself.
@@ -86,7 +86,7 @@ def distillation_config(
     kept = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) not in _REPLACED_HOOKS]
     distillation = ConfigDict(
         type='DistillationHook',
-        teacher=_without_initialisation(teacher.model),
+        teacher=_without_initialisation(model_config(teacher)),
         checkpoint=checkpoint,
         scope=teacher.get('default_scope'),
         layerwise_iters=layerwise_iters,

@@ -29,6 +29,7 @@ from mmlavit.errors import ConfigError, UserError
 from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import require_checkpoint
+from mmlavit.utils.config_types import model_config
 from mmlavit.utils.tensor_peak import peak_tensor_bytes
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit.utils.weights import require_whole
@@ -63,6 +64,7 @@ class TorchModel(ABC):
         self.score_thr, self.device = score_thr, device
         require_channels(cfg.model)
         cfg = copy.deepcopy(cfg)
+        cfg.model = model_config(cfg)
         cfg.test_dataloader.dataset = dataset = find_test_dataset(cfg)  # toolboxes look through no wrappers
         with _entered(self.scope):
             self.model = self._load(cfg, checkpoint, device)

@@ -149,7 +149,7 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
     for name, value in backbone.items():
         module, parameter = _split(name)
         ours = _rename(module, first, modules)
-        if ours is None:
+        if ours is None or _is_of_linear_variant(ours, value):
             raise ConfigError(
                 f'{name!r} is not a key of PVTv2 in the layout of {layout} (linear variants are not supported, nor a '
                 'LaViT with less-attention layers or attention residuals)'
@@ -167,6 +167,12 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
     if num_va_layers is not None and any(n > depths.get(str(i), n) for i, n in enumerate(num_va_layers)):
         raise ConfigError(f'num_va_layers is {num_va_layers}, but the stages have {[*depths.values()]} layers')
     return Converted(layout, _join_keys_and_values(converted), others, dropped, classifier)
+
+
+def _is_of_linear_variant(module: str, value: Tensor) -> bool:
+    """Tell whether it is of a reduction of PVTv2's linear variants: their names are the same, but they pool first."""
+    in_last_stage = re.match(r'stages\.3\..*\.reduction\.', module) is not None
+    return in_last_stage or (module.endswith('.reduction.conv') and value.shape[2:] == (1, 1))
 
 
 def _find_layout(state_dict: Mapping[str, Tensor]) -> str:

@@ -98,7 +98,7 @@ class DecodedImages(CustomDataset):
         samples = [self.target_pipeline(dict(entry)) for entry in entries]
         names = ['gt_score' if 'gt_score' in sample else 'gt_label' for sample in samples]
         self.labels = np.stack([np.asarray(sample[name]) for sample, name in zip(samples, names, strict=True)])
-        key = json.dumps([[entry['img_path'] for entry in entries], self.recipe])
+        key = json.dumps([[entry['img_path'] for entry in entries], self.recipe], default=str)  # a type may be a class
         file = os.path.join(self.cache, f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy')
         if not os.path.isfile(file):
             with ThreadPoolExecutor(_THREADS) as pool:

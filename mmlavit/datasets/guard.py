@@ -7,11 +7,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from mmcv import transforms
 from mmengine.dataset import Compose
 
 from mmlavit.errors import DataError
+from mmlavit.utils.data_paths import is_remote
 
-from .check.images import LARGEST, find_fault, find_label_fault, find_map_fault, has_16_bits, is_cut_off
+from .check.images import (
+    LARGEST,
+    find_fault,
+    find_file_fault,
+    find_label_fault,
+    find_map_fault,
+    find_missing,
+    has_16_bits,
+    is_cut_off,
+)
 from .check.maps import maps_have_its_classes
 
 _ADVICE = 'python tools/check_data.py CONFIG finds all such files'
@@ -22,10 +33,10 @@ _DARK = 16  # what is left of 12 bits where the upper 8 of 16 are kept
 class GuardedPipeline(Compose):
     """The transforms of a data set, which name the file that they fail on, and refuse what would be learned wrongly.
 
-    Refused are files that OpenCV reads without a complaint: cut-off JPEGs, whose rest it fills with gray, 12 bits in a
-    16-bit file, of which nothing remains, images that an EXIF tag turns away from their annotations, label maps of
-    another size than their image, and labels that no class has. The transforms themselves, their order and their random
-    numbers are what they were.
+    Refused are files that OpenCV reads without a complaint: cut-off JPEGs, whose rest its older versions fill with
+    gray, 12 bits in a 16-bit file, of which nothing remains, images that an EXIF tag turns away from their annotations,
+    label maps of another size than their image, and labels that no class has. The transforms themselves, their order
+    and their random numbers are what they were.
 
     Args:
         pipeline (Compose): The transforms.
@@ -139,14 +150,16 @@ def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> N
     Args:
         dataset (Dataset): A data set of a toolbox, or a wrapper.
         classes (int, optional): Number of classes of the model; None: those that each data set says it has.
-        skip_file (str, optional): As of :class:`GuardedPipeline`; never used for validation and test.
+        skip_file (str, optional): As of :class:`GuardedPipeline`; not for validation and test, whose images all count.
     """
     for leaf in find_leaves(dataset):
-        if isinstance(getattr(leaf, 'pipeline', None), Compose):
+        pipeline = getattr(leaf, 'pipeline', None)
+        # The second kind is what mmdet's PipelineSwitchHook sets.
+        if isinstance(pipeline, (Compose, transforms.Compose)) and not isinstance(pipeline, GuardedPipeline):
             known = (getattr(leaf, 'metainfo', None) or {}).get('classes')
             labels = classes if known is None else len(known)
             leaf.pipeline = GuardedPipeline(
-                leaf.pipeline,
+                pipeline,
                 labels=labels if maps_have_its_classes(leaf) else None,
                 ignore_index=getattr(leaf, 'ignore_index', 255),
                 skip_file=None if getattr(leaf, 'test_mode', False) else skip_file,
@@ -167,11 +180,13 @@ def _explain(path: str, data: dict, transform: Any, error: Exception) -> Excepti
     """Say which file a transform has failed on: in one line where the file is at fault, else with the trace."""
     if isinstance(error, DataError):
         return error
-    name, maps, fault = path, data.get('seg_map_path'), ''
-    if not _is_remote(path):
-        fault = find_fault(path)
-    if not fault and maps is not None and not _is_remote(maps):
-        name, fault = maps, find_map_fault(maps, None, None)
+    name, fault = path, ''
+    if 'img' not in data and not _is_elsewhere(path, transform):
+        ours = type(transform).__name__ == 'LoadImageFromFile'  # others may read formats that Pillow does not know
+        fault = (find_file_fault if ours else find_missing)(path)
+    maps = data.get('seg_map_path')
+    if not fault and 'gt_seg_map' not in data and maps is not None and not _is_elsewhere(maps, transform):
+        name, fault = maps, find_file_fault(maps)
     if not fault and isinstance(error, KeyError) and error.args == ('mask',):
         name, fault = path, 'has an object without a mask: add its segmentation to the annotations, or remove it'
     if fault:
@@ -179,6 +194,6 @@ def _explain(path: str, data: dict, transform: Any, error: Exception) -> Excepti
     return RuntimeError(f'{path}: {type(transform).__name__} failed on it ({type(error).__name__}: {error})')
 
 
-def _is_remote(path: str | os.PathLike) -> bool:
+def _is_elsewhere(path: str | os.PathLike, transform: Any) -> bool:
     """Tell whether a file is in a storage such as s3://, where only its transforms look at it."""
-    return '://' in os.fspath(path)
+    return '://' in os.fspath(path) or is_remote(getattr(transform, '__dict__', {}))

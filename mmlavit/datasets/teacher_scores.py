@@ -5,6 +5,7 @@ from __future__ import annotations
 import os.path as osp
 import zipfile
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 
 from mmlavit.errors import ConfigError, UserError
+from mmlavit.utils.local_files import write_file
 
 
 class TeacherScores(NamedTuple):
@@ -27,7 +29,9 @@ class TeacherScores(NamedTuple):
 
     def save(self, path: str) -> None:
         """Write to a ``.npz`` file, the logits in half precision."""
-        np.savez(path, names=np.asarray(self.names), logits=self.logits.astype(np.float16))
+        content = BytesIO()
+        np.savez(content, names=np.asarray(self.names), logits=self.logits.astype(np.float16))
+        write_file(path, content.getvalue())
 
     @classmethod
     def load(cls, path: str) -> TeacherScores:
@@ -41,7 +45,7 @@ class TeacherScores(NamedTuple):
                 return cls(file['names'].tolist(), file['logits'])
         except FileNotFoundError:
             raise UserError(f'{path} does not exist; make it with tools/misc/predict_scores.py') from None
-        except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f'{path} has no scores of a teacher: {error}') from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os.path as osp
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from json import JSONDecoder
 from pathlib import Path
@@ -39,6 +39,9 @@ def watch_data(runner, cfg: Config) -> None:
     skip_file = osp.join(cfg.work_dir, SKIPPED) if cfg.get('skip_broken_data') else None
     numbers = [number for _, number in find_class_numbers(cfg.model, 'model')]
 
+    def guard(dataset: Any, training: bool) -> None:
+        guard_dataset(dataset, min(numbers, default=None), skip_file if training else None)
+
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
         try:
             loader = build(dataloader, *args, **kwargs)
@@ -48,10 +51,11 @@ def watch_data(runner, cfg: Config) -> None:
             raise _explain(dataloader, cfg, error) from error
         for leaf in find_leaves(loader.dataset):
             _require_fitting_classes(leaf, cfg)
-        guard_dataset(loader.dataset, min(numbers, default=None), skip_file)
+        guard(loader.dataset, dataloader == runner._train_dataloader)
         return loader
 
     runner.build_dataloader = build_dataloader
+    runner.register_hook(GuardHook(guard))
     if skip_file is not None:
         runner.register_hook(SkippedDataHook(Path(skip_file)))
 
@@ -73,6 +77,23 @@ def explain_sizes() -> Iterator[None]:
             f'the images of a batch have different sizes ({found[1]} and {found[2]}); let the pipeline of the '
             'data loader give one size (Resize, RandomCrop), or set its batch_size to 1'
         ) from error
+
+
+class GuardHook(Hook):
+    """Guard the data of training again where a hook, such as mmdet's ``PipelineSwitchHook``, has set a new pipeline.
+
+    Args:
+        guard (Callable): Takes the data set, and whether it is for training.
+    """
+
+    priority = 'LOWEST'  # after those hooks
+
+    def __init__(self, guard: Callable[[Any, bool], None]) -> None:
+        self.guard = guard
+
+    def before_train_epoch(self, runner) -> None:
+        """Guard, before worker processes start."""
+        self.guard(runner.train_dataloader.dataset, True)
 
 
 class SkippedDataHook(Hook):

@@ -44,6 +44,8 @@ _TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 _REFUSE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _YES = ('1', 'y', 'yes', 'true')
 
+# Eight digits at least: torch's own expression finds one in segformer-b0.pth, too.
+_HASH = re.compile(r'-[0-9a-f]{8,}\.')
 _STATISTICS = ('current', 'max', 'mean', 'min')
 _DTYPES = ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'U')
 
@@ -270,7 +272,10 @@ def load_checkpoint(path: str) -> dict[str, Any]:
         UserError: As :func:`find_checkpoint` and :func:`load_from_local`, and if there are no weights.
     """
     checkpoint = load_from_local(str(find_checkpoint(path)), 'cpu')
-    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
+    weights = None
+    if isinstance(checkpoint, Mapping):
+        inner = checkpoint.get('model')  # where the scripts of DeiT and PVT save them
+        weights = checkpoint.get('state_dict', inner if isinstance(inner, Mapping) else checkpoint)
     if not isinstance(weights, Mapping) or not weights or not all(map(torch.is_tensor, weights.values())):
         raise UserError(f'{path} has no weights; expected a checkpoint with a state_dict')
     if all(name.startswith('module.') for name in weights):  # saved by nn.DataParallel and its like
@@ -339,7 +344,7 @@ def _download(address: str) -> str:
     """Download a file unless it is there; give its path."""
     name = osp.basename(urlparse(address).path)
     # Many addresses end in model.safetensors or the like; only a name with a hash stands for one file.
-    place = '' if torch.hub.HASH_REGEX.search(name) else hashlib.sha256(address.encode()).hexdigest()[:8]
+    place = '' if _HASH.search(name) else hashlib.sha256(address.encode()).hexdigest()[:8]
     path = osp.join(torch.hub.get_dir(), 'checkpoints', place, name)
     if not osp.exists(path):
         os.makedirs(osp.dirname(path), exist_ok=True)

@@ -1,9 +1,12 @@
-"""What a part of a config builds."""
+"""What parts of a config build."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
+
+from mmengine.config import Config, ConfigDict
 
 
 def type_name(node: Mapping[str, Any] | None, default: str = '') -> str:
@@ -15,3 +18,20 @@ def type_name(node: Mapping[str, Any] | None, default: str = '') -> str:
     """
     kind = (node or {}).get('type', default)
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def model_config(cfg: Config) -> ConfigDict:
+    """Give the config of a model as a Runner builds it: with the data preprocessor that may stand beside it.
+
+    mmpretrain's own configs have it there.
+
+    Args:
+        cfg (Config): Config of a classifier, detector or segmentor.
+
+    Returns:
+        ConfigDict: A copy, since some detectors write into what they are built from.
+    """
+    model = deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
+    return model

@@ -68,6 +68,8 @@ def explain_missing(cfg: Config, missing: Sequence[str]) -> str:
     Returns:
         str: Half a sentence.
     """
+    if any(path.startswith('~') for path in missing):
+        return 'write the home folder in full: data sets do not expand ~'
     if all('handwritten' in path for path in missing):
         return 'docs/data.md has the layout; make it with: python tools/dataset_converters/handwritten.py'
     if 'experiments' in Path(cfg.filename or '').parts:
@@ -97,7 +99,7 @@ def find_leaf_configs(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]
 
 def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
     """Yield the paths that a data set without others inside reads."""
-    if _is_remote(dataset):
+    if is_remote(dataset):
         return
     if type_name(dataset) in _DOWNLOADED and dataset.get('download', True):
         return
@@ -118,12 +120,19 @@ def _evaluator_paths(cfg: Config, split: str) -> Iterator[str]:
     """Yield the annotation files that the metrics of ``split`` read on their own."""
     evaluator = cfg.get(f'{split}_evaluator') or []
     for metric in [evaluator] if isinstance(evaluator, Mapping) else evaluator:
-        if metric.get('ann_file') and not _is_remote(metric):
-            yield osp.expanduser(metric['ann_file'])
+        if metric.get('ann_file') and not is_remote(metric):
+            yield metric['ann_file']
 
 
-def _is_remote(node: Mapping[str, Any]) -> bool:
-    """Tell whether a data set or metric reads from a storage service, where we cannot look."""
+def is_remote(node: Mapping[str, Any]) -> bool:
+    """Tell whether files are read from a storage service, where we cannot look.
+
+    Args:
+        node (Mapping): Config of a data set, a metric or a transform that loads.
+
+    Returns:
+        bool: True if it names another backend than that of local files, or an address.
+    """
     for key in ('backend_args', 'file_client_args'):
         if (node.get(key) or {}).get('backend', 'local') not in ('local', 'disk'):
             return True
@@ -131,5 +140,5 @@ def _is_remote(node: Mapping[str, Any]) -> bool:
 
 
 def _join(root: str, path: str) -> str:
-    """Join as the data sets do; an absolute ``path`` stays."""
-    return osp.join(osp.expanduser(root), osp.expanduser(path))
+    """Join as the data sets do; an absolute ``path`` stays. None of them expands ``~`` in a root."""
+    return osp.join(root, osp.expanduser(path))

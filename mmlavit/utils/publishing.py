@@ -112,6 +112,8 @@ def _as_safetensors(checkpoint: Mapping[str, Any]) -> bytes:
 
 def _round(name: str, value: torch.Tensor) -> torch.Tensor:
     """Round to half precision; integers stay."""
+    if value.is_floating_point() and not value.isfinite().all():
+        raise UserError(f'{name} has values that are not finite: the training diverged; choose an earlier checkpoint')
     rounded = value.half() if value.dtype == torch.float32 else value
     if rounded.is_floating_point() and not rounded.isfinite().all():
         raise UserError(f'{name} has values that half precision cannot hold (above 65504); publish without --half')

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
-from mmlavit.errors import UserError
-
-_SHOWN = 3
+from mmlavit.errors import UserError, first_few
 
 
 class Fit(NamedTuple):
@@ -43,7 +41,7 @@ class Fit(NamedTuple):
             (self.misshapen, 'of another shape there'),
             (self.unknown, 'in the file alone'),
         )
-        return '; '.join(f'{len(names)} {what} ({_some(names)})' for names, what in parts if names)
+        return '; '.join(f'{len(names)} {what} ({first_few(names)})' for names, what in parts if names)
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
@@ -144,7 +142,7 @@ def cut_prefix(state: Mapping[str, Any], prefix: str, path: str) -> dict[str, An
     part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not part:
         known = sorted({f'{key.partition(".")[0]}.' for key in state})
-        raise UserError(f'{path} has no weights whose names begin with {prefix!r}; they begin with {_some(known)}')
+        raise UserError(f'{path} has no weights whose names begin with {prefix!r}; they begin with {first_few(known)}')
     return part
 
 
@@ -159,8 +157,3 @@ def _shorten(error: str) -> str:
     """Shorten torch's message about a shape to the name and the shapes."""
     found = re.search(r'size mismatch for (\S+): .*?torch.Size\(\[(.*?)\]\).*torch.Size\(\[(.*?)\]\)', error, re.DOTALL)
     return f'{found[1]}: {found[2]} instead of {found[3]}' if found else ' '.join(error.split())
-
-
-def _some(names: Collection[str]) -> str:
-    """Name the first few."""
-    return ', '.join(list(names)[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')

@@ -52,13 +52,19 @@ def draw_annotations(
 
     Args:
         visualizer (Visualizer): That of the sample's toolbox.
-        image (np.ndarray): (H, W, 3), uint8, BGR.
+        image (np.ndarray): (H, W, 3), uint8, BGR, or (H, W, 1), gray.
         sample (BaseDataElement): A data sample of mmdet, mmseg or mmpretrain; it is not changed.
         enlarge (int): Factor.
 
     Returns:
         np.ndarray: The drawn image, uint8, BGR.
+
+    Raises:
+        UserError: If the image has another number of channels.
     """
+    if image.shape[2] not in (1, 3):
+        raise UserError(f'images of {image.shape[2]} channels cannot be drawn; expected one or three')
+    image = np.broadcast_to(image, (*image.shape[:2], 3))
     sample = sample.cpu()  # a copy
     picture = _enlarge(image, enlarge)
     options = dict(draw_gt=True, draw_pred=False)

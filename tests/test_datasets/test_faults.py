@@ -2,6 +2,7 @@
 
 import copy
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 from faults import ALL, FAULTS, HUGE, NUMBER, write_data
@@ -19,6 +20,10 @@ class FakeRunner:
     """As much of a Runner as builds a data loader."""
 
     build_dataloader = staticmethod(Runner.build_dataloader)
+
+    def __init__(self, cfg):
+        self._train_dataloader = cfg.train_dataloader
+        watch_data(self, cfg)
 
     def register_hook(self, hook):
         self.hook = hook
@@ -43,9 +48,7 @@ def prepare(folder, task, fault, monkeypatch):
 
 def read(cfg):
     """Build the training's data loader and read each image once; give the names of what came."""
-    runner = FakeRunner()
-    watch_data(runner, cfg)
-    dataset = runner.build_dataloader(cfg.train_dataloader, seed=0).dataset
+    dataset = FakeRunner(cfg).build_dataloader(cfg.train_dataloader, seed=0).dataset
     return [dataset[i]['data_samples'].img_path for i in range(len(dataset))]
 
 
@@ -91,6 +94,43 @@ def test_skipping(task, name, tmp_path, monkeypatch):
     read(cfg)
     lines = set((tmp_path / SKIPPED).read_text().splitlines())
     assert len(lines) == 1 and fault.train in lines.pop()
+
+
+def test_validation_skips_nothing(tmp_path, monkeypatch):
+    """Another image in the place of a broken one would count in the metrics. mmpretrain has no test_mode in configs."""
+    cfg = prepare(tmp_path, 'classification', FAULTS['classification']['cut off'], monkeypatch)
+    cfg.skip_broken_data = True
+    validation = copy.deepcopy(cfg.train_dataloader)
+    validation.batch_size = 1
+    dataset = FakeRunner(cfg).build_dataloader(validation, seed=0).dataset
+    with pytest.raises(UserError, match='1.jpg is cut off'):
+        [dataset[i] for i in range(len(dataset))]
+
+
+def test_a_new_pipeline_is_guarded_too(tmp_path, monkeypatch):
+    """mmdet's hook for the last epochs replaces the pipeline."""
+    cfg = prepare(tmp_path, 'detection', FAULTS['detection']['cut off'], monkeypatch)
+    from mmdet.engine.hooks import PipelineSwitchHook
+
+    cfg.skip_broken_data = True
+    runner = FakeRunner(cfg)
+    hooks = []
+    runner.register_hook = hooks.append
+    runner.build_dataloader = Runner.build_dataloader
+    watch_data(runner, cfg)
+    runner.train_dataloader = runner.build_dataloader(cfg.train_dataloader, seed=0)
+    runner.epoch, runner.logger = 1, SimpleNamespace(info=str)
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True),
+        dict(type='PackDetInputs'),
+    ]
+    PipelineSwitchHook(1, pipeline).before_train_epoch(runner)
+    for hook in hooks:
+        hook.before_train_epoch(runner)
+    dataset = runner.train_dataloader.dataset
+    assert len(dataset.pipeline.transforms) == 3 and len([dataset[i] for i in range(NUMBER)]) == NUMBER
+    assert '1.jpg is cut off' in (tmp_path / SKIPPED).read_text()
 
 
 @pytest.mark.parametrize('task', FAULTS)

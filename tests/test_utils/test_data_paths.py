@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from mmlavit.errors import UserError
-from mmlavit.utils.data_paths import missing_data, require_data
+from mmlavit.utils.data_paths import explain_missing, missing_data, require_data
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -87,7 +87,13 @@ def test_home_and_duplicates(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     cfg = loader(data_root='~/r', ann_file='a.json', data_prefix=dict(img=''))
     cfg.test_evaluator = [dict(type='A'), dict(type='CocoMetric', ann_file='~/r/a.json')]
-    assert missing_data(cfg, ['test']) == [f'{tmp_path}/r/a.json', f'{tmp_path}/r/']
+    (tmp_path / 'r').mkdir()
+    (tmp_path / 'r/a.json').touch()
+    missing = missing_data(cfg, ['test'])
+    assert missing == ['~/r/a.json', '~/r/']  # none of the toolboxes expands it
+    assert explain_missing(cfg, missing) == 'write the home folder in full: data sets do not expand ~'
+    cfg = loader(type='CustomDataset', ann_file='~/r/b.txt', data_prefix='')  # of mmpretrain, which does here
+    assert missing_data(cfg, ['test']) == [f'{tmp_path}/r/b.txt']
 
 
 def test_unused_splits_are_not_looked_at():

@@ -18,12 +18,15 @@ from torch.utils.data import DataLoader
 
 from mmlavit.analysis.complexity import find_config
 from mmlavit.apis.inference import require_device
+from mmlavit.datasets.guard import guard_dataset
 from mmlavit.datasets.teacher_scores import TeacherScores
 from mmlavit.datasets.unlabelled import UnlabelledImages
 from mmlavit.deployment.pipeline import find_test_dataset
 from mmlavit.engine.teacher import build_teacher
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument, load_config
+from mmlavit.utils.config_types import model_config
+from mmlavit.utils.local_files import require_folder
 from mmlavit.utils.toolbox import load_toolbox
 
 
@@ -52,6 +55,8 @@ def find_columns(path: str) -> list[int]:
     from timm.data import ImageNetInfo
 
     synsets = ImageNetInfo('imagenet-1k').label_names()
+    if not Path(path).is_file():
+        raise UserError(f'--classes {path} does not exist')
     wanted = Path(path).read_text().split()
     unknown = sorted(set(wanted) - set(synsets))
     if unknown or not wanted:
@@ -68,10 +73,11 @@ def predict(args: argparse.Namespace, columns: Sequence[int] | None) -> TeacherS
     load_toolbox('mmpretrain')
     require_device(args.device)
     pipeline = find_test_dataset(cfg).pipeline
-    model, _ = build_teacher(cfg.model, 'mmpretrain', args.checkpoint)
+    model, _ = build_teacher(model_config(cfg), 'mmpretrain', args.checkpoint)
     model.to(args.device, memory_format=torch.channels_last)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         dataset = UnlabelledImages(args.images, pipeline)
+    guard_dataset(dataset, None, None)
     loader = DataLoader(dataset, args.batch_size, num_workers=args.workers, collate_fn=list)
     found = []
     for batch in track(loader, description='Scores'):
@@ -79,6 +85,8 @@ def predict(args: argparse.Namespace, columns: Sequence[int] | None) -> TeacherS
         inputs = inputs.to(memory_format=torch.channels_last)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=args.amp):
             logits = model(inputs).float() + model(inputs.flip(-1)).float()
+        if columns is not None and max(columns) >= logits.shape[1]:
+            raise UserError(f'--classes is for a teacher of 1000 classes, but this one has {logits.shape[1]}')
         found.append((logits if columns is None else logits[:, columns]).div(2).cpu().numpy())
     names = [osp.relpath(dataset.get_data_info(i)['img_path'], args.images) for i in range(len(dataset))]
     return TeacherScores(names, np.concatenate(found))
@@ -90,8 +98,7 @@ def main() -> None:
     with one_line_errors():
         if not args.out.endswith('.npz'):
             raise UserError(f'{args.out}: expected a name that ends in .npz')
-        if not Path(args.out).parent.is_dir():
-            raise UserError(f'the folder {Path(args.out).parent} does not exist; make it first')
+        require_folder(Path(args.out).parent, '--out')
         if args.batch_size < 1 or args.workers < 0:
             raise UserError('--batch-size must be positive and --workers not negative')
         columns = None if args.classes is None else find_columns(args.classes)

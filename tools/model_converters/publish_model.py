@@ -7,6 +7,7 @@ from pathlib import Path
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
 from mmlavit.utils.checkpoint import find_checkpoint, load_checkpoint
+from mmlavit.utils.local_files import require_folder
 from mmlavit.utils.publishing import find_paths, save_published, strip_checkpoint
 
 
@@ -42,8 +43,7 @@ def main() -> None:
     with one_line_errors():
         if args.out.suffix not in ('.pth', '.safetensors'):
             raise UserError(f'{args.out}: expected a name that ends in .pth or .safetensors')
-        if not args.out.parent.is_dir():
-            raise UserError(f'the folder {args.out.parent} does not exist; make it first')
+        require_folder(args.out.parent, 'OUT')
         checkpoint = load_checkpoint(args.checkpoint)
         published = strip_checkpoint(checkpoint, args.weights, args.half)
         file = save_published(published, args.out)

@@ -2,6 +2,7 @@
 """Convert a PVTv2 checkpoint, of a backbone or of a whole detector or segmentor, to one of a LaViT."""
 
 import argparse
+import io
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from mmlavit.converters.pvt_v2 import convert_pvt_v2
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
 from mmlavit.utils.checkpoint import load_checkpoint
+from mmlavit.utils.local_files import require_folder, write_file
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,11 +40,14 @@ def main() -> None:
     """Convert."""
     args = parse_args()
     with one_line_errors():
-        if not args.out.parent.is_dir():
-            raise UserError(f'the folder {args.out.parent} does not exist; make it first')
+        if args.out.suffix != '.pth':
+            raise UserError(f'{args.out}: expected a name that ends in .pth')
+        require_folder(args.out.parent, 'OUT')
         found = convert_pvt_v2(load_checkpoint(args.source)['state_dict'], args.num_va_layers)
         backbone = {f'backbone.{name}': value for name, value in found.backbone.items()}
-        torch.save(dict(state_dict={**backbone, **found.others}), args.out)
+        content = io.BytesIO()
+        torch.save(dict(state_dict={**backbone, **found.others}), content)
+        write_file(args.out, content.getvalue())
     print(f'{args.source}: names as those of {found.layout}')
     print(f'{args.out}: {len(backbone)} tensors of the backbone, {len(found.others)} of neck and heads')
     for names, reason in (

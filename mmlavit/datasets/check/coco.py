@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_SHOWN = 3
+from mmlavit.errors import first_few
+
 _FIX = 'correct or remove them'
 
 
@@ -74,6 +75,12 @@ def check_coco_file(file: Path, classes: Sequence[str] | None, masks: bool, test
     if not content['images'] or not content['annotations']:
         yield f'{file} has {len(content["images"])} images and {len(content["annotations"])} annotations'
         return
+    for what in ('images', 'annotations', 'categories'):
+        entries = content[what]
+        odd = [i for i, entry in enumerate(entries) if not _is_entry(entry)]
+        if odd:
+            yield f'{file} has {what} that are no objects with plain ids (number {first_few(odd)}, from 0): {_FIX}'
+            return
     yield from _check_categories(file, content['categories'], classes)
     for what, article, key in (('images', 'an', 'id'), ('images', 'a', 'file_name'), ('annotations', 'an', 'id')):
         counts = Counter(str(entry.get(key)) for entry in content[what])
@@ -81,9 +88,11 @@ def check_coco_file(file: Path, classes: Sequence[str] | None, masks: bool, test
         yield from _tell(file, twice, f'{what} have {article} {key} that others have, too', 'give each its own')
     keys = ('file_name', 'height', 'width', 'id')
     bad = [
-        str(entry.get('file_name', entry.get('id'))) for entry in content['images'] if any(k not in entry for k in keys)
+        str(entry.get('file_name', entry.get('id')))
+        for entry in content['images']
+        if any(k not in entry for k in keys) or not _are_numbers([entry['height'], entry['width']])
     ]
-    yield from _tell(file, bad, f'images lack one of {", ".join(keys)}', 'add it')
+    yield from _tell(file, bad, f'images lack one of {", ".join(keys)}, or have no numbers there', 'add it')
     if not bad:
         yield from _check_objects(file, content, masks)
 
@@ -103,14 +112,13 @@ def find_class_fault(names: Sequence[str], classes: Sequence[str]) -> str:
     missing = [name for name in classes if name not in names]
     if missing:
         return (
-            f'has no categories {_some(missing)}, which metainfo.classes names ({len(missing)} of {len(classes)}); it '
-            f'has {_some(names)}: set metainfo.classes of the data set to names of the file'
+            f'has no categories {first_few(missing)}, which metainfo.classes names ({len(missing)} of {len(classes)}); '
+            f'it has {first_few(names)}: set metainfo.classes of the data set to names of the file'
         )
     used = [name for name in names if name in classes]
     if len(used) != len(set(used)):
-        return (
-            f'has several categories of one name ({_some([n for n, c in Counter(used).items() if c > 1])}): join them'
-        )
+        twice = [name for name, count in Counter(used).items() if count > 1]
+        return f'has several categories of one name ({first_few(twice)}): join them'
     if used != list(classes):
         first = next(i for i, pair in enumerate(zip(used, classes, strict=True)) if pair[0] != pair[1])
         return (
@@ -131,7 +139,7 @@ def _check_categories(
             yield f'{file} {fault}'
         unused = [name for name in names if name not in classes]
         if unused and not fault:
-            yield f'note: {file} has categories that metainfo.classes does not name ({_some(unused)}): left out'
+            yield f'note: {file} has categories that metainfo.classes does not name ({first_few(unused)}): left out'
 
 
 def _check_objects(file: Path, content: Mapping[str, Any], masks: bool) -> Iterator[str]:
@@ -151,8 +159,8 @@ def _check_objects(file: Path, content: Mapping[str, Any], masks: bool) -> Itera
     empty = [image['file_name'] for key, image in images.items() if key not in used]
     if empty:
         yield (
-            f'note: {file}: {len(empty):,} of {len(images):,} images have no objects ({_some(empty)}): background, or '
-            'left out with filter_cfg=dict(filter_empty_gt=True)'
+            f'note: {file}: {len(empty):,} of {len(images):,} images have no objects ({first_few(empty)}): background, '
+            'or left out with filter_cfg=dict(filter_empty_gt=True)'
         )
 
 
@@ -165,15 +173,19 @@ def _find_faults(
         return
     if entry.get('category_id') not in categories:
         yield 'annotations have a category_id that no category has', 'correct it, or add the category'
-    missing = [key for key in ('id', 'area') if key not in entry]
+    missing = [key for key in ('id', 'area') if entry.get(key) is None]
     if missing:
         yield f'annotations have no {", ".join(missing)}', 'add it'
+    area = 1 if 'area' in missing else entry['area']
+    if not _are_numbers([area]):
+        yield 'annotations have an area that is no number', _FIX
+        return
     box = entry.get('bbox')
     if not _are_numbers(box) or len(box) != 4:
         yield 'annotations have no box of four finite numbers (x, y, width, height)', _FIX
         return
     x, y, w, h = box
-    if w < 1 or h < 1 or entry.get('area', 1) <= 0:
+    if w < 1 or h < 1 or area <= 0:
         yield 'objects have no area, or a box below one pixel, and are left out in training', _FIX
     elif min(x + w, image['width']) <= max(x, 0) or min(y + h, image['height']) <= max(y, 0):
         yield 'objects have a box outside of their image, and are left out in training', _FIX
@@ -198,6 +210,11 @@ def _area(polygon: Sequence[float]) -> float:
     return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
 
 
+def _is_entry(entry: Any) -> bool:
+    ids = ('id', 'image_id', 'category_id')
+    return isinstance(entry, Mapping) and all(isinstance(entry.get(key), Hashable) for key in ids)
+
+
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
 
@@ -205,9 +222,4 @@ def _are_numbers(values: Any) -> bool:
 def _tell(file: Path, places: Sequence[str], fault: str, fix: str) -> Iterator[str]:
     """Yield one line about all places with a fault, if there are any."""
     if places:
-        yield f'{file}: {len(places):,} {fault} ({_some(places)}): {fix}'
-
-
-def _some(names: Sequence[Any]) -> str:
-    """Name the first few."""
-    return ', '.join(map(str, names[:_SHOWN])) + (', ...' if len(names) > _SHOWN else '')
+        yield f'{file}: {len(places):,} {fault} ({first_few(places)}): {fix}'

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import os.path as osp
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -16,17 +17,16 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmlavit.errors import ConfigError, UserError
+from mmlavit.errors import ConfigError, UserError, first_few
 from mmlavit.models.consistency import find_class_numbers, require_channels, require_classes
-from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, missing_data
+from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, is_remote, missing_data
 from mmlavit.utils.toolbox import load_toolbox
 
 from .coco import check_coco_file, reads_coco
-from .images import find_fault, find_map_fault, read_size
-from .maps import maps_have_its_classes
+from .images import find_fault, find_file_fault, find_map_fault, find_missing, read_size
+from .maps import is_panoptic, loaded_depth, maps_have_its_classes
 
 _SPLITS = ('train', 'val', 'test')
-_SHOWN = 3
 
 
 def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
@@ -96,14 +96,18 @@ def check_dataset(
     try:
         # Everything that is listed, also what training leaves out.
         with redirect_stdout(StringIO()):  # pycocotools reports its progress
-            built = DATASETS.build(ConfigDict(dataset, pipeline=[], filter_cfg=None, serialize_data=False))
-            built.full_init()
+            built = DATASETS.build(ConfigDict(dataset, **_everything(kind)))
+            if hasattr(built, 'full_init'):
+                built.full_init()
     except Exception as error:  # a toolbox can stumble over anything in an annotation file
         if not faulty:
             what = _ann_file(dataset) or dataset.get('data_root') or place
             yield f'{what}: {getattr(kind, "__name__", kind)} cannot read it ({type(error).__name__}: {error})'.replace(
                 '\n', ' '
             )
+        return
+    if not hasattr(built, 'full_init'):
+        yield f'note: {place}: {kind.__name__} is no data set of mmengine, so it is not looked at'
         return
     classes = built.metainfo.get('classes')
     try:
@@ -113,14 +117,23 @@ def check_dataset(
     entries = [built.get_data_info(i) for i in range(len(built))]
     yield from _check_labels(entries, classes, model, _ann_file(dataset) or place)
     if not annotations_only:
-        labels = None if classes is None else _label_values(built, len(classes))
-        yield from _check_images(entries, decode, labels)
+        yield from _check_images(entries, decode, dataset, built)
+
+
+def _everything(kind: type | str) -> dict[str, Any]:
+    """Arguments for a data set that lists all it has and transforms nothing, as far as its class takes them."""
+    wanted = dict(pipeline=[], filter_cfg=None, serialize_data=False)
+    if isinstance(kind, str):  # unknown, as the registry will say
+        return wanted
+    taken = inspect.signature(kind).parameters
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    return {key: value for key, value in wanted.items() if anything or key in taken}
 
 
 def _ann_file(dataset: Mapping[str, Any]) -> str:
     """Path of the annotation file; '' if there is none."""
     name = dataset.get('ann_file') or ''
-    return osp.join(osp.expanduser(dataset.get('data_root') or ''), name) if name else ''
+    return osp.join(dataset.get('data_root') or '', osp.expanduser(name)) if name else ''
 
 
 def _check_labels(
@@ -145,16 +158,25 @@ def _has_file(entry: Mapping) -> bool:
     return isinstance(entry.get('img_path'), (str, os.PathLike))
 
 
-def _label_values(dataset: Any, classes: int) -> set[int] | None:
+def _label_values(dataset: Any) -> set[int] | None:
     """Values that may be in the files of label maps; None where the data set renames them, or has other classes."""
-    if getattr(dataset, 'label_map', None) or not maps_have_its_classes(dataset):
+    classes = dataset.metainfo.get('classes')
+    renamed = getattr(dataset, 'label_map', None) or is_panoptic(dataset)
+    if classes is None or renamed or not maps_have_its_classes(dataset):
         return None
     first = int(bool(getattr(dataset, 'reduce_zero_label', False)))
-    return {*range(classes + first), getattr(dataset, 'ignore_index', 255), 255}
+    return {*range(len(classes) + first), getattr(dataset, 'ignore_index', 255), 255}
 
 
-def _check_images(entries: Sequence[Mapping], decode: int | None, labels: set[int] | None) -> Iterator[str]:
-    """Yield what is wrong with the files of images and label maps."""
+def _check_images(
+    entries: Sequence[Mapping], decode: int | None, config: Mapping[str, Any], dataset: Any
+) -> Iterator[str]:
+    """Yield what is wrong with the files of images and label maps, as far as they are files of this machine."""
+    pipeline = config.get('pipeline') or []
+    if any(map(is_remote, [config, *pipeline])):
+        return
+    depth = loaded_depth(pipeline)
+    labels, panoptic = _label_values(dataset), is_panoptic(dataset)
     drawn = range(len(entries))
     if decode is not None:
         drawn = set(random.sample(drawn, min(decode, len(entries))))
@@ -168,9 +190,12 @@ def _check_images(entries: Sequence[Mapping], decode: int | None, labels: set[in
         if not _has_file(entry):
             continue
         path = entry['img_path']
-        fault = find_fault(path, number in drawn)
+        if depth == 'unknown':
+            fault = find_missing(path)
+        else:
+            fault = (find_fault if depth == '8 bits' else find_file_fault)(path, number in drawn)
         note(path, fault)
-        size = None if fault else read_size(path)
+        size = None if fault or depth == 'unknown' else read_size(path)
         if size and 'height' in entry and size != (entry['height'], entry['width']):
             note(
                 path,
@@ -178,19 +203,12 @@ def _check_images(entries: Sequence[Mapping], decode: int | None, labels: set[in
                 '(turned by an EXIF tag?): save it as it is to be seen, or correct width and height',
             )
         if entry.get('seg_map_path') is not None and not fault:
-            _check_map(entry['seg_map_path'], size, labels, number in drawn, note)
+            if number in drawn:
+                note(entry['seg_map_path'], find_map_fault(entry['seg_map_path'], size, labels, panoptic))
+            elif not osp.isfile(entry['seg_map_path']):
+                note(entry['seg_map_path'], 'does not exist, though its image does: add it, or remove the image')
     for fault, paths in found.items():
         yield from _tell(paths, fault)
-
-
-def _check_map(
-    path: str, size: tuple[int, int] | None, labels: set[int] | None, decode: bool, note: Callable[[str, str], None]
-) -> None:
-    """Note what is wrong with a label map."""
-    if decode:
-        note(path, find_map_fault(path, size, labels))
-    elif not osp.isfile(path):
-        note(path, 'does not exist, though its image does: add it, or remove the image')
 
 
 def _tell(paths: Sequence[str], fault: str) -> Iterator[str]:
@@ -198,5 +216,4 @@ def _tell(paths: Sequence[str], fault: str) -> Iterator[str]:
     if len(paths) == 1:
         yield f'{paths[0]} {fault}'
     elif paths:
-        shown = ', '.join(paths[:_SHOWN]) + (', ...' if len(paths) > _SHOWN else '')
-        yield f'{len(paths):,} files ({shown}), each {fault}'
+        yield f'{len(paths):,} files ({first_few(paths)}), each {fault}'

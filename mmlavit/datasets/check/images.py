@@ -39,13 +39,18 @@ def find_fault(path: str | os.PathLike, decode: bool = True) -> str:
     return fault
 
 
-def find_file_fault(path: str | os.PathLike, decode: bool = True) -> str:
-    """Do the same for an image or a label map, which may have 16 bits."""
+def find_missing(path: str | os.PathLike) -> str:
+    """Do the same for a file of any format: whether it is there and has something in it."""
     path = Path(path)
     if not path.is_file():
         return 'does not exist: get it, or remove it from the annotations'
-    if not path.stat().st_size:
-        return 'is empty: get it again'
+    return '' if path.stat().st_size else 'is empty: get it again'
+
+
+def find_file_fault(path: str | os.PathLike, decode: bool = True) -> str:
+    """Do the same for an image or a label map, which may have 16 bits."""
+    if fault := find_missing(path):
+        return fault
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
@@ -98,18 +103,23 @@ def read_size(path: str | os.PathLike) -> tuple[int, int] | None:
         warnings.simplefilter('ignore', Image.DecompressionBombWarning)
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            # Pillow has turned the size of a TIFF file already, and OpenCV turns no others.
+            turns = image.format in ('JPEG', 'MPO', 'PNG')
+            turned = turns and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)
     return None
 
 
-def find_map_fault(path: str | os.PathLike, size: tuple[int, int] | None, labels: Collection[int] | None) -> str:
+def find_map_fault(
+    path: str | os.PathLike, size: tuple[int, int] | None, labels: Collection[int] | None, panoptic: bool = False
+) -> str:
     """Say what is wrong with a label map.
 
     Args:
         path (str or Path): The file.
         size (tuple[int, int], optional): Height and width of its image; None: not known.
         labels (Collection[int], optional): Values that may be in it; None: any.
+        panoptic (bool): Whether it has the numbers of segments, in three channels as in COCO's panoptic files.
 
     Returns:
         str: As of :func:`find_fault`.
@@ -119,11 +129,11 @@ def find_map_fault(path: str | os.PathLike, size: tuple[int, int] | None, labels
         return fault
     with Image.open(path) as image:
         values = np.asarray(image)
-    if values.ndim != 2:
+    if values.ndim != 2 and not panoptic:
         return 'is not a label map: expected one channel with the number of a class in each pixel'
-    if 1 in values.shape:
+    if 1 in values.shape[:2]:
         return 'is a label map of one pixel in width or height, which mmseg cannot load: remove it and its image'
-    if size is not None and values.shape != tuple(size):
+    if size is not None and values.shape[:2] != tuple(size):
         return (
             f'is {values.shape[1]}x{values.shape[0]}, but its image is {size[1]}x{size[0]} as it is loaded: make both '
             'alike (an EXIF tag that turns the image does not turn its map)'

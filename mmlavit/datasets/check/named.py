@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmlavit.errors import first_few
+
 from ..handwritten import UNFINISHED
 from ..handwritten_annotations import CLASSES
 from .coco import read_coco
@@ -28,8 +30,6 @@ ADE20K_COUNTS = {'training': 20210, 'validation': 2000}
 ADE20K_LABELS = range(151)  # 0: none of the 150 classes
 IMAGENET_COUNTS = {'train': 1281167, 'val': 50000}
 IMAGENET_CLASSES = 1000
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ def check_imagenet(root: Path, decode: int) -> Iterator[str]:
             yield f'{folder} has {len(folders):,} class folders, expected {IMAGENET_CLASSES:,}: {remedy}'
         empty = [name for name in folders if not files[name]]
         if empty:
-            yield f'{folder} has {len(empty):,} empty class folders ({_some(empty)}): {remedy}'
+            yield f'{folder} has {len(empty):,} empty class folders ({first_few(empty)}): {remedy}'
         classes[split] = set(folders)
     if len(classes) == 2 and all(classes.values()) and classes['train'] != classes['val']:
         # Classes are numbered by their folders: one folder more shifts the labels of all after it.
         different = sorted(classes['train'] ^ classes['val'])
-        yield f'{root}: train/ and val/ differ in class folders ({_some(different)}): their labels would not agree'
+        yield f'{root}: train/ and val/ differ in class folders ({first_few(different)}): their labels would not agree'
 
 
 def _check_imagenet_list(file: Path, folder: Path, names: Collection[str], number: int, remedy: str) -> Iterator[str]:
@@ -201,7 +201,7 @@ def _check_number(folder: Path, found: Collection, expected: int, remedy: str) -
 def _check_missing(folder: Path, missing: Collection[str], remedy: str) -> Iterator[str]:
     """Yield a finding if files are missing that others refer to."""
     if missing:
-        yield f'{folder} misses {len(missing):,} files that belong to others ({_some(sorted(missing))}): {remedy}'
+        yield f'{folder} misses {len(missing):,} files that belong to others ({first_few(sorted(missing))}): {remedy}'
 
 
 def _check_pictures(
@@ -220,10 +220,11 @@ def _check_pictures(
         if labels is not None and (pixels.ndim != 2 or not set(np.unique(pixels).tolist()) <= set(labels)):
             strange.append(name)
     if broken:
-        yield f'{folder}: {len(broken)} of {len(drawn)} images cannot be decoded ({_some(broken)}): {remedy}'
+        yield f'{folder}: {len(broken)} of {len(drawn)} images cannot be decoded ({first_few(broken)}): {remedy}'
     if strange:
         values = f'values from {min(labels)} to {max(labels)}'
-        yield f'{folder}: {len(strange)} of {len(drawn)} are not label maps with {values} ({_some(strange)}): {remedy}'
+        share = f'{len(strange)} of {len(drawn)}'
+        yield f'{folder}: {share} are not label maps with {values} ({first_few(strange)}): {remedy}'
 
 
 def _check_coco_content(
@@ -234,12 +235,6 @@ def _check_coco_content(
     for key, number in expected.items():
         if len(content[key]) != number:
             yield f'{file} has {len(content[key]):,} {key}, expected {number:,}: {remedy}'
-
-
-def _some(names: Collection[str]) -> str:
-    """Name the first few."""
-    shown = list(names)[:_SHOWN]
-    return ', '.join(shown) + (', ...' if len(names) > _SHOWN else '')
 
 
 DATA_SETS = {

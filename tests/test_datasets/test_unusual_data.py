@@ -1,0 +1,194 @@
+"""Data that is right and unlike that of the common data sets: nothing of it counts as a fault, or takes the blame."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import ConfigDict
+from mmengine.dataset import BaseDataset, Compose
+from mmengine.registry import DATASETS, DefaultScope
+from PIL import Image
+
+from mmlavit.datasets.check.coco import check_coco_file
+from mmlavit.datasets.check.config import check_dataset
+from mmlavit.datasets.check.images import read_size
+from mmlavit.datasets.guard import GuardedPipeline, guard_dataset
+from mmlavit.utils.toolbox import load_toolbox
+
+SIZE = (48, 64)
+rng = np.random.default_rng(0)
+
+
+class Faulty:
+    """A transform with a mistake."""
+
+    def __call__(self, data):
+        raise ValueError('a mistake')
+
+
+@DATASETS.register_module()
+class ListOfOne(BaseDataset):
+    """A data set of a user's own, which takes no more arguments than it needs."""
+
+    def __init__(self, image, pipeline=()):
+        self.image = image
+        super().__init__(pipeline=pipeline)
+
+    def load_data_list(self):
+        """List it."""
+        return [dict(img_path=self.image)]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('images', 'maps'):
+        (tmp_path / folder).mkdir()
+    return tmp_path
+
+
+def enter(scope):
+    load_toolbox(scope)
+    return DefaultScope.overwrite_default_scope(scope)
+
+
+def blame(pipeline, **data):
+    """What is said if a transform fails after those of a pipeline."""
+    with pytest.raises(Exception) as error:
+        GuardedPipeline(Compose([*pipeline, Faulty()]))(data)
+    return str(error.value)
+
+
+def write_panoptic():
+    from mmdet.datasets import CocoPanopticDataset
+
+    meta = CocoPanopticDataset.METAINFO
+    things, stuff = meta['thing_classes'], meta['stuff_classes']
+    names = enumerate((*things, *stuff))
+    categories = [dict(id=i, name=name, isthing=int(i < len(things)), color=[0, 0, 0]) for i, name in names]
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.jpg')
+    segments = np.zeros((*SIZE, 3), np.uint8)
+    segments[..., 1] = 9  # number 9 * 256
+    Image.fromarray(segments).save('maps/0.png')
+    segment = dict(id=9 * 256, category_id=100, area=SIZE[0] * SIZE[1], bbox=[0, 0, *SIZE[::-1]], iscrowd=0)
+    content = dict(
+        images=[dict(id=0, file_name='0.jpg', height=SIZE[0], width=SIZE[1])],
+        annotations=[dict(image_id=0, file_name='0.png', segments_info=[segment])],
+        categories=categories,
+    )
+    with open('panoptic.json', 'w') as file:
+        json.dump(content, file)
+
+
+def test_panoptic(here):
+    pytest.importorskip('panopticapi', reason='reads segments')
+    write_panoptic()
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadPanopticAnnotations')]
+    folders = dict(img='images/', seg='maps/')
+    with enter('mmdet'):
+        dataset = ConfigDict(
+            type='CocoPanopticDataset', data_root='.', ann_file='panoptic.json', data_prefix=folders, pipeline=pipeline
+        )
+        assert list(check_dataset(dataset, {}, 'train', None)) == []
+
+
+def test_panoptic_files(here):
+    """As above, without the package that reads segments."""
+    write_panoptic()
+    with enter('mmdet'):
+        loaded = [dict(type='LoadImageFromFile')]
+        message = blame(loaded, img_path='images/0.jpg', seg_map_path='maps/0.png')
+    assert message == 'images/0.jpg: Faulty failed on it (ValueError: a mistake)'
+    from mmlavit.datasets.check.images import find_map_fault
+
+    assert find_map_fault('maps/0.png', SIZE, None, panoptic=True) == ''
+    assert 'is not a label map' in find_map_fault('maps/0.png', SIZE, None)
+    assert 'is 64x48, but its image is 64x64' in find_map_fault('maps/0.png', (64, 64), None, panoptic=True)
+
+
+@pytest.mark.parametrize(('color_type', 'fault'), [('unchanged', False), ('color', True)])
+def test_16_bits(here, color_type, fault):
+    cv2.imwrite('images/0.tif', rng.integers(0, 65535, (*SIZE, 3)).astype(np.uint16))
+    Image.fromarray(rng.integers(0, 2, SIZE, np.uint8)).save('maps/0.png')
+    pipeline = [dict(type='LoadImageFromFile', color_type=color_type), dict(type='LoadAnnotations')]
+    with enter('mmseg'):
+        dataset = ConfigDict(
+            type='BaseSegDataset',
+            data_root='.',
+            img_suffix='.tif',
+            metainfo=dict(classes=('a', 'b'), palette=[[0, 0, 0], [9, 9, 9]]),
+            data_prefix=dict(img_path='images', seg_map_path='maps'),
+            pipeline=pipeline,
+        )
+        found = list(check_dataset(dataset, dict(decode_head=dict(num_classes=2)), 'train', None))
+        message = blame(pipeline[:1], img_path='images/0.tif')
+    assert ['has 16 bits in each channel' in line for line in found] == [True] * fault
+    assert message == 'images/0.tif: Faulty failed on it (ValueError: a mistake)'
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'tif', 'webp', 'avif'])
+def test_turned_by_a_tag(here, suffix):
+    """The size is that of what mmcv loads."""
+    import mmcv
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    try:
+        Image.new('RGB', SIZE[::-1]).save(f'a.{suffix}', exif=exif)
+        loaded = mmcv.imread(f'a.{suffix}')
+    except (KeyError, OSError, ValueError):
+        loaded = None
+    if loaded is None:
+        pytest.skip(f'Pillow or OpenCV as installed does not know {suffix}')
+    assert read_size(f'a.{suffix}') == loaded.shape[:2]
+
+
+def test_files_of_a_storage(here):
+    """Only the transform that loads them knows where they are, so their paths are not looked at."""
+    with enter('mmdet'):
+        load = Compose([dict(type='LoadImageFromFile', backend_args=dict(backend='local'))]).transforms[0]
+        load.backend_args = dict(backend='petrel', path_mapping={'data/': 's3://data/'})
+        with pytest.raises(RuntimeError) as error:
+            GuardedPipeline(Compose([load]))(dict(img_path='data/0.jpg'))
+        assert str(error.value).startswith('data/0.jpg: LoadImageFromFile failed on it (')
+        guarded = GuardedPipeline(Compose([dict(type='LoadImageFromFile')]))
+        with pytest.raises(Exception, match='data/0.jpg does not exist'):
+            guarded(dict(img_path='data/0.jpg'))
+
+
+def test_arguments_of_ones_own(here):
+    """A data set is asked for all that it has only in words that it knows."""
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
+    with enter('mmpretrain'):
+        dataset = ConfigDict(type='ListOfOne', image='images/0.png', pipeline=[dict(type='LoadImageFromFile')])
+        assert list(check_dataset(dataset, {}, 'train', None)) == []
+        built = DATASETS.build(dataset)
+        guard_dataset(built, None, None)
+        once = built.pipeline
+        guard_dataset(built, None, None)
+        assert built.pipeline is once
+
+
+@pytest.mark.parametrize(
+    ('part', 'change', 'message'),
+    [
+        ('annotations', dict(area=None), 'annotations have no area'),
+        ('annotations', dict(area='81'), 'annotations have an area that is no number'),
+        ('annotations', dict(image_id=[0]), 'annotations that are no objects with plain ids (number 0, from 0)'),
+        ('annotations', None, 'annotations that are no objects with plain ids'),
+        ('images', dict(width=None), 'images lack one of file_name, height, width, id, or have no numbers there'),
+        ('images', dict(height='48'), 'or have no numbers there'),
+        ('images', dict(id={}), 'images that are no objects with plain ids'),
+    ],
+)
+def test_nulls_and_texts_in_coco(here, part, change, message):
+    content = dict(
+        images=[dict(id=0, file_name='0.jpg', height=48, width=64)],
+        annotations=[dict(id=0, image_id=0, category_id=0, bbox=[1, 1, 9, 9], area=81, iscrowd=0)],
+        categories=[dict(id=0, name='one')],
+    )
+    content[part][0] = None if change is None else {**content[part][0], **change}
+    (here / 'a.json').write_text(json.dumps(content))
+    (finding,) = check_coco_file(here / 'a.json', ('one',), masks=False)
+    assert message in finding
