@@ -185,6 +185,13 @@ def test_an_unknown_key_is_named():
         convert_pvt_v2({'stages.0.blocks.0.attn.pool': torch.zeros(1)})
 
 
+def test_linear_variant():
+    """Its names are those of the others, but what they stand for is not."""
+    state = timm.create_model('pvt_v2_b0', linear=True).state_dict()
+    with pytest.raises(ConfigError, match='linear variants are not supported'):
+        convert_pvt_v2(state)
+
+
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
     """Run the script in this process and in an empty folder."""
@@ -202,7 +209,7 @@ def test_tool(pvt, suffix, tool, capsys):
     """From a file in either format to the backbone that a config starts from."""
     state = {key: value.clone() for key, value in weights(pvt).items()}
     if suffix == '.pth':
-        torch.save(state, 'pvt.pth')
+        torch.save(dict(model=state, epoch=300), 'pvt.pth')  # as the official training saves it
     else:
         save_file(state, 'pvt.safetensors')
     tool(f'pvt{suffix}', 'out.pth')
@@ -240,6 +247,7 @@ def test_numbers_of_vanilla_layers(pvt, numbers, message):
         (['other.pth', 'out.pth'], "'a' is not a key of PVTv2"),
         (['notes.pth', 'out.pth'], 'notes.pth cannot be read as a checkpoint'),
         (['other.pth', 'no/out.pth'], 'the folder no does not exist'),
+        (['other.pth', 'out.safetensors'], 'out.safetensors: expected a name that ends in .pth'),
     ],
 )
 def test_mistakes_of_the_tool(args, message, tool, capsys):

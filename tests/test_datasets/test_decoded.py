@@ -55,6 +55,10 @@ def test_another_list_or_pipeline_is_decoded_anew(folder):
     (folder / 'images/a/0.png').unlink()
     assert build(folder)[0]['inputs'].shape == (1, 3, 20, 24)
     assert len(list((folder / 'cache').iterdir())) == 3
+    from mmcv.transforms import LoadImageFromFile
+
+    build(folder, pipeline=[dict(type=LoadImageFromFile), LOAD[1]])[0]  # a config in pure Python
+    assert len(list((folder / 'cache').iterdir())) == 4
 
 
 def test_targets_of_a_teacher(folder):

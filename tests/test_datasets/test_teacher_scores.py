@@ -84,7 +84,8 @@ def test_scores_are_the_models(teacher, monkeypatch, tmp_path, classes):
         (['--out', 'scores.txt'], 'expected a name that ends in .npz'),
         (['--out', 'scores.npz', '--batch-size', 0], '--batch-size must be positive'),
         (['--out', 'scores.npz', '--classes', __file__], 'expected synsets of ImageNet'),
-        (['--out', 'nowhere/scores.npz'], 'the folder nowhere does not exist; make it first'),
+        (['--out', f'{__file__}/scores.npz'], 'cannot write to the folder'),
+        (['--out', 'scores.npz', '--classes', 'no.txt'], '--classes no.txt does not exist'),
         (['--out', 'scores.npz', '--device', 'cuda:99'], 'device cuda:99 cannot be used'),
     ],
 )
@@ -93,6 +94,30 @@ def test_errors_of_the_tool(teacher, monkeypatch, capsys, args, message):
         predict(monkeypatch, teacher[0], *args)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_broken_image(teacher, monkeypatch, capsys, tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(b'no image')
+    with pytest.raises(SystemExit) as stop:
+        predict(monkeypatch, teacher[0], '--out', tmp_path / 'scores.npz', '--images', tmp_path)
+    assert stop.value.code == 2
+    assert 'a.jpg is not an image that can be read' in capsys.readouterr().err
+
+
+def test_preprocessor_beside_the_model(teacher, monkeypatch, tmp_path):
+    """mmpretrain's own configs have it there."""
+    root = teacher[0]
+    beside = TEACHER.replace('    data_preprocessor=', '    #') + '\ndata_preprocessor = '
+    beside += 'dict(mean=[100] * 3, std=[50] * 3, to_rgb=True)\n'
+    (tmp_path / 'beside.py').write_text(beside)
+    found = []
+    for config in (root / 'teacher.py', tmp_path / 'beside.py'):
+        out = tmp_path / f'{config.stem}.npz'
+        command = [config, root / 'teacher.pth', '--images', root / 'images', '--out', out]
+        monkeypatch.setattr(sys, 'argv', ['predict_scores.py', *map(str, command)])
+        runpy.run_path(str(ROOT / 'tools/misc/predict_scores.py'), run_name='__main__')
+        found.append(TeacherScores.load(str(out)).logits)
+    np.testing.assert_array_equal(*found)
 
 
 def write(path, names=('a/1.png',), classes=3):

@@ -238,6 +238,7 @@ class Harmful:
         ('notes.pth', [], 'notes.pth cannot be read as a checkpoint (another format)'),
         ('harmful.pth', [], 'harmful.pth was not loaded: it asks for print, which'),
         ('empty.pth', [], 'empty.pth has no weights'),
+        ('diverged.pth', ['--half'], 'a has values that are not finite: the training diverged'),
         ('plain.pth', ['--weights', 'ema'], 'the checkpoint has no averaged (EMA) weights'),
     ],
 )
@@ -247,6 +248,7 @@ def test_mistakes(checkpoint, options, message, publish, tmp_path, monkeypatch, 
     torch.save(dict(state_dict={'a': torch.ones(1)}, hook=Harmful()), 'harmful.pth')
     torch.save(dict(meta={}), 'empty.pth')
     torch.save(dict(state_dict={'a': torch.ones(1)}), 'plain.pth')
+    torch.save(dict(state_dict={'a': torch.full((1,), torch.nan)}), 'diverged.pth')
     with pytest.raises(SystemExit) as stopped:
         publish(checkpoint, 'out.pth', *options)
     assert stopped.value.code == 2

@@ -394,6 +394,8 @@ def test_downloads_of_one_name(server):
         (folder / name).mkdir()
         save_file({name: torch.ones(1)}, folder / name / 'model.safetensors')
         assert load(f'{address}/{name}/model.safetensors')['state_dict'].keys() == {name}
+        torch.save({name: torch.ones(1)}, folder / name / 'segformer-b0.pth')  # b0 is no hash
+        assert load(f'{address}/{name}/segformer-b0.pth').keys() == {name}
     torch.save(WEIGHTS, folder / 'a-0123abcd.pth')
     load(f'{address}/a-0123abcd.pth')
     assert Path(torch.hub.get_dir(), 'checkpoints/a-0123abcd.pth').is_file()  # where torch itself would look

@@ -1,10 +1,12 @@
 """Sheets of pictures; what visualizers draw is tested with the tools."""
 
 import numpy as np
+import pytest
 import torch
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
+from mmlavit.errors import UserError
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit.visualization.drawing import build_visualizer, draw_annotations, make_sheet
 
@@ -43,6 +45,22 @@ def test_maps_beside_boxes():
         and (drawn[32:] == drawn[35, 50]).all()
     )
     assert sample.gt_instances.bboxes.tensor.tolist() == [[2, 3, 12, 14]]
+
+
+def test_gray():
+    load_toolbox('mmpretrain')
+    from mmpretrain.structures import DataSample
+
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 1), np.uint8)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        visualizer = build_visualizer('mmpretrain', dict(classes=('a',)))
+        drawn = [
+            draw_annotations(visualizer, picture, DataSample().set_gt_label(0), enlarge=2)
+            for picture in (image, image.repeat(3, axis=2))
+        ]
+        np.testing.assert_array_equal(*drawn)
+        with pytest.raises(UserError, match='images of 4 channels cannot be drawn'):
+            draw_annotations(visualizer, image.repeat(4, axis=2), DataSample().set_gt_label(0))
 
 
 def test_titles():

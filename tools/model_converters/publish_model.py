@@ -7,7 +7,6 @@ from pathlib import Path
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
 from mmlavit.utils.checkpoint import find_checkpoint, load_checkpoint
-from mmlavit.utils.local_files import require_folder
 from mmlavit.utils.publishing import find_paths, save_published, strip_checkpoint
 
 
@@ -43,7 +42,8 @@ def main() -> None:
     with one_line_errors():
         if args.out.suffix not in ('.pth', '.safetensors'):
             raise UserError(f'{args.out}: expected a name that ends in .pth or .safetensors')
-        require_folder(args.out.parent, 'OUT')
+        if not args.out.parent.is_dir():
+            raise UserError(f'the folder {args.out.parent} does not exist; make it first')
         checkpoint = load_checkpoint(args.checkpoint)
         published = strip_checkpoint(checkpoint, args.weights, args.half)
         file = save_published(published, args.out)

@@ -11,7 +11,7 @@ from mmlavit.converters.pvt_v2 import convert_pvt_v2
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
 from mmlavit.utils.checkpoint import load_checkpoint
-from mmlavit.utils.local_files import require_folder, write_file
+from mmlavit.utils.local_files import write_file
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,7 +42,8 @@ def main() -> None:
     with one_line_errors():
         if args.out.suffix != '.pth':
             raise UserError(f'{args.out}: expected a name that ends in .pth')
-        require_folder(args.out.parent, 'OUT')
+        if not args.out.parent.is_dir():
+            raise UserError(f'the folder {args.out.parent} does not exist; make it first')
         found = convert_pvt_v2(load_checkpoint(args.source)['state_dict'], args.num_va_layers)
         backbone = {f'backbone.{name}': value for name, value in found.backbone.items()}
         content = io.BytesIO()
