@@ -186,6 +186,7 @@ class LaViTControl(LaViT):
     def __init__(self, *args: Any, later: str, **kwargs: Any) -> None:
         _require_control(later, CONTROLS)
         super().__init__(*args, **kwargs)
+        self.later = later
         blocks = [block for stage in self.stages for block in stage.blocks if isinstance(block.attn, LessAttention)]
         if not blocks:
             raise ConfigError('all layers are vanilla, so there is nothing to replace; set num_va_layers=None')
@@ -212,6 +213,7 @@ class WithLessAttentionControl(WithLessAttention):
     def __init__(self, *args: Any, later: str, **kwargs: Any) -> None:
         _require_control(later, PLAIN_CONTROLS)
         super().__init__(*args, **kwargs)
+        self.later = later
         if not self.layers:
             raise ConfigError('layers is empty, so there is nothing to replace')
         blocks = find_blocks(find_transformer(self))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -10,16 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mmengine.config import Config
-
 from mmlavit.errors import UserError
+from mmlavit.utils.arguments import load_config
 from mmlavit.utils.local_files import write_file
 
 from .curves import Curve, Log, Panel, draw_panels
@@ -28,6 +29,7 @@ RESUMABLE = ('tools/train.py', 'tools/distill.py')
 """Tools that go on where they were interrupted when they are told to."""
 
 _LOGS = ('*/vis_data/[0-9]*.json', '*/[0-9]*.json')  # of mmengine's trainings, and of its tests
+_running: set[subprocess.Popen] = set()
 _KEYS = {'title', 'metric', 'scale', 'digits', 'seeds', 'reference', 'columns', 'arms'}
 _ARM_KEYS = {'title', 'seeds', 'needs', 'names', 'commands'}
 
@@ -92,11 +94,12 @@ class Plan:
             Plan: The plan.
 
         Raises:
-            UserError: If the file does not exist, or a key is missing or unknown.
+            UserError: If the file does not exist or is no Python, a key is missing or unknown, or a command has a
+                placeholder that nothing stands for.
         """
         if not Path(path).is_file():
             raise UserError(f'plan {path} does not exist; expected a file such as those in configs/experiments/plans')
-        cfg = Config.fromfile(path)
+        cfg = load_config(path)
         missing = _KEYS - set(cfg)
         if missing:
             raise UserError(f'{path} has no {", ".join(sorted(missing))}; a plan has {", ".join(sorted(_KEYS))}')
@@ -113,8 +116,26 @@ class Plan:
             arms.append(Arm(name, arm.title.format(**names), seeds, needs, dict(commands), names))
         if cfg.reference not in cfg.arms:
             raise UserError(f'{path}: reference is {cfg.reference}; expected one of {", ".join(cfg.arms)}')
+        unknown = set(cfg.columns) - {name for arm in arms for name in arm.commands}
+        if unknown:
+            raise UserError(f'{path}: columns names {", ".join(sorted(unknown))}, which no arm has a command for')
+        if len({arm.title for arm in arms}) < len(arms):
+            raise UserError(f'{path}: two arms have the same title')
         plain = (cfg[key] for key in ('title', 'metric', 'scale', 'digits', 'reference'))
-        return cls(Path(path).stem, *plain, dict(cfg.columns), tuple(arms))
+        plan = cls(Path(path).stem, *plain, dict(cfg.columns), tuple(arms))
+        for arm in arms:
+            for name in arm.commands:
+                try:
+                    words = shlex.split(plan.command(arm, name, arm.seeds[0], Path()))
+                except (LookupError, ValueError) as error:
+                    reason = f'{type(error).__name__}: {error}'
+                    raise UserError(
+                        f'{path}: command {name} of arm {arm.name} cannot be filled in ({reason}); double a brace that '
+                        'is meant as one'
+                    ) from error
+                if not words or '=' in words[0]:
+                    raise UserError(f'{path}: command {name} of arm {arm.name} begins with no program')
+        return plan
 
     def command(self, arm: Arm, name: str, seed: int, root: Path) -> str:
         """Give a command of an arm as it is run for a seed.
@@ -129,7 +150,8 @@ class Plan:
             str: The command, without placeholders.
         """
         run = root / arm.name / f'seed_{seed}'
-        places = dict(seed=seed, arm=arm.name, work_dir=run / name, run=run, root=root)
+        places = dict(seed=seed, arm=arm.name)
+        places |= {key: shlex.quote(str(place)) for key, place in dict(work_dir=run / name, run=run, root=root).items()}
         command = arm.commands[name].format(**arm.names, **places)
         return ' '.join(command.split())
 
@@ -168,7 +190,7 @@ class Plan:
         ]
 
 
-def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1) -> None:
+def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditions: str = '') -> None:
     """Run what has not been run yet.
 
     A command that ended well is not run again. One that was interrupted goes on from its last checkpoint, if its tool
@@ -179,9 +201,11 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1) -> None
         arms (Sequence[Arm]): What of it.
         root (Path): Folder of the experiment.
         jobs (int): Commands that run at a time; they share the processors.
+        conditions (str): Device and versions, for the report.
 
     Raises:
-        UserError: If a command fails.
+        UserError: If a command fails, gives no result where the table wants one, or has been run with other options; or
+            if another process runs it.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     failed = threading.Event()
@@ -192,19 +216,29 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1) -> None
         for arm in sorted(arms, key=lambda arm: bool(arm.needs)):
             before = [future for need in arm.needs for future in futures[need]]
             futures[arm.name] = [
-                pool.submit(_run_arm, plan, arm, seed, root, threads, before, failed) for seed in arm.seeds
+                pool.submit(_run_arm, plan, arm, seed, root, threads, before, failed, conditions) for seed in arm.seeds
             ]
         try:
             for future in wait([future for some in futures.values() for future in some], None, FIRST_EXCEPTION).done:
                 future.result()
-        except BaseException:
+        except BaseException as error:
             failed.set()
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, SystemExit):  # a signal for this process alone; Ctrl-C reaches all
+                for process in _running.copy():
+                    process.terminate()
             raise
 
 
 def _run_arm(
-    plan: Plan, arm: Arm, seed: int, root: Path, threads: int, before: Sequence[Future], failed: threading.Event
+    plan: Plan,
+    arm: Arm,
+    seed: int,
+    root: Path,
+    threads: int,
+    before: Sequence[Future],
+    failed: threading.Event,
+    conditions: str,
 ) -> None:
     """Run the commands of one arm with one seed, after others, until any command of the plan has failed."""
     try:
@@ -212,14 +246,18 @@ def _run_arm(
             future.result()
         for name in arm.commands:
             folder = root / arm.name / f'seed_{seed}' / name
-            if not (failed.is_set() or _done(folder).is_file()):
-                _run_command(plan.command(arm, name, seed, root), folder, threads)
+            if failed.is_set() or _is_done(plan, arm, name, seed, folder):
+                continue
+            record = dict(plan=plan.command(arm, name, seed, Path()), conditions=conditions)
+            _run_command(plan.command(arm, name, seed, root), folder, threads, record)
+            if name in plan.columns and not read_results(folder, plan.metric):
+                raise UserError(f'{folder} has no {plan.metric} in its logs; they have {", ".join(_logged(folder))}')
     except BaseException:
         failed.set()
         raise
 
 
-def _run_command(command: str, folder: Path, threads: int) -> None:
+def _run_command(command: str, folder: Path, threads: int, record: Mapping[str, str]) -> None:
     """Run a command, or go on with it, and leave a note when it has ended well."""
     words = shlex.split(command)
     if words[0] == 'python':
@@ -230,19 +268,61 @@ def _run_command(command: str, folder: Path, threads: int) -> None:
     log = folder / 'output.txt'
     print(f'{time.strftime("%H:%M:%S")} {command}\n', end='', flush=True)  # in one piece: jobs print at the same time
     start = time.monotonic()
-    with log.open('ab') as output:
-        env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
-        code = subprocess.run(words, stdout=output, stderr=output, env=env, check=False).returncode
+    env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+    with log.open('ab') as output, _locked(folder) as lock:
+        try:
+            process = subprocess.Popen(words, stdout=output, stderr=output, env=env, pass_fds=[lock])
+        except OSError as error:
+            raise UserError(f'cannot start: {command} ({error.strerror})') from error
+        _running.add(process)
+        try:
+            code = process.wait()
+        finally:
+            _running.discard(process)
     if code:
         last = log.read_text(errors='replace').strip().splitlines()[-1:]
         raise UserError(f'exit code {code} from: {command}\n{"".join(last)}\n(all of its output: {log})')
-    record = dict(command=command, seconds=round(time.monotonic() - start))
+    record = dict(command=command, seconds=round(time.monotonic() - start), **record)
     write_file(_done(folder), json.dumps(record).encode())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Keep other processes from running the same command. What is run inherits the lock, should this one be killed."""
+    with (folder / 'lock').open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f'another process is at work in {folder}; wait for it, or stop it') from None
+        yield file.fileno()
 
 
 def _done(folder: Path) -> Path:
     """Name the file that a command leaves which ended well."""
     return folder / 'done.json'
+
+
+def _is_done(plan: Plan, arm: Arm, name: str, seed: int, folder: Path) -> bool:
+    """Tell whether a command has ended well, and make sure that it was this one."""
+    if not _done(folder).is_file():
+        return False
+    was = json.loads(_done(folder).read_text()).get('plan')
+    if was not in (None, plan.command(arm, name, seed, Path())):
+        raise UserError(
+            f'{folder} was made by another command than the plan has now ({was}); remove it, or undo the change'
+        )
+    return True
+
+
+def _read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Read all rows of a command's logs."""
+    logs = sorted(log for pattern in _LOGS for log in folder.glob(pattern))
+    return [json.loads(line) for log in logs for line in log.read_text().splitlines() if line.endswith('}')]
+
+
+def _logged(folder: Path) -> list[str]:
+    """List what validations or a test gave."""
+    return sorted({key for row in _read_rows(folder) if 'lr' not in row for key in row} - {'step', 'time', 'data_time'})
 
 
 def read_results(folder: Path, metric: str) -> list[tuple[int, float]]:
@@ -255,10 +335,12 @@ def read_results(folder: Path, metric: str) -> list[tuple[int, float]]:
     Returns:
         list[tuple[int, float]]: Step and value of each; the last is the result. Empty if it logged none.
     """
-    rows = []
-    for log in sorted(log for pattern in _LOGS for log in folder.glob(pattern)):
-        rows += [json.loads(line) for line in log.read_text().splitlines() if line.endswith('}')]
-    results = {int(row.get('step', 0)): float(row[metric]) for row in rows if metric in row}
+    results = {}
+    for row in _read_rows(folder):
+        if metric in row:
+            results[int(row.get('step', 0))] = float(row[metric])
+        elif metric.startswith('coco/') and 'lr' not in row:  # mmdet logs no AP where nothing was found
+            results[int(row.get('step', 0))] = 0.0
     return sorted(results.items())
 
 
@@ -299,18 +381,19 @@ def summarise(plan: Plan, root: Path) -> dict[str, dict[str, Summary]]:
             column: {
                 seed: results[-1][1] * plan.scale
                 for seed in arm.seeds
-                if (results := _finished(root / arm.name / f'seed_{seed}' / column, plan.metric))
+                if (results := _finished(plan, arm, column, seed, root))
             }
             for column in plan.columns
         }
         for arm in plan.arms
     }
+    single = next(len(arm.seeds) == 1 for arm in plan.arms if arm.name == plan.reference)
     summaries = {}
     for arm, columns in values.items():
         summaries[arm] = {}
         for column, some in columns.items():
             reference = values[plan.reference][column] if arm != plan.reference else {}
-            if len(reference) == 1:
+            if single and reference:
                 reference = dict.fromkeys(some, *reference.values())
             difference = {seed: value - reference[seed] for seed, value in some.items() if seed in reference}
             if some:
@@ -318,22 +401,33 @@ def summarise(plan: Plan, root: Path) -> dict[str, dict[str, Summary]]:
     return summaries
 
 
-def _finished(folder: Path, metric: str) -> list[tuple[int, float]]:
+def _finished(plan: Plan, arm: Arm, name: str, seed: int, root: Path) -> list[tuple[int, float]]:
     """Read the results of a command that ended well."""
-    return read_results(folder, metric) if _done(folder).is_file() else []
+    folder = root / arm.name / f'seed_{seed}' / name
+    done = name in arm.commands and _is_done(plan, arm, name, seed, folder)
+    return read_results(folder, plan.metric) if done else []
 
 
-def write_report(plan: Plan, root: Path, out_dir: Path, command: str, conditions: str) -> None:
+def _conditions(root: Path) -> list[str]:
+    """List on what devices and with what versions commands have run."""
+    records = [json.loads(file.read_text()) for file in sorted(root.glob('*/seed_*/*/done.json'))]
+    return sorted({record.get('conditions') or 'not recorded' for record in records})
+
+
+def write_report(plan: Plan, root: Path, out_dir: Path, command: str) -> None:
     """Write report.md, report.json and, if trainings were validated on the way, curves.png.
 
     Args:
         plan (Plan): The experiment.
         root (Path): Its folder.
         out_dir (Path): Where the report goes; made if it does not exist.
-        command (str): What ran the experiment.
-        conditions (str): Device, threads and versions.
+        command (str): What writes the report.
+
+    Raises:
+        UserError: If a result was made by another command than the plan has now.
     """
     summaries = summarise(plan, root)
+    conditions = f'Run on: {"; ".join(_conditions(root)) or "nothing yet"}'
     out_dir.mkdir(parents=True, exist_ok=True)
     panel = _curves(plan, root)
     picture = ''
@@ -422,6 +516,7 @@ def draw_times(plan: Plan, root: Path, benchmarks: Sequence[Path], out_file: Pat
         UserError: If a file is no such report, or has none of the arms that have results.
     """
     column = next(iter(plan.columns))
+    arms = [arm for arm in plan.arms if column in arm.commands]
     summaries = summarise(plan, root)
     panels = []
     for file in benchmarks:
@@ -432,7 +527,7 @@ def draw_times(plan: Plan, root: Path, benchmarks: Sequence[Path], out_file: Pat
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f'{file} is no report.json of benchmark.py: {error}') from error
         curves = []
-        for arm in plan.arms:
+        for arm in arms:
             words = shlex.split(plan.command(arm, column, arm.seeds[0], root))
             found = [times[name] for name in (Path(word).stem for word in words) if times.get(name)]
             if found and column in summaries[arm.name]:
@@ -447,16 +542,25 @@ def draw_times(plan: Plan, root: Path, benchmarks: Sequence[Path], out_file: Pat
 
 def _curves(plan: Plan, root: Path) -> Panel:
     """Mean over seeds of what the validations of trainings gave."""
-    curves, unit = [], 'iteration'
+    curves: dict[tuple[str, str], list] = {}
+    unit = 'iteration'
     for arm in plan.arms:
         for column in plan.columns:
-            folders = [root / arm.name / f'seed_{seed}' / column for seed in arm.seeds]
-            found = {folder: _finished(folder, plan.metric) for folder in folders}
+            folders = {seed: root / arm.name / f'seed_{seed}' / column for seed in arm.seeds}
+            found = {folder: _finished(plan, arm, column, seed, root) for seed, folder in folders.items()}
             runs = {folder: results for folder, results in found.items() if len(results) > 1}
             if not runs:
                 continue
             steps = sorted(set.intersection(*({step for step, _ in run} for run in runs.values())))
             points = [(step, plan.scale * mean(dict(run)[step] for run in runs.values())) for step in steps]
-            curves.append(Curve(arm.title, points, dict(marker='.')))
+            curves[arm.title, column] = points
             unit = Log.read(next(iter(runs))).unit(plan.metric)
-    return Panel(plan.metric, unit, curves)
+    several = len({column for _, column in curves}) > 1
+    return Panel(
+        plan.metric,
+        unit,
+        [
+            Curve(f'{title}, {plan.columns[column]}' if several else title, points, dict(marker='.'))
+            for (title, column), points in curves.items()
+        ],
+    )

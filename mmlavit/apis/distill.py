@@ -61,6 +61,8 @@ def distillation_config(
     backbone = MODELS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(backbone, type) and issubclass(backbone, (LaViT, WithLessAttention))):
         raise UserError(f"model.backbone of the student's config is {kind}; expected LaViT or WithLessAttention")
+    if issubclass(backbone, LaViT) and 'later' in student.model.backbone:
+        raise UserError(f"model.backbone of the student's config is {kind}; expected a LaViT itself, not a control")
     if iters < 1 or not 0 <= layerwise_iters <= iters:
         raise UserError(f'expected 0 <= layerwise_iters <= iters and iters > 0, got {layerwise_iters} and {iters}')
     require_checkpoint(checkpoint)

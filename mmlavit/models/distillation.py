@@ -16,6 +16,8 @@ from .resample import Grid
 def find_distances(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Tensor]:
     """Distances of everything that both have in the same shape.
 
+    Of as many maps, those at the same place are compared; of different numbers of maps, those whose shape no other has.
+
     Args:
         student (Mapping): What was recorded of the student's forward: 'backbone' and 'neck', their maps; 'logits',
             class scores or None; 'blocks', of each block the tokens that went in, their grid, what its attention gave
@@ -26,7 +28,11 @@ def find_distances(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> di
         dict[str, Tensor]: Some of 'blocks', 'maps', 'neck' and 'logits'.
     """
     pairs = dict(
-        blocks=[(a[-1], b[-1]) for a, b in zip(student.get('blocks', ()), teacher.get('blocks', ()), strict=True)],
+        blocks=[
+            (a[-1], b[-1])
+            for a, b in zip(student.get('blocks', ()), teacher.get('blocks', ()), strict=True)
+            if a[-1].shape == b[-1].shape
+        ],
         maps=_match_maps(student.get('backbone'), teacher.get('backbone')),
         neck=_match_maps(student.get('neck'), teacher.get('neck')),
     )
@@ -44,7 +50,12 @@ def _match_maps(student: Any, teacher: Any) -> list[tuple[Tensor, Tensor]]:
     student, teacher = (
         maps if isinstance(maps, Sequence) else [] if maps is None else [maps] for maps in (student, teacher)
     )
-    return [(a, b) for b in teacher for a in student if a.dim() == 4 and a.shape == b.shape]
+    if len(student) == len(teacher):
+        pairs = list(zip(student, teacher, strict=True))
+    else:
+        shapes = [[tuple(some.shape) for some in maps] for maps in (student, teacher)]
+        pairs = [(a, b) for b in teacher for a in student if all(s.count(tuple(b.shape)) == 1 for s in shapes)]
+    return [(a, b) for a, b in pairs if a.dim() == 4 and a.shape == b.shape]
 
 
 def relative_distance(student: Tensor, teacher: Tensor) -> Tensor:

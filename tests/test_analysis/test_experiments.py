@@ -2,6 +2,9 @@
 
 import json
 import shlex
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,14 +96,14 @@ def test_run_chosen_seeds(plan, tmp_path):
 
 def test_report(plan, tmp_path):
     root = tmp_path / 'runs'
-    run_plan(plan, plan.choose(['b']), root)
+    run_plan(plan, plan.choose(['b']), root, conditions='CONDITIONS')
     values = {'a': [10, 20, 50], 'b': [20, 30, 60]}  # scale * (base + seed ** 2)
     found = summarise(plan, root)
     assert {name: list(found[name]['train'].values.values()) for name in values} == values
     assert found['b']['train'].difference == {0: 10, 1: 10, 2: 10}
     assert found['c'] == {}
 
-    write_report(plan, root, tmp_path / 'report', 'COMMAND', 'CONDITIONS')
+    write_report(plan, root, tmp_path / 'report', 'COMMAND')
     text = (tmp_path / 'report/report.md').read_text()
     width = 26.6667 - stats.t.interval(0.95, 2, loc=26.6667, scale=stats.sem(values['a']))[0]
     assert f'| arm 1 | 26.7 ± {width:.1f} (10.0, 20.0, 50.0) |  |' in text
@@ -120,6 +123,65 @@ def test_one_run_of_the_reference(tmp_path):
     plan = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 1, seeds=[7]), b=arm(tmp_path, 2)))))
     run_plan(plan, plan.choose([]), tmp_path / 'runs')
     assert summarise(plan, tmp_path / 'runs')['b']['train'].difference == {0: 20 - 500, 1: 30 - 500, 2: 60 - 500}
+
+
+def test_one_run_of_three_of_the_reference(tmp_path):
+    """The others are still to come, and are not compared with it."""
+    plan = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 1), b=arm(tmp_path, 2)))))
+    run_plan(plan, plan.choose(['a'], [1]), tmp_path / 'runs')
+    run_plan(plan, plan.choose(['b']), tmp_path / 'runs')
+    assert summarise(plan, tmp_path / 'runs')['b']['train'].difference == {1: 10}
+
+
+def test_a_changed_plan(tmp_path):
+    """Results of a command that the plan no longer has are not shown as those of another, wherever they lie now."""
+    plan = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 1)))))
+    run_plan(plan, plan.choose([], [1]), tmp_path / 'runs')
+    moved = tmp_path / 'moved runs'
+    (tmp_path / 'runs').rename(moved)
+    run_plan(plan, plan.choose([], [2]), moved)
+    assert summarise(plan, moved)['a']['train'].values == {1: 20, 2: 50}
+    changed = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 9)))))
+    for action in (lambda: run_plan(changed, changed.choose([], [1]), moved), lambda: summarise(changed, moved)):
+        with pytest.raises(
+            UserError, match=r'a/seed_1/train was made by another command than the plan has now \(python'
+        ):
+            action()
+
+
+def test_metric_that_is_not_logged(tmp_path):
+    path = write_plan(tmp_path, dict(a=arm(tmp_path, 1)))
+    path.write_text(path.read_text().replace("'metric = 'mIoU'", '').replace("metric = 'mIoU'", "metric = 'mIou'"))
+    plan = Plan.read(str(path))
+    with pytest.raises(UserError, match='a/seed_0/train has no mIou in its logs; they have mIoU'):
+        run_plan(plan, plan.arms, tmp_path / 'runs')
+
+
+def test_nothing_found(tmp_path):
+    """Where a detector finds nothing, mmdet logs no AP."""
+    log = tmp_path / 'a/vis_data/1.json'
+    log.parent.mkdir(parents=True)
+    rows = [dict(lr=0.1, step=1), {'coco/bbox_mAP': 0.3, 'step': 1}, dict(lr=0.1, step=2), dict(time=1, step=2)]
+    log.write_text('\n'.join(map(json.dumps, rows)))
+    assert read_results(tmp_path, 'coco/bbox_mAP') == [(1, 0.3), (2, 0)]
+    assert read_results(tmp_path, 'mIoU') == []
+
+
+def test_killed(tmp_path):
+    """What it has started is told to stop; while it still runs, nothing else starts in its folder."""
+    wait = f"import pathlib, time; pathlib.Path('{tmp_path}/begun').touch(); time.sleep(60)"
+    arms = dict(a=dict(title='A', commands=dict(train=f'python -c "{wait}" {{work_dir}}'), seeds=[0]))
+    tool = [sys.executable, ROOT / 'tools/analysis_tools/run_experiment.py', write_plan(tmp_path, arms)]
+    plan = Plan.read(str(tool[2]))
+    process = subprocess.Popen([*tool, '--work-dir', tmp_path / 'runs'], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / 'begun').exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    with pytest.raises(UserError, match='another process is at work in .*a/seed_0/train'):
+        run_plan(plan, plan.arms, tmp_path / 'runs')
+    process.terminate()
+    assert process.wait(30) == 128 + 15
+    assert 'Nothing that gives a result' in (tmp_path / 'runs/report.md').read_text()
 
 
 def measured(file, times):
@@ -171,7 +233,7 @@ def test_failure(tmp_path):
     assert summarise(plan, tmp_path / 'runs') == {'a': {}}
     # The other seeds were not started.
     assert [path.parent.name for path in (tmp_path / 'runs').glob('*/*/train')] == ['seed_0']
-    write_report(plan, tmp_path / 'runs', tmp_path / 'out', 'command', 'conditions')
+    write_report(plan, tmp_path / 'runs', tmp_path / 'out', 'command')
     assert 'Nothing that gives a result has ended yet.' in (tmp_path / 'out/report.md').read_text()
 
 
@@ -181,7 +243,7 @@ def test_report_beside_a_run_that_has_begun(tmp_path):
     plan = replace(plan, arms=(replace(plan.arms[0], seeds=(0, 1)),))
     run_plan(plan, [replace(plan.arms[0], seeds=(1,))], tmp_path / 'runs')
     (tmp_path / 'runs/a/seed_0/train').mkdir(parents=True)
-    write_report(plan, tmp_path / 'runs', tmp_path / 'out', 'command', 'conditions')
+    write_report(plan, tmp_path / 'runs', tmp_path / 'out', 'command')
     assert (tmp_path / 'out/curves.png').is_file()
 
 
@@ -189,8 +251,8 @@ def test_interrupted_training_goes_on(tmp_path):
     """A tool that can resume is told to, if there is a checkpoint."""
     tool = tmp_path / 'tools/train.py'
     tool.parent.mkdir()
-    tool.write_text('import sys; print(sys.argv[1:])')
-    arms = dict(a=dict(title='A', commands=dict(train='python tools/train.py {work_dir}'), seeds=[0, 1]))
+    tool.write_text(STEP.replace('float(sys.argv[3])', '1.0') + 'print(sys.argv[1:])')
+    arms = dict(a=dict(title='A', commands=dict(train='python tools/train.py {work_dir} {seed}'), seeds=[0, 1]))
     plan = Plan.read(str(write_plan(tmp_path, arms)))
     folder = tmp_path / 'runs/a/seed_1/train'
     folder.mkdir(parents=True)
@@ -228,6 +290,14 @@ def test_results_of_a_test(tmp_path):
         (dict(reference='z'), 'reference is z; expected one of a'),
         (dict(arms=dict(a=dict(title='A'))), 'arm a has title'),
         (dict(arms=dict(a=dict(title='A', commands={}, needs=['b']))), 'arm a needs b'),
+        (dict(arms=dict(a=dict(title='A', commands=dict(test='python x')))), 'columns names train, which no arm has'),
+        (dict(arms=dict(a=dict(title='A', commands=dict(train='python {x}')))), "cannot be filled in .KeyError: 'x'"),
+        (dict(arms=dict(a=dict(title='A', commands=dict(train="python '")))), 'No closing quotation'),
+        (dict(arms=dict(a=dict(title='A', commands=dict(train='X=1 python x')))), 'begins with no program'),
+        (
+            dict(arms={n: dict(title='A', commands=dict(train='python x')) for n in 'ab'}),
+            'two arms have the same title',
+        ),
     ],
 )
 def test_plans_that_are_wrong(tmp_path, changes, message):

@@ -6,6 +6,7 @@ It can be stopped at any time; the same command goes on from there. The report s
 
 import argparse
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -57,13 +58,14 @@ def main() -> None:
         if args.report_only and not root.is_dir():
             raise UserError(f'{root} does not exist: nothing of this plan has been run; leave out --report-only')
         command = f'python {shlex.join(sys.argv)}'
+        device = device_name('cuda' if torch.cuda.is_available() else 'cpu')
         software = ', '.join(f'{name} {version}' for name, version in versions().items())
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             if not args.report_only:
-                run_plan(plan, arms, root, args.jobs)
+                run_plan(plan, arms, root, args.jobs, f'{device} ({software})')
         finally:
-            device = 'cuda' if torch.cuda.is_available() else 'cpu'
-            write_report(plan, root, out_dir, command, f'{device_name(device)}; {software}.')
+            write_report(plan, root, out_dir, command)
         print(out_dir / 'report.md')
         if args.times:
             draw_times(plan, root, args.times, out_dir / 'times.png')

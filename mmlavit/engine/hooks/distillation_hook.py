@@ -103,7 +103,7 @@ class DistillationHook(Hook):
             teacher.backbone = twin
         teacher.to(device)
         if runner.iter == 0:
-            self._start(runner, model, state, twin)
+            self._start(runner, model, teacher, state, twin)
         self.attach(model, teacher)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -149,14 +149,16 @@ class DistillationHook(Hook):
         self._handles = []
         del self._model.loss
 
-    def _start(self, runner, model: nn.Module, state: Mapping[str, Tensor], twin: LaViT | None) -> None:
+    def _start(
+        self, runner, model: nn.Module, teacher: nn.Module, state: Mapping[str, Tensor], twin: nn.Module | None
+    ) -> None:
         """Give the student what it can have of the teacher, and save it."""
         copied = copy_teacher(model, state, twin)
         backbone = sum(name.startswith('backbone.') for name in copied)
         rest = len(copied) - backbone
         print_log(f'Copied from the teacher: {backbone} tensors of the backbone, {rest} of neck and heads', 'current')
         if twin is not None and self.fit_images:
-            images = _draw_images(runner.train_dataloader, model, self.fit_images)
+            images = _draw_images(runner.train_dataloader, model, teacher, self.fit_images)
             for fit in fit_transforms(model.backbone, twin, images):
                 print_log(f'Scores of {fit.name}: relative error {fit.before:.3f} -> {fit.after:.3f}', 'current')
         for tensor in model.state_dict().values():
@@ -275,12 +277,15 @@ def _swaps_channels(preprocessor: nn.Module) -> bool:
     return any(getattr(preprocessor, name, False) for name in ('_channel_conversion', 'channel_conversion', 'to_rgb'))
 
 
-def _draw_images(loader: DataLoader, model: nn.Module, count: int) -> Iterable[Tensor]:
-    """Yield images as the model gets them, drawn from a data loader's data set, in its batches.
+def _draw_images(loader: DataLoader, model: nn.Module, teacher: nn.Module, count: int) -> Iterable[Tensor]:
+    """Yield images as the teacher gets them, drawn from a data loader's data set, in its batches.
 
     Not from the loader itself: an endless sampler ends for good when one of its iterators does.
     """
+    ours, theirs = model.data_preprocessor, teacher.data_preprocessor
+    same = _normalise_alike(ours, theirs)
     order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(0))[:count]
     for indices in order.split(loader.batch_sampler.batch_size):
         batch = loader.collate_fn([loader.dataset[int(i)] for i in indices])
-        yield model.data_preprocessor(batch, False)['inputs']
+        inputs = ours(batch, False)['inputs']
+        yield inputs if same else _renormalise(inputs, ours, theirs)
