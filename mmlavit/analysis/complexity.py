@@ -102,7 +102,8 @@ def _count(
         proposals, masks = model.test_cfg.rpn.max_per_img, model.test_cfg.rcnn.max_per_img
         complexity = count_complexity(model, lambda: _run_two_stages(model, image, proposals, masks), roles)
         unseen.discard('RoIAlign')
-        notes.append(f'RoI heads: {proposals} proposals, {masks} masks, the most that the test settings keep.')
+        found = f'{proposals} proposals' + (f', {masks} masks' if model.roi_head.with_mask else '')
+        notes.append(f'RoI heads: {found}, the most that the test settings keep.')
     else:
         samples = _mmdet_samples(image_shape[1:]) if scope == 'mmdet' else None
         complexity = count_complexity(model, lambda: model(image, samples, mode='tensor'), roles)

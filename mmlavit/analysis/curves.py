@@ -125,7 +125,10 @@ def _place_validations(rows: list[Row]) -> list[Row]:
 
 def _read_rows(path: Path) -> list[Row]:
     """Read a ``scalars.json``, one JSON object per line; the last is left out if it was not written to its end."""
-    lines = path.read_text().splitlines()
+    try:
+        lines = path.read_text().splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f'{path} is not a log of scalars; expected DIR/{SCALARS} of a training') from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:

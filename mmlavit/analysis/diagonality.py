@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from mmlavit.models import LaViT
 from mmlavit.models.arch import STRIDES
-from mmlavit.models.diagonality import diagonality_loss, score_statistics, square_scores
+from mmlavit.models.diagonality import diagonality_loss, score_statistics, share_inside, square_grid, square_scores
 from mmlavit.models.layout import Scores
 from mmlavit.models.observation import Observed, observe_attention
 from mmlavit.models.resample import ceil_div
@@ -37,12 +38,16 @@ class Diagonality(NamedTuple):
 
 
 @torch.no_grad()
-def measure_diagonality(backbone: nn.Module, batches: Iterable[Tensor]) -> Diagonality | None:
+def measure_diagonality(
+    backbone: nn.Module, batches: Iterable[Tensor], sizes: Iterable[tuple[int, int]] | None = None
+) -> Diagonality | None:
     """Measure what the loss would be, with or without it in the training.
 
     Args:
         backbone (nn.Module): As for :func:`~mmlavit.models.observation.observe_attention`.
         batches (Iterable[Tensor]): Images (B, 3, H, W).
+        sizes (Iterable[tuple[int, int]], optional): Height and width of the images of each batch without their padding,
+            which is right and below and is left out of the loss, as in a training; None: they have none.
 
     Returns:
         Diagonality: The means; None if no layer is a less-attention layer.
@@ -51,7 +56,7 @@ def measure_diagonality(backbone: nn.Module, batches: Iterable[Tensor]) -> Diago
         ConfigError: If it is another kind of backbone.
     """
     found: list[Tensor] = []
-    size = (0, 0)
+    size = inner = (0, 0)
 
     def observe(now: Observed) -> None:
         if not now.less:
@@ -60,11 +65,16 @@ def measure_diagonality(backbone: nn.Module, batches: Iterable[Tensor]) -> Diago
         scores = Scores(cells.transpose(1, 2).flatten(2), cells.shape[1], now.grid)
         keys = tuple(ceil_div(side, STRIDES[-1]) for side in size) if isinstance(backbone, LaViT) else now.grid
         square = square_scores(scores, keys, now.key_grid)
-        found.append(torch.stack([diagonality_loss(square), *score_statistics(square)]))
+        inside = None
+        if inner != size:
+            shares = torch.tensor([[part / whole for part, whole in zip(inner, size, strict=True)]])
+            inside = share_inside(shares.to(square), square_grid(keys, now.key_grid))
+        found.append(torch.stack([diagonality_loss(square, inside), *score_statistics(square)]))
 
     with observe_attention(backbone, observe):
-        for images in batches:
-            size = images.shape[-2:]
+        for images, known in zip_longest(batches, sizes or ()):
+            size = tuple(images.shape[-2:])
+            inner = tuple(known or size)
             backbone(images)
     return Diagonality(*torch.stack(found).mean(0).tolist()) if found else None
 

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from mmlavit.errors import UserError
+from mmlavit.errors import ConfigError, UserError
+from mmlavit.models import LessAttention
+from mmlavit.models.plain_vit import PlainLessAttention
 from mmlavit.utils.local_files import write_file
 
 from .attention import measure_attention
@@ -117,7 +119,14 @@ def _conditions(source: Source) -> str:
 def _names(runs: Sequence[Run]) -> list[str]:
     """Name trainings for plots: by their models, or by their folders if models have the same name."""
     names = [run.trained.name for run in runs]
-    return names if len(set(names)) == len(names) else [run.folder.name for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    parts = [run.folder.resolve().parts for run in runs]
+    while all(len(some) > 1 for some in parts) and len({some[-1] for some in parts}) == 1:
+        parts = [some[:-1] for some in parts]
+    while all(len(some) > 1 for some in parts) and len({some[0] for some in parts}) == 1:
+        parts = [some[1:] for some in parts]
+    return ['/'.join(some) for some in parts]
 
 
 def _training(source: Source) -> Section:
@@ -134,10 +143,15 @@ def _training(source: Source) -> Section:
 
 
 def _saturation(source: Source) -> Section:
-    models = []
+    models, left_out = [], []
     for name, run in zip(_names(source.runs), source.runs, strict=True):
         pictures = read_pictures(run.trained, source.paths)
-        models.append((name, measure_attention(run.trained.model.backbone, (p.inputs for p in pictures))))
+        try:
+            models.append((name, measure_attention(run.trained.model.backbone, (p.inputs for p in pictures))))
+        except ConfigError as error:
+            if run is source.run:
+                raise
+            left_out.append(f'{name} is left out: {error}.')
     plot_attention(models, source.folder / 'saturation.png')
     text = [
         'How alike the attention of successive layers is: the motive of less attention is that full attention repeats '
@@ -145,6 +159,7 @@ def _saturation(source: Source) -> Section:
     ]
     if not source.others:
         text.append('Compare with the vanilla twin: --compare and the work dir of its training.')
+    text += left_out
     header = ['layer', 'attention', 'similarity', 'alignment', 'distance', 'entropy', 'rank']
     rows = [
         [layer.name, 'less' if layer.less else 'vanilla', *('' if v is None else f'{v:.3f}' for v in layer[2:])]
@@ -167,9 +182,12 @@ def _maps(source: Source) -> Section:
 def _diagonality(source: Source) -> Section:
     histories = []
     for name, run in zip(_names(source.runs), source.runs, strict=True):
-        inputs = [picture.inputs for picture in read_pictures(run.trained, source.paths)]
+        pictures = list(read_pictures(run.trained, source.paths))
+        inputs, sizes = [picture.inputs for picture in pictures], [picture.pixels.shape[:2] for picture in pictures]
         backbone = run.trained.model.backbone
-        measured = [(step, measure_diagonality(backbone, inputs)) for step in each_checkpoint(run)]
+        if not any(isinstance(module, (LessAttention, PlainLessAttention)) for module in backbone.modules()):
+            continue
+        measured = [(step, measure_diagonality(backbone, inputs, sizes)) for step in each_checkpoint(run)]
         if all(diagonality is not None for _, diagonality in measured):
             histories.append(History(name, run.log, run.diagonality_weight, measured))
     if not histories:

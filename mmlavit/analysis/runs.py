@@ -10,6 +10,7 @@ from typing import NamedTuple
 from mmlavit.errors import UserError
 from mmlavit.utils.checkpoint import load_checkpoint
 from mmlavit.utils.config_types import type_name
+from mmlavit.utils.weights import load_weights
 
 from .curves import Log
 from .trained import Trained, load_trained
@@ -102,7 +103,8 @@ def each_checkpoint(run: Run) -> Iterator[int]:
     try:
         for path in find_checkpoints(run.folder):
             content = load_checkpoint(str(path))
-            run.trained.model.load_state_dict(content['state_dict'], strict=False)
-            yield content['meta']['iter']
+            fit = load_weights(run.trained.model, content['state_dict'])
+            if not (fit.missing or fit.misshapen):  # else of another model that was trained in the same folder
+                yield content['meta']['iter']
     finally:
         run.trained.model.load_state_dict(before)

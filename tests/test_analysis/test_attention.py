@@ -13,6 +13,7 @@ from small_vit import VIT
 
 from mmlavit import LaViT
 from mmlavit.analysis.attention import LayerAttention, choose_depths, choose_layers, measure_attention
+from mmlavit.analysis.controls import LaViTControl
 from mmlavit.errors import ConfigError
 from mmlavit.models.observation import observe_attention
 from mmlavit.models.plain_vit import WithLessAttention
@@ -182,6 +183,13 @@ def test_stages_that_are_not_run():
     tool = load(ROOT / 'tools/analysis_tools/analyze_attention.py')
     lavit = layers_with({f'stages.{s}.blocks.{j}': 0.5 for s in range(3) for j in range(2)})
     assert tool.choice(lavit, 3, (2, 2, 2, 5)).endswith('num_va_layers=[1, 1, 1, 5]')
+
+
+@pytest.mark.parametrize('later', ['fixed', 'none', 'uniform', 'shared'])
+def test_controls_are_refused(later):
+    """Their layers do not attend by the scores that are handed on."""
+    with pytest.raises(ConfigError, match=rf"LaViTControl has something else .*later='{later}'"):
+        measure_attention(LaViTControl('nano', later=later), [torch.randn(1, 3, 64, 64)])
 
 
 def test_errors():

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mmlavit.analysis.curves import Curve, Log, Panel, draw_panels
+from mmlavit.errors import UserError
 
 ROWS = [
     dict(loss=2.0, loss_diag=0.1, lr=0.1, epoch=1, iter=1, step=1),
@@ -67,6 +68,12 @@ def test_validations_without_a_step(tmp_path):
     write_rows(tmp_path, 'a', rows)
     log = Log.read(tmp_path)
     assert log.points('mIoU') == [(50, 1.0), (100, 2.0)] and log.unit('mIoU') == 'iteration'
+
+
+def test_files_that_are_no_logs(tmp_path):
+    (tmp_path / 'a.pth').write_bytes(b'\x80\x02\xff')
+    with pytest.raises(UserError, match='a.pth is not a log of scalars'):
+        Log.read(tmp_path / 'a.pth')
 
 
 @pytest.mark.parametrize(('later', 'kept'), [([50, 100, 150], []), ([30, 40, 50], [10, 20]), ([50], [10, 20, 30, 40])])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
 from small_vit import VIT
 
 from mmlavit import DiagonalityLossHook, LaViT
@@ -40,6 +41,23 @@ def test_measured_as_logged(kind, size):
     assert [*measured] == pytest.approx(
         [logged[key].item() for key in ('loss_diag', 'la_magnitude', 'la_entropy')], 1e-4
     )
+
+
+def test_padding_is_left_out_as_in_a_training():
+    torch.manual_seed(0)
+    model = Model(LaViT('nano', drop_path_rate=0.0)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    x, inner = torch.randn(1, 3, 256, 256), (130, 200)
+    x[:, :, inner[0] :] = 0
+    x[..., inner[1] :] = 0
+    hook = DiagonalityLossHook(weight=1)
+    hook.attach(model)
+    sample = BaseDataElement(metainfo=dict(batch_input_shape=(256, 256), img_shape=inner))
+    logged = model(x, [sample], mode='loss')['loss_diag'].item()
+    hook.detach()
+    assert measure_diagonality(model.backbone, [x], [inner]).loss == pytest.approx(logged, 1e-4)
+    assert measure_diagonality(model.backbone, [x]).loss != pytest.approx(logged, 1e-2)
 
 
 def test_without_less_attention():

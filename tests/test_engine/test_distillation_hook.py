@@ -9,6 +9,7 @@ from torch import nn
 from mmlavit import LaViT
 from mmlavit.engine.hooks import DistillationHook
 from mmlavit.errors import ConfigError
+from mmlavit.models.distillation import find_distances
 
 TOY = dict(
     embed_dims=(8, 16, 16, 24), num_heads=(1, 2, 2, 3), depths=(1, 1, 3, 2), num_va_layers=(1, 1, 1, 1),
@@ -134,6 +135,24 @@ def test_the_teacher_itself_has_no_distance():
     losses = model(images(), None, mode='loss')
     assert len(losses) == 4
     assert all(value.detach().abs() < 1e-6 for value in losses.values())
+
+
+def test_maps_are_compared_at_their_places():
+    """All maps of a plain transformer have one shape; of different numbers of maps, only a shape of its own tells."""
+    maps = list(torch.randn(4, 2, 8, 5, 6, generator=torch.Generator().manual_seed(0)))
+    record = dict(backbone=maps)
+    assert find_distances(record, record)['maps'] == 0
+    other = [maps[1], maps[0], torch.randn(2, 8, 3, 3), torch.randn(2, 9, 5, 6)]
+    expected = (relative(maps[1], maps[0]) + relative(maps[0], maps[1])) / 2
+    torch.testing.assert_close(find_distances(dict(backbone=other), record)['maps'], expected)
+    assert find_distances(dict(backbone=maps[:2]), record) == {}
+    assert find_distances(dict(backbone=other[1:]), dict(backbone=[*other[2:]]))['maps'] == 0
+
+
+def test_blocks_with_other_tokens():
+    """A teacher with one more extra token."""
+    student, teacher = ([(None, None, torch.randn(2, tokens, 8))] for tokens in (17, 18))
+    assert find_distances(dict(blocks=student), dict(blocks=teacher)) == {}
 
 
 def test_teacher_stays_as_it_is():

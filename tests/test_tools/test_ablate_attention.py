@@ -42,8 +42,7 @@ def folder(tmp_path_factory):
 def ablate(monkeypatch, capsys, folder, *args, options=()):
     command = [CONFIG, folder / 'weights.pth', '--work-dir', folder / 'logs', *args, '--cfg-options']
     data = ['test_dataloader.dataset.ann_file=', 'test_dataloader.num_workers=0']
-    data += [f'test_dataloader.dataset.data_root={folder / "images"}', 'test_dataloader.persistent_workers=False']
-    data += ['test_dataloader.dataset.data_prefix=']
+    data += [f'test_dataloader.dataset.data_root={folder / "images"}', 'test_dataloader.dataset.data_prefix=']
     code = run_tool(monkeypatch, 'analysis_tools/ablate_attention.py', *command, *data, *options)
     return code, capsys.readouterr()
 
@@ -87,8 +86,10 @@ def test_content(folder, monkeypatch, capsys):
     assert code == 0, said.err
     (order,) = orders
     assert order != sorted(order) == list(range(40))
-    code, said = ablate(monkeypatch, capsys, folder, '--without', 'content', options=['test_dataloader.batch_size=1'])
+    options = ['test_dataloader.batch_size=1', 'test_dataloader.num_workers=0']
+    code, said = ablate(monkeypatch, capsys, folder, '--without', 'none', 'content', options=options)
     assert code == 2 and 'test_dataloader.batch_size is 1; set it to 8 or more' in said.err
+    assert len(orders) == 1  # nothing was tested first
 
 
 def test_metrics_that_are_no_numbers():

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from tool_runs import run_tool
 
+from mmlavit.analysis import report
+from mmlavit.analysis.runs import Run
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
@@ -62,27 +65,38 @@ def start(folder, monkeypatch, capsys):
 
 
 def test_report(start):
-    code, said = start('report.py', 'lavit', '--compare', 'twin', '--images', 'images')
+    code, said = start('report.py', 'lavit', '--compare', 'twin', 'resnet', '--images', 'images')
     assert code == 0, said.err
     assert said.out.splitlines()[-1] == 'report -> lavit/report/report.html'
-    report = Path('lavit/report/report.html').read_text()
+    page = Path('lavit/report/report.html').read_text()
     files = {path.name for path in Path('lavit/report').iterdir()}
     pictures = {'training.png', 'saturation.png', 'diagonality.png', 'pyramid.png', 'cost.png'}
     assert files == pictures | {'report.html'} | {f'attention_{i}.{kind}' for i in (0, 1) for kind in ('png', 'html')}
     for file in files - {'report.html'}:
-        assert file in report
-    assert 'Left out' not in report and 'The training was not validated' in report
-    assert 'report.py lavit --compare twin --images images' in report
-    assert 'iter_2.pth' in report
+        assert file in page
+    assert 'Left out' not in page and 'The training was not validated' in page
+    assert 'report.py lavit --compare twin resnet --images images' in page
+    assert 'resnet is left out: ResNet is no plain vision transformer' in page
+    assert 'iter_2.pth' in page
+
+
+def test_names_of_trainings():
+    def names(*folders):
+        trained = SimpleNamespace(name='vit')
+        return report._names([Run(Path(folder), trained, None) for folder in folders])
+
+    assert names('work_dirs/a/seed_0/train', 'work_dirs/b/seed_0/train') == ['a', 'b']
+    assert names('work_dirs/a/seed_0/train', 'work_dirs/b/seed_1/train') == ['a/seed_0', 'b/seed_1']
+    assert names('x', 'y') == ['x', 'y']
 
 
 def test_report_leaves_out_what_is_not_there(start):
     code, said = start('report.py', 'resnet', '--images', 'images/0.png', '--out-dir', 'out')
     assert code == 0, said.err
-    report = Path('out/report.html').read_text()
+    page = Path('out/report.html').read_text()
     assert {path.name for path in Path('out').iterdir()} == {'report.html', 'pyramid.png', 'cost.png'}
-    assert 'Left out: resnet has no log of a training.' in report
-    assert report.count('Left out: ') == 4
+    assert 'Left out: resnet has no log of a training.' in page
+    assert page.count('Left out: ') == 4
 
 
 def test_attention_maps_and_pyramid(start):

@@ -19,7 +19,7 @@ from mmlavit.analysis.ablation import ABLATIONS  # registers AblationHook
 from mmlavit.engine import run
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch, resolve_num_va_layers
-from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config
+from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config, merge_test_args
 from mmlavit.utils.config_types import type_name
 
 ROWS = {
@@ -98,11 +98,22 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
                     '--layers 6 7 8 9 10 11, if it is a plain vision transformer'
                 )
         later = dict(layers=layers)
+    if 'content' in (wanted or ()) and cfg.test_dataloader.get('batch_size', 1) == 1:
+        raise UserError(
+            'scores are to be averaged over the images of a batch, but test_dataloader.batch_size is 1; set it to 8 or '
+            'more'
+        )
     if impossible := set(wanted or ()) - set(has):
         raise UserError(
             f'--without {" ".join(sorted(impossible))}: this model has none; expected some of {", ".join(has)}'
         )
     return wanted or [what for what in DEFAULT if what in has], later
+
+
+def as_test(args: argparse.Namespace) -> argparse.Namespace:
+    """Give the options of a plain run of tools/test.py."""
+    plain = dict(runtime=None, out=None, show=False, show_dir=None, wait_time=0, tta=False, launcher='none')
+    return argparse.Namespace(config=args.config, checkpoint=args.checkpoint, work_dir=args.work_dir, **plain)
 
 
 def show(value: object) -> str:
@@ -114,9 +125,10 @@ def main() -> None:
     """Test, and print a table."""
     args = parse_args()
     with one_line_errors():
-        cfg = load_config(args.config, args.cfg_options)
+        if args.checkpoint.endswith('.onnx'):
+            raise UserError(f'{args.checkpoint} is an exported model, which cannot be changed; give its checkpoint')
+        cfg = merge_test_args(load_config(args.config, args.cfg_options), as_test(args))
         without, later = choose(cfg, args.without, args.layers)
-        cfg.load_from = args.checkpoint
 
         def test(name: str, *hooks: dict) -> dict:
             changed = copy.deepcopy(cfg)
@@ -131,12 +143,14 @@ def main() -> None:
         if unknown := set(names) - set(whole):
             raise UserError(f'the test gives no {", ".join(sorted(unknown))}; expected some of {", ".join(whole)}')
         rows = {'whole': whole}
-        for what in without:
-            rows[ROWS[what]] = test(what, dict(type='AblationHook', what=what, **later))
-    table = Table('', *names, title=f'{args.config}, {args.checkpoint}')
-    for row, metrics in rows.items():
-        table.add_row(row, *(show(metrics.get(name)) for name in names))
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+        try:
+            for what in without:
+                rows[ROWS[what]] = test(what, dict(type='AblationHook', what=what, **later))
+        finally:  # what has been tested is shown, even if a later part of the model is not as expected
+            table = Table('', *names, title=f'{args.config}, {args.checkpoint}')
+            for row, metrics in rows.items():
+                table.add_row(row, *(show(metrics.get(name)) for name in names))
+            Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
 if __name__ == '__main__':

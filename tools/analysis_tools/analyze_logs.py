@@ -53,8 +53,10 @@ def main() -> None:
 
 
 def shorten(path: Path) -> str:
-    """Name a training by its work dir."""
-    return str(path.parents[1]) if path.name == 'scalars.json' else str(path)
+    """Name a training by its work dir, or one start in it by that start's folder."""
+    if path.name != 'scalars.json':
+        return str(path)
+    return str((path if len(path.parents) > 1 else path.resolve()).parents[1])
 
 
 def print_times(names: list[str], logs: list[Log]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmlavit.engine.hooks import DiagonalityLossHook
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import add_options_argument, load_config
+from mmlavit.utils.config_types import model_config
 from mmlavit.utils.data_paths import require_data
 from mmlavit.utils.toolbox import load_toolbox
 
@@ -63,7 +64,7 @@ def gradient(model: nn.Module, loss: Tensor) -> Tensor:
 def compare(cfg: Config, batch: dict, kind: str, seed: int) -> list[float]:
     """Norm of the task's gradient, and what it is multiplied by with each weight of the loss."""
     set_random_seed(seed)
-    model = MODELS.build(cfg.model)
+    model = MODELS.build(model_config(cfg))
     model.init_weights()
     model.train()
     hook = DiagonalityLossHook(weight=1.0)
