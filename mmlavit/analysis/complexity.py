@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -75,7 +77,7 @@ def model_complexity(cfg: Config, shape: tuple[int, int], roles: Roles = lavit_r
     if scope not in DEFAULT_SHAPES:
         raise UserError(f'{cfg.filename} has default_scope={scope!r}, expected one of {", ".join(DEFAULT_SHAPES)}')
     check_environment(scope)
-    image_shape = (cfg.model.get('backbone', {}).get('in_channels', 3), *shape)
+    image_shape = (_in_channels(cfg.model), *shape)
     # Each build of its own copy: some detectors write into their config.
     with DefaultScope.overwrite_default_scope(scope):
         model = MODELS.build(deepcopy(cfg.model)).eval()
@@ -90,6 +92,12 @@ def model_complexity(cfg: Config, shape: tuple[int, int], roles: Roles = lavit_r
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
             raise UserError(f'{cfg.filename} cannot be counted at {shape[0]}x{shape[1]}: {reason}') from error
     return complexity, [*notes, 'The model was run: a blank image, random weights, and what these led to.']
+
+
+def _in_channels(model: Mapping[str, Any]) -> int:
+    """Channels of the images that a model takes; some backbones have another inside."""
+    backbone = model.get('backbone') or {}
+    return backbone.get('in_channels') or (_in_channels(backbone) if 'backbone' in backbone else 3)
 
 
 def _count(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ def measure_diagonality(
         found.append(torch.stack([diagonality_loss(square, inside), *score_statistics(square)]))
 
     with observe_attention(backbone, observe):
-        for images, known in zip_longest(batches, sizes or ()):
+        for images, known in zip(batches, repeat(None) if sizes is None else sizes, strict=sizes is not None):
             size = tuple(images.shape[-2:])
             inner = tuple(known or size)
             backbone(images)

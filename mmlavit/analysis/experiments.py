@@ -113,29 +113,31 @@ class Plan:
                 raise UserError(f'{path}: arm {name} needs {", ".join(needs)}, which must be arms that stand before it')
             names = {**cfg.get('names', {}), **arm.get('names', {})}
             seeds = tuple(arm.get('seeds', cfg.seeds))
-            arms.append(Arm(name, arm.title.format(**names), seeds, needs, dict(commands), names))
+            if not seeds:
+                raise UserError(f'{path}: arm {name} has no seeds')
+            arms.append(Arm(name, arm.title, seeds, needs, dict(commands), names))
         if cfg.reference not in cfg.arms:
             raise UserError(f'{path}: reference is {cfg.reference}; expected one of {", ".join(cfg.arms)}')
         unknown = set(cfg.columns) - {name for arm in arms for name in arm.commands}
         if unknown:
             raise UserError(f'{path}: columns names {", ".join(sorted(unknown))}, which no arm has a command for')
-        if len({arm.title for arm in arms}) < len(arms):
-            raise UserError(f'{path}: two arms have the same title')
         plain = (cfg[key] for key in ('title', 'metric', 'scale', 'digits', 'reference'))
         plan = cls(Path(path).stem, *plain, dict(cfg.columns), tuple(arms))
         for arm in arms:
-            for name in arm.commands:
-                try:
-                    words = shlex.split(plan.command(arm, name, arm.seeds[0], Path()))
-                except (LookupError, ValueError) as error:
-                    reason = f'{type(error).__name__}: {error}'
-                    raise UserError(
-                        f'{path}: command {name} of arm {arm.name} cannot be filled in ({reason}); double a brace that '
-                        'is meant as one'
-                    ) from error
+            try:
+                titles = {arm.title.format(**arm.names) for arm in arms}
+                commands = {name: shlex.split(plan.command(arm, name, arm.seeds[0], Path())) for name in arm.commands}
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise UserError(
+                    f'{path}: title or commands of arm {arm.name} cannot be filled in ({type(error).__name__}: '
+                    f'{error}); double a brace that is meant as one'
+                ) from error
+            if len(titles) < len(arms):
+                raise UserError(f'{path}: two arms have the same title')
+            for name, words in commands.items():
                 if not words or '=' in words[0]:
                     raise UserError(f'{path}: command {name} of arm {arm.name} begins with no program')
-        return plan
+        return replace(plan, arms=tuple(replace(arm, title=arm.title.format(**arm.names)) for arm in arms))
 
     def command(self, arm: Arm, name: str, seed: int, root: Path) -> str:
         """Give a command of an arm as it is run for a seed.
@@ -207,6 +209,10 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditi
         UserError: If a command fails, gives no result where the table wants one, or has been run with other options; or
             if another process runs it.
     """
+    for arm in arms:
+        for seed in arm.seeds:
+            for name in arm.commands:
+                _require_same_command(plan, arm, name, seed, root / arm.name / f'seed_{seed}' / name)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     failed = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
@@ -246,12 +252,15 @@ def _run_arm(
             future.result()
         for name in arm.commands:
             folder = root / arm.name / f'seed_{seed}' / name
-            if failed.is_set() or _is_done(plan, arm, name, seed, folder):
+            if failed.is_set():
                 continue
-            record = dict(plan=plan.command(arm, name, seed, Path()), conditions=conditions)
-            _run_command(plan.command(arm, name, seed, root), folder, threads, record)
+            _require_same_command(plan, arm, name, seed, folder)
+            if not _done(folder).is_file():
+                record = dict(plan=plan.command(arm, name, seed, Path()), conditions=conditions)
+                _run_command(plan.command(arm, name, seed, root), folder, threads, record)
             if name in plan.columns and not read_results(folder, plan.metric):
-                raise UserError(f'{folder} has no {plan.metric} in its logs; they have {", ".join(_logged(folder))}')
+                logged = ', '.join(_logged(folder)) or 'none'
+                raise UserError(f'{folder} has no {plan.metric} in its logs; what they have of a validation: {logged}')
     except BaseException:
         failed.set()
         raise
@@ -266,10 +275,14 @@ def _run_command(command: str, folder: Path, threads: int, record: Mapping[str, 
         words.append('--resume')
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / 'output.txt'
+    begun = _read_record(folder)
+    if begun.get('conditions') and not begun['conditions'].endswith(record['conditions']):  # it goes on elsewhere
+        record = dict(record, conditions=f'{begun["conditions"]}, then {record["conditions"]}')
     print(f'{time.strftime("%H:%M:%S")} {command}\n', end='', flush=True)  # in one piece: jobs print at the same time
     start = time.monotonic()
     env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     with log.open('ab') as output, _locked(folder) as lock:
+        write_file(folder / 'begun.json', json.dumps(record).encode())
         try:
             process = subprocess.Popen(words, stdout=output, stderr=output, env=env, pass_fds=[lock])
         except OSError as error:
@@ -292,8 +305,10 @@ def _locked(folder: Path) -> Iterator[int]:
     with (folder / 'lock').open('w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f'another process is at work in {folder}; wait for it, or stop it') from None
+        except OSError:
+            pass  # a file system without locks
         yield file.fileno()
 
 
@@ -302,16 +317,23 @@ def _done(folder: Path) -> Path:
     return folder / 'done.json'
 
 
-def _is_done(plan: Plan, arm: Arm, name: str, seed: int, folder: Path) -> bool:
-    """Tell whether a command has ended well, and make sure that it was this one."""
-    if not _done(folder).is_file():
-        return False
-    was = json.loads(_done(folder).read_text()).get('plan')
-    if was not in (None, plan.command(arm, name, seed, Path())):
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Read what a command that has ended or begun has left about itself."""
+    files = [file for file in (_done(folder), folder / 'begun.json') if file.is_file()]
+    return json.loads(files[0].read_text()) if files else {}
+
+
+def _is_stale(plan: Plan, arm: Arm, name: str, seed: int, folder: Path) -> bool:
+    """Tell whether what is in a folder was made by another command than the plan has now."""
+    return _read_record(folder).get('plan') not in (None, plan.command(arm, name, seed, Path()))
+
+
+def _require_same_command(plan: Plan, arm: Arm, name: str, seed: int, folder: Path) -> None:
+    if _is_stale(plan, arm, name, seed, folder):
         raise UserError(
-            f'{folder} was made by another command than the plan has now ({was}); remove it, or undo the change'
+            f'{folder} was made by another command than the plan has now ({_read_record(folder)["plan"]}); remove it, '
+            'or undo the change'
         )
-    return True
 
 
 def _read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -339,7 +361,8 @@ def read_results(folder: Path, metric: str) -> list[tuple[int, float]]:
     for row in _read_rows(folder):
         if metric in row:
             results[int(row.get('step', 0))] = float(row[metric])
-        elif metric.startswith('coco/') and 'lr' not in row:  # mmdet logs no AP where nothing was found
+        elif metric.startswith('coco/') and not any(key == 'lr' or key.startswith('coco/') for key in row):
+            # mmdet logs no AP where nothing was found
             results[int(row.get('step', 0))] = 0.0
     return sorted(results.items())
 
@@ -404,14 +427,25 @@ def summarise(plan: Plan, root: Path) -> dict[str, dict[str, Summary]]:
 def _finished(plan: Plan, arm: Arm, name: str, seed: int, root: Path) -> list[tuple[int, float]]:
     """Read the results of a command that ended well."""
     folder = root / arm.name / f'seed_{seed}' / name
-    done = name in arm.commands and _is_done(plan, arm, name, seed, folder)
+    done = name in arm.commands and _done(folder).is_file() and not _is_stale(plan, arm, name, seed, folder)
     return read_results(folder, plan.metric) if done else []
 
 
-def _conditions(root: Path) -> list[str]:
-    """List on what devices and with what versions commands have run."""
-    records = [json.loads(file.read_text()) for file in sorted(root.glob('*/seed_*/*/done.json'))]
-    return sorted({record.get('conditions') or 'not recorded' for record in records})
+def _describe_runs(plan: Plan, root: Path) -> str:
+    """Say on what devices and with what versions commands have run, and what is left out of a report."""
+    found, stale = set(), []
+    for arm in plan.arms:
+        for seed in arm.seeds:
+            for name in arm.commands:
+                folder = root / arm.name / f'seed_{seed}' / name
+                if _is_stale(plan, arm, name, seed, folder):
+                    stale.append(f'{arm.name}/seed_{seed}/{name}')
+                elif _done(folder).is_file():
+                    found.add(_read_record(folder).get('conditions') or 'not recorded')
+    text = f'Run on: {"; ".join(sorted(found)) or "nothing yet"}.'
+    if stale:
+        text += f'\n\nLeft out, since the plan was changed after they had run: {", ".join(stale)}.'
+    return text
 
 
 def write_report(plan: Plan, root: Path, out_dir: Path, command: str) -> None:
@@ -422,12 +456,9 @@ def write_report(plan: Plan, root: Path, out_dir: Path, command: str) -> None:
         root (Path): Its folder.
         out_dir (Path): Where the report goes; made if it does not exist.
         command (str): What writes the report.
-
-    Raises:
-        UserError: If a result was made by another command than the plan has now.
     """
     summaries = summarise(plan, root)
-    conditions = f'Run on: {"; ".join(_conditions(root)) or "nothing yet"}'
+    conditions = _describe_runs(plan, root)
     out_dir.mkdir(parents=True, exist_ok=True)
     panel = _curves(plan, root)
     picture = ''

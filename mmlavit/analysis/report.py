@@ -180,23 +180,30 @@ def _maps(source: Source) -> Section:
 
 
 def _diagonality(source: Source) -> Section:
-    histories = []
+    histories, left_out = [], []
     for name, run in zip(_names(source.runs), source.runs, strict=True):
-        pictures = list(read_pictures(run.trained, source.paths))
-        inputs, sizes = [picture.inputs for picture in pictures], [picture.pixels.shape[:2] for picture in pictures]
         backbone = run.trained.model.backbone
         if not any(isinstance(module, (LessAttention, PlainLessAttention)) for module in backbone.modules()):
             continue
-        measured = [(step, measure_diagonality(backbone, inputs, sizes)) for step in each_checkpoint(run)]
-        if all(diagonality is not None for _, diagonality in measured):
+        pictures = list(read_pictures(run.trained, source.paths))
+        inputs, sizes = [picture.inputs for picture in pictures], [picture.pixels.shape[:2] for picture in pictures]
+        try:
+            measured = [(step, measure_diagonality(backbone, inputs, sizes)) for step in each_checkpoint(run)]
+        except ConfigError as error:
+            if run is source.run:
+                raise
+            left_out.append(f'{name} is left out: {error}.')
+            continue
+        if measured:
             histories.append(History(name, run.log, run.diagonality_weight, measured))
     if not histories:
-        raise UserError('no model has less-attention layers')
+        raise UserError('no model has less-attention layers and checkpoints')
     plot_diagonality(histories, source.folder / 'diagonality.png')
     text = [
         'The diagonality-preserving loss asks scores to be symmetric, with the largest at the query itself. Lines: '
         'what the training logged, on its batches; the loss is divided by its weight. Diamonds: measured on the images '
-        'of this report, from each checkpoint that the work dir still has, also of trainings without the loss.'
+        'of this report, from each checkpoint that the work dir still has, also of trainings without the loss.',
+        *left_out,
     ]
     return Section(text, ['diagonality.png'])
 

@@ -98,7 +98,7 @@ class DecodedImages(CustomDataset):
         samples = [self.target_pipeline(dict(entry)) for entry in entries]
         names = ['gt_score' if 'gt_score' in sample else 'gt_label' for sample in samples]
         self.labels = np.stack([np.asarray(sample[name]) for sample, name in zip(samples, names, strict=True)])
-        key = json.dumps([[entry['img_path'] for entry in entries], self.recipe], default=str)  # a type may be a class
+        key = json.dumps([[entry['img_path'] for entry in entries], self.recipe], default=_name_class)
         file = os.path.join(self.cache, f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy')
         if not os.path.isfile(file):
             with ThreadPoolExecutor(_THREADS) as pool:
@@ -117,6 +117,13 @@ class DecodedImages(CustomDataset):
         if sample is None:
             raise DataError(f'{entry["img_path"]}: DecodedImages cannot leave out images')
         return sample['img']
+
+
+def _name_class(kind: Any) -> str:
+    """Name a transform that a config has as a class."""
+    if not isinstance(kind, type):
+        raise ConfigError(f'DecodedImages needs transforms of plain values, got {kind!r}')
+    return f'{kind.__module__}.{kind.__qualname__}'
 
 
 def keep_batch(batch: dict[str, Any]) -> dict[str, Any]:

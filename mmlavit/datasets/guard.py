@@ -23,7 +23,7 @@ from .check.images import (
     has_16_bits,
     is_cut_off,
 )
-from .check.maps import maps_have_its_classes
+from .check.maps import MAP_LOADERS, maps_have_its_classes
 
 _ADVICE = 'python tools/check_data.py CONFIG finds all such files'
 _IN_A_ROW = 100
@@ -186,7 +186,8 @@ def _explain(path: str, data: dict, transform: Any, error: Exception) -> Excepti
         fault = (find_file_fault if ours else find_missing)(path)
     maps = data.get('seg_map_path')
     if not fault and 'gt_seg_map' not in data and maps is not None and not _is_elsewhere(maps, transform):
-        name, fault = maps, find_file_fault(maps)
+        ours = type(transform).__name__ in MAP_LOADERS
+        name, fault = maps, (find_file_fault if ours else find_missing)(maps)
     if not fault and isinstance(error, KeyError) and error.args == ('mask',):
         name, fault = path, 'has an object without a mask: add its segmentation to the annotations, or remove it'
     if fault:

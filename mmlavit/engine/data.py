@@ -51,7 +51,7 @@ def watch_data(runner, cfg: Config) -> None:
             raise _explain(dataloader, cfg, error) from error
         for leaf in find_leaves(loader.dataset):
             _require_fitting_classes(leaf, cfg)
-        guard(loader.dataset, dataloader == runner._train_dataloader)
+        guard(loader.dataset, dataloader is runner._train_dataloader)
         return loader
 
     runner.build_dataloader = build_dataloader
@@ -92,7 +92,7 @@ class GuardHook(Hook):
         self.guard = guard
 
     def before_train_epoch(self, runner) -> None:
-        """Guard, before worker processes start."""
+        """Guard; in our loops, before worker processes start."""
         self.guard(runner.train_dataloader.dataset, True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from .resample import Grid
 def find_distances(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Tensor]:
     """Distances of everything that both have in the same shape.
 
-    Of as many maps, those at the same place are compared; of different numbers of maps, those whose shape no other has.
+    Maps are matched by their shapes. Where several have the same, as those of a plain transformer, and both models have
+    as many maps, they are matched by their places.
 
     Args:
         student (Mapping): What was recorded of the student's forward: 'backbone' and 'neck', their maps; 'logits',
@@ -50,12 +52,15 @@ def _match_maps(student: Any, teacher: Any) -> list[tuple[Tensor, Tensor]]:
     student, teacher = (
         maps if isinstance(maps, Sequence) else [] if maps is None else [maps] for maps in (student, teacher)
     )
-    if len(student) == len(teacher):
-        pairs = list(zip(student, teacher, strict=True))
-    else:
-        shapes = [[tuple(some.shape) for some in maps] for maps in (student, teacher)]
-        pairs = [(a, b) for b in teacher for a in student if all(s.count(tuple(b.shape)) == 1 for s in shapes)]
-    return [(a, b) for a, b in pairs if a.dim() == 4 and a.shape == b.shape]
+    counts = [Counter(tuple(some.shape) for some in maps) for maps in (student, teacher)]
+    pairs = [
+        (a, b)
+        for i, a in enumerate(student)
+        for j, b in enumerate(teacher)
+        if a.shape == b.shape
+        and (all(count[tuple(a.shape)] == 1 for count in counts) or (i == j and len(student) == len(teacher)))
+    ]
+    return [(a, b) for a, b in pairs if a.dim() == 4]
 
 
 def relative_distance(student: Tensor, teacher: Tensor) -> Tensor:

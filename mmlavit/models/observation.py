@@ -59,12 +59,12 @@ def observe_attention(
             less-attention layers transform. True: those on all keys that they attend to, attention residual included.
 
     Raises:
-        ConfigError: If it is another kind of backbone, or a control, whose layers do not attend by their scores.
+        ConfigError: If it is another kind of backbone, or a control, most of which do not attend by their scores.
     """
     if hasattr(backbone, 'later'):
         raise ConfigError(
             f'{type(backbone).__name__} has something else in the place of less attention (later={backbone.later!r}), '
-            'so its scores would show nothing; look at the model that it is compared with'
+            'so its attention is not shown; look at the model that it is compared with'
         )
     if isinstance(backbone, LaViT):
         attach = _observe_lavit_on_all_keys if all_keys else _observe_lavit

@@ -42,7 +42,8 @@ def strip_checkpoint(
         dict[str, Any]: A checkpoint with 'meta' and 'state_dict', of tensors and plain Python values.
 
     Raises:
-        UserError: If averaged weights are asked for and there are none, or one is too large for half precision.
+        UserError: If averaged weights are asked for and there are none, one is not finite, or one is too large for half
+            precision.
     """
     state_dict = dict(checkpoint['state_dict'])
     other = checkpoint.get('ema_state_dict')
@@ -52,6 +53,11 @@ def strip_checkpoint(
         # EMAHook exchanges the two when it saves: the averaged weights are the checkpoint's state_dict.
         raw = {key.removeprefix('module.'): value for key, value in other.items() if key.startswith('module.')}
         state_dict.update((key, value) for key, value in raw.items() if key in state_dict)
+    for name, value in state_dict.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(
+                f'{name} has values that are not finite: the training diverged; choose an earlier checkpoint'
+            )
     if half:
         state_dict = {key: _round(key, value) for key, value in state_dict.items()}
     meta = checkpoint.get('meta') or {}
@@ -112,8 +118,6 @@ def _as_safetensors(checkpoint: Mapping[str, Any]) -> bytes:
 
 def _round(name: str, value: torch.Tensor) -> torch.Tensor:
     """Round to half precision; integers stay."""
-    if value.is_floating_point() and not value.isfinite().all():
-        raise UserError(f'{name} has values that are not finite: the training diverged; choose an earlier checkpoint')
     rounded = value.half() if value.dtype == torch.float32 else value
     if rounded.is_floating_point() and not rounded.isfinite().all():
         raise UserError(f'{name} has values that half precision cannot hold (above 65504); publish without --half')

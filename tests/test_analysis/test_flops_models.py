@@ -214,6 +214,9 @@ def test_gray_images(monkeypatch, capsys):
     assert code == 0
     row = next(line for line in lines if 'patch embed' in line.lower())
     assert int(row.split()[-6].replace(',', '')) == 56 * 56 * 64 * 4 * 4
+    option = 'model.backbone.backbone.in_channels=1'  # of the transformer inside
+    code, _, _ = get_flops(monkeypatch, capsys, 'configs/experiments/vit_small_less_in30.py', '--cfg-options', option)
+    assert code == 0
 
 
 def test_semantic_head():

@@ -101,7 +101,6 @@ def test_validation_skips_nothing(tmp_path, monkeypatch):
     cfg = prepare(tmp_path, 'classification', FAULTS['classification']['cut off'], monkeypatch)
     cfg.skip_broken_data = True
     validation = copy.deepcopy(cfg.train_dataloader)
-    validation.batch_size = 1
     dataset = FakeRunner(cfg).build_dataloader(validation, seed=0).dataset
     with pytest.raises(UserError, match='1.jpg is cut off'):
         [dataset[i] for i in range(len(dataset))]

@@ -82,7 +82,6 @@ def write_panoptic():
 
 
 def test_panoptic(here):
-    pytest.importorskip('panopticapi', reason='reads segments')
     write_panoptic()
     pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadPanopticAnnotations')]
     folders = dict(img='images/', seg='maps/')
@@ -142,6 +141,47 @@ def test_turned_by_a_tag(here, suffix):
     if loaded is None:
         pytest.skip(f'Pillow or OpenCV as installed does not know {suffix}')
     assert read_size(f'a.{suffix}') == loaded.shape[:2]
+
+
+@pytest.mark.parametrize('color_type', ['color', 'unchanged', 'color_ignore_orientation'])
+def test_turned_if_the_pipeline_turns(here, color_type):
+    """A map of the size that the image has once it is loaded is right, and one of the other is not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png', exif=exif)
+    pipeline = [dict(type='LoadImageFromFile', color_type=color_type), dict(type='LoadAnnotations')]
+    with enter('mmseg'):
+        shape = Compose(pipeline[:1])(dict(img_path='images/0.png'))['img'].shape[:2]
+        for size, faults in ((shape, 0), (shape[::-1], 1)):
+            Image.fromarray(rng.integers(0, 2, size, np.uint8)).save('maps/0.png')
+            dataset = ConfigDict(
+                type='BaseSegDataset',
+                data_root='.',
+                img_suffix='.png',
+                metainfo=dict(classes=('a', 'b'), palette=[[0, 0, 0], [9, 9, 9]]),
+                data_prefix=dict(img_path='images', seg_map_path='maps'),
+                pipeline=pipeline,
+            )
+            found = list(check_dataset(dataset, dict(decode_head=dict(num_classes=2)), 'train', None))
+            assert len(found) == faults, found
+
+
+def test_arrays(here):
+    """Images and maps of mmseg's biomedical data sets are no images to Pillow."""
+    np.save('images/0.npy', rng.random(SIZE))
+    np.save('maps/0.npy', rng.integers(0, 2, SIZE))
+    loaders = ('LoadBiomedicalImageFromFile', 'LoadBiomedicalAnnotation')
+    with enter('mmseg'):
+        dataset = ConfigDict(
+            type='BaseSegDataset',
+            data_root='.',
+            img_suffix='.npy',
+            seg_map_suffix='.npy',
+            metainfo=dict(classes=('a', 'b'), palette=[[0, 0, 0], [9, 9, 9]]),
+            data_prefix=dict(img_path='images', seg_map_path='maps'),
+            pipeline=[dict(type=name) for name in loaders],
+        )
+        assert list(check_dataset(dataset, dict(decode_head=dict(num_classes=2)), 'train', None)) == []
 
 
 def test_files_of_a_storage(here):

@@ -147,6 +147,9 @@ def test_maps_are_compared_at_their_places():
     torch.testing.assert_close(find_distances(dict(backbone=other), record)['maps'], expected)
     assert find_distances(dict(backbone=maps[:2]), record) == {}
     assert find_distances(dict(backbone=other[1:]), dict(backbone=[*other[2:]]))['maps'] == 0
+    # Levels P2 to P4 of one neck, and P3 to P5 of another.
+    levels = [torch.randn(2, 8, 32 >> i, 32 >> i) for i in range(4)]
+    assert find_distances(dict(neck=levels[:3]), dict(neck=levels[1:]))['neck'] == 0
 
 
 def test_blocks_with_other_tokens():

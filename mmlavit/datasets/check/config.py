@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mmlavit.utils.toolbox import load_toolbox
 
 from .coco import check_coco_file, reads_coco
 from .images import find_fault, find_file_fault, find_map_fault, find_missing, read_size
-from .maps import is_panoptic, loaded_depth, maps_have_its_classes
+from .maps import describe_loading, is_panoptic, maps_have_its_classes
 
 _SPLITS = ('train', 'val', 'test')
 
@@ -175,8 +176,9 @@ def _check_images(
     pipeline = config.get('pipeline') or []
     if any(map(is_remote, [config, *pipeline])):
         return
-    depth = loaded_depth(pipeline)
-    labels, panoptic = _label_values(dataset), is_panoptic(dataset)
+    loading = describe_loading(pipeline)
+    map_fault = partial(find_map_fault, panoptic=is_panoptic(dataset))
+    labels = _label_values(dataset)
     drawn = range(len(entries))
     if decode is not None:
         drawn = set(random.sample(drawn, min(decode, len(entries))))
@@ -190,12 +192,12 @@ def _check_images(
         if not _has_file(entry):
             continue
         path = entry['img_path']
-        if depth == 'unknown':
+        if loading.depth == 'unknown':
             fault = find_missing(path)
         else:
-            fault = (find_fault if depth == '8 bits' else find_file_fault)(path, number in drawn)
+            fault = (find_fault if loading.depth == '8 bits' else find_file_fault)(path, number in drawn)
         note(path, fault)
-        size = None if fault or depth == 'unknown' else read_size(path)
+        size = None if fault or loading.depth == 'unknown' else read_size(path, loading.turns)
         if size and 'height' in entry and size != (entry['height'], entry['width']):
             note(
                 path,
@@ -203,8 +205,10 @@ def _check_images(
                 '(turned by an EXIF tag?): save it as it is to be seen, or correct width and height',
             )
         if entry.get('seg_map_path') is not None and not fault:
-            if number in drawn:
-                note(entry['seg_map_path'], find_map_fault(entry['seg_map_path'], size, labels, panoptic))
+            if not loading.maps:
+                note(entry['seg_map_path'], find_missing(entry['seg_map_path']))
+            elif number in drawn:
+                note(entry['seg_map_path'], map_fault(entry['seg_map_path'], size, labels))
             elif not osp.isfile(entry['seg_map_path']):
                 note(entry['seg_map_path'], 'does not exist, though its image does: add it, or remove the image')
     for fault, paths in found.items():

@@ -90,11 +90,12 @@ def has_16_bits(path: str | os.PathLike) -> bool:
     return False
 
 
-def read_size(path: str | os.PathLike) -> tuple[int, int] | None:
-    """Read the height and width that an image has once it is loaded, that is, turned as its EXIF tag says.
+def read_size(path: str | os.PathLike, turns: bool = True) -> tuple[int, int] | None:
+    """Read the height and width that an image has once it is loaded.
 
     Args:
         path (str or Path): The file; only its header is read.
+        turns (bool): Whether it is turned as its EXIF tag says.
 
     Returns:
         tuple[int, int], optional: Height and width; None if it cannot be read.
@@ -104,7 +105,7 @@ def read_size(path: str | os.PathLike) -> tuple[int, int] | None:
         with Image.open(path) as image:
             width, height = image.size
             # Pillow has turned the size of a TIFF file already, and OpenCV turns no others.
-            turns = image.format in ('JPEG', 'MPO', 'PNG')
+            turns = turns and image.format in ('JPEG', 'MPO', 'PNG')
             turned = turns and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)
     return None

@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mmlavit.utils.config_types import type_name
 
+# Transforms that load label maps as images.
+MAP_LOADERS = ('LoadAnnotations', 'LoadPanopticAnnotations')
 _COLOURS = ('color', 'grayscale', 'color_ignore_orientation', 'grayscale_ignore_orientation')
 
 
-def loaded_depth(pipeline: Sequence[Mapping[str, Any]]) -> Literal['8 bits', 'any', 'unknown']:
-    """Tell what a pipeline makes of image files.
+class Loading(NamedTuple):
+    """What a pipeline makes of files.
+
+    Args:
+        depth (str): '8 bits': mmcv decodes images as colours or gray. 'any': it leaves their depth as it is. 'unknown':
+            something else loads them, such as GDAL.
+        turns (bool): Whether images are turned as an EXIF tag says.
+        maps (bool): Whether label maps are loaded as images; otherwise their format is not known.
+    """
+
+    depth: Literal['8 bits', 'any', 'unknown'] = '8 bits'
+    turns: bool = True
+    maps: bool = True
+
+
+def describe_loading(pipeline: Sequence[Mapping[str, Any]]) -> Loading:
+    """Tell what a pipeline makes of the files of images and label maps.
 
     Args:
         pipeline (Sequence[Mapping]): Transforms.
 
     Returns:
-        str: '8 bits': mmcv decodes them as colours or gray. 'any': it leaves their depth as it is. 'unknown': something
-        else loads them, such as GDAL.
+        Loading: What is known; what most pipelines do where nothing is said.
     """
+    found = Loading()
     for step in pipeline:
         name = type_name(step)
         if name == 'LoadImageFromFile':
-            return '8 bits' if step.get('color_type', 'color') in _COLOURS else 'any'
-        if name.startswith('Load') and 'Image' in name:
-            return 'unknown'
-    return '8 bits'
+            kind = step.get('color_type', 'color')
+            plain = step.get('imdecode_backend') != 'tifffile'  # which leaves everything as it is
+            found = found._replace(
+                depth='8 bits' if kind in _COLOURS and plain else 'any', turns=kind in ('color', 'grayscale') and plain
+            )
+        elif name.startswith('Load') and 'Annotation' in name:
+            found = found._replace(maps=name in MAP_LOADERS)
+        elif name.startswith('Load') and 'Image' in name:
+            found = found._replace(depth='unknown', turns=False)
+    return found
 
 
 def is_panoptic(dataset: Any) -> bool:
