@@ -106,21 +106,27 @@ def test_panoptic_files(here):
     assert 'is 64x48, but its image is 64x64' in find_map_fault('maps/0.png', (64, 64), None, panoptic=True)
 
 
+def check_maps(suffix, pipeline, map_suffix='.png'):
+    """What is found wrong with images in ``images`` and maps of two classes in ``maps``."""
+    dataset = ConfigDict(
+        type='BaseSegDataset',
+        data_root='.',
+        img_suffix=suffix,
+        seg_map_suffix=map_suffix,
+        metainfo=dict(classes=('a', 'b'), palette=[[0, 0, 0], [9, 9, 9]]),
+        data_prefix=dict(img_path='images', seg_map_path='maps'),
+        pipeline=pipeline,
+    )
+    return list(check_dataset(dataset, dict(decode_head=dict(num_classes=2)), 'train', None))
+
+
 @pytest.mark.parametrize(('color_type', 'fault'), [('unchanged', False), ('color', True)])
 def test_16_bits(here, color_type, fault):
     cv2.imwrite('images/0.tif', rng.integers(0, 65535, (*SIZE, 3)).astype(np.uint16))
     Image.fromarray(rng.integers(0, 2, SIZE, np.uint8)).save('maps/0.png')
     pipeline = [dict(type='LoadImageFromFile', color_type=color_type), dict(type='LoadAnnotations')]
     with enter('mmseg'):
-        dataset = ConfigDict(
-            type='BaseSegDataset',
-            data_root='.',
-            img_suffix='.tif',
-            metainfo=dict(classes=('a', 'b'), palette=[[0, 0, 0], [9, 9, 9]]),
-            data_prefix=dict(img_path='images', seg_map_path='maps'),
-            pipeline=pipeline,
-        )
-        found = list(check_dataset(dataset, dict(decode_head=dict(num_classes=2)), 'train', None))
+        found = check_maps('.tif', pipeline)
         message = blame(pipeline[:1], img_path='images/0.tif')
     assert ['has 16 bits in each channel' in line for line in found] == [True] * fault
     assert message == 'images/0.tif: Faulty failed on it (ValueError: a mistake)'
@@ -154,15 +160,7 @@ def test_turned_if_the_pipeline_turns(here, color_type):
         shape = Compose(pipeline[:1])(dict(img_path='images/0.png'))['img'].shape[:2]
         for size, faults in ((shape, 0), (shape[::-1], 1)):
             Image.fromarray(rng.integers(0, 2, size, np.uint8)).save('maps/0.png')
-            dataset = ConfigDict(
-                type='BaseSegDataset',
-                data_root='.',
-                img_suffix='.png',
-                metainfo=dict(classes=('a', 'b'), palette=[[0, 0, 0], [9, 9, 9]]),
-                data_prefix=dict(img_path='images', seg_map_path='maps'),
-                pipeline=pipeline,
-            )
-            found = list(check_dataset(dataset, dict(decode_head=dict(num_classes=2)), 'train', None))
+            found = check_maps('.png', pipeline)
             assert len(found) == faults, found
 
 
@@ -172,16 +170,7 @@ def test_arrays(here):
     np.save('maps/0.npy', rng.integers(0, 2, SIZE))
     loaders = ('LoadBiomedicalImageFromFile', 'LoadBiomedicalAnnotation')
     with enter('mmseg'):
-        dataset = ConfigDict(
-            type='BaseSegDataset',
-            data_root='.',
-            img_suffix='.npy',
-            seg_map_suffix='.npy',
-            metainfo=dict(classes=('a', 'b'), palette=[[0, 0, 0], [9, 9, 9]]),
-            data_prefix=dict(img_path='images', seg_map_path='maps'),
-            pipeline=[dict(type=name) for name in loaders],
-        )
-        assert list(check_dataset(dataset, dict(decode_head=dict(num_classes=2)), 'train', None)) == []
+        assert check_maps('.npy', [dict(type=name) for name in loaders], '.npy') == []
 
 
 def test_files_of_a_storage(here):
