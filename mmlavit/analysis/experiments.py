@@ -123,21 +123,22 @@ class Plan:
             raise UserError(f'{path}: columns names {", ".join(sorted(unknown))}, which no arm has a command for')
         plain = (cfg[key] for key in ('title', 'metric', 'scale', 'digits', 'reference'))
         plan = cls(Path(path).stem, *plain, dict(cfg.columns), tuple(arms))
+        titled = []
         for arm in arms:
             try:
-                titles = {arm.title.format(**arm.names) for arm in arms}
+                titled.append(replace(arm, title=arm.title.format(**arm.names)))
                 commands = {name: shlex.split(plan.command(arm, name, arm.seeds[0], Path())) for name in arm.commands}
             except (AttributeError, LookupError, TypeError, ValueError) as error:
                 raise UserError(
                     f'{path}: title or commands of arm {arm.name} cannot be filled in ({type(error).__name__}: '
                     f'{error}); double a brace that is meant as one'
                 ) from error
-            if len(titles) < len(arms):
-                raise UserError(f'{path}: two arms have the same title')
             for name, words in commands.items():
                 if not words or '=' in words[0]:
                     raise UserError(f'{path}: command {name} of arm {arm.name} begins with no program')
-        return replace(plan, arms=tuple(replace(arm, title=arm.title.format(**arm.names)) for arm in arms))
+        if len({arm.title for arm in titled}) < len(titled):
+            raise UserError(f'{path}: two arms have the same title')
+        return replace(plan, arms=tuple(titled))
 
     def command(self, arm: Arm, name: str, seed: int, root: Path) -> str:
         """Give a command of an arm as it is run for a seed.
@@ -254,7 +255,6 @@ def _run_arm(
             folder = root / arm.name / f'seed_{seed}' / name
             if failed.is_set():
                 continue
-            _require_same_command(plan, arm, name, seed, folder)
             if not _done(folder).is_file():
                 record = dict(plan=plan.command(arm, name, seed, Path()), conditions=conditions)
                 _run_command(plan.command(arm, name, seed, root), folder, threads, record)
