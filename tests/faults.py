@@ -1,4 +1,4 @@
-"""Tiny data sets of the three tasks, and everything that can be wrong with them, one at a time."""
+"""Tiny datasets of the three tasks, and everything that can be wrong with them, one at a time."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best=None))
 
 
 def write_data(folder: Path, task: str, workers: int = 0, more: str = '') -> Path:
-    """Write a data set into ``folder/data`` and a config beside it; give the config."""
+    """Write a dataset into ``folder/data`` and a config beside it; give the config."""
     rng = np.random.default_rng(0)
     images = folder / 'data/images'
     images.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Samples and miniature data sets of the structure that each toolbox expects, without real data."""
+"""Samples and miniature datasets of the structure that each toolbox expects, without real data."""
 
 from __future__ import annotations
 

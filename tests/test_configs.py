@@ -94,7 +94,7 @@ def plain_dumps(monkeypatch):
 
 @pytest.fixture(scope='session')
 def data_root(tmp_path_factory) -> Path:
-    """A folder in which ``data/`` holds all four data sets in miniature."""
+    """A folder in which ``data/`` holds all four datasets in miniature."""
     root = tmp_path_factory.mktemp('data_root')
     for write in (
         synthetic.write_coco,

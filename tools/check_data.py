@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check before a long run that data sets are whole, or that the data of a config can be trained with."""
+"""Check before a long run that datasets are whole, or that the data of a config can be trained with."""
 
 import argparse
 import sys
@@ -24,21 +24,21 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=f'{__doc__}\nPrints a line for each finding, with what to do. '
         'Exit code 0: nothing is wrong; 1: something is; 2: wrong usage.\n'
-        'Nothing is downloaded: the terms of the data sets are for you to accept.',
-        epilog=f'data sets:\n{sources}',
+        'Nothing is downloaded: the terms of the datasets are for you to accept.',
+        epilog=f'datasets:\n{sources}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         'names', nargs='+', metavar='NAME|CONFIG', help=f'{", ".join(DATA_SETS)}, or config files (.py)'
     )
     parser.add_argument(
-        '--root', type=Path, metavar='DIR', help='where the data set is, if it is not where configs expect it'
+        '--root', type=Path, metavar='DIR', help='where the dataset is, if it is not where configs expect it'
     )
     parser.add_argument(
         '--decode',
         default='20',
         metavar='N|all',
-        help='decode N images of each folder or data set, drawn at random, or all; default: %(default)s, 0 for none. '
+        help='decode N images of each folder or dataset, drawn at random, or all; default: %(default)s, 0 for none. '
         'With a config, all images are opened, and decoded if they do not end as they should',
     )
     add_options_argument(parser, 'change the config, e.g. train_dataloader.dataset.data_root=DIR')
@@ -56,7 +56,7 @@ def main() -> None:
             raise UserError(f'{unknown[0]} is neither a config (.py) nor one of {", ".join(DATA_SETS)}')
         if args.root and (len(args.names) > 1 or configs):
             named = f'{len(args.names)} are named' if len(args.names) > 1 else f'{configs[0]} is a config'
-            raise UserError(f'--root {args.root} is for one data set, but {named}')
+            raise UserError(f'--root {args.root} is for one dataset, but {named}')
         if args.cfg_options and not configs:
             raise UserError('--cfg-options changes a config, but none is named')
         whole = True
@@ -79,7 +79,7 @@ def parse_number(text: str) -> int | None:
 
 
 def check(name: str, root: Path, decode: int | None) -> bool:
-    """Check a data set and print what was found; tell whether it is whole."""
+    """Check a dataset and print what was found; tell whether it is whole."""
     data = DATA_SETS[name]
     if not root.is_dir():
         print(f'{name}: {root} does not exist: get {data.title} from {data.source}. Terms: {data.terms}', flush=True)

@@ -126,12 +126,12 @@ def keep_options(cfg: Config, options: Mapping[str, Any]) -> Config:
 
 
 def _find_pipeline(dataset: Mapping[str, Any]) -> list:
-    """Find the pipeline of a data set, looking through wrappers such as ``RepeatDataset``."""
+    """Find the pipeline of a dataset, looking through wrappers such as ``RepeatDataset``."""
     while 'dataset' in dataset:
         if 'pipeline' in dataset:
             raise UserError(
                 f"{dataset['type']} of the student's train_dataloader has transforms of its own, such as Mosaic, which "
-                'mix images with their labels; distillation needs a data set without'
+                'mix images with their labels; distillation needs a dataset without'
             )
         dataset = dataset['dataset']
     if 'pipeline' not in dataset:

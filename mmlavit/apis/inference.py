@@ -129,14 +129,14 @@ class TorchModel(ABC):
 
 
 def _find_meta(weights: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Find names and colours of classes: those that a checkpoint came with, else those of the config's data set."""
+    """Find names and colours of classes: those that a checkpoint came with, else those of the config's dataset."""
     meta = weights.get('meta') or {}
     found = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
     if not found:
         kind = dataset['type']
         kind = DATASETS.get(kind) if isinstance(kind, str) else kind
         found = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
-        if isinstance(dataset.get('classes'), (list, tuple)):  # as mmpretrain's data sets take them, too
+        if isinstance(dataset.get('classes'), (list, tuple)):  # as mmpretrain's datasets take them, too
             found['classes'] = dataset['classes']
     return {key.lower(): value for key, value in found.items()}
 

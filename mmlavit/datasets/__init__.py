@@ -1,4 +1,4 @@
-"""Data sets that are made on the spot, without a download."""
+"""Datasets that are made on the spot, without a download."""
 
 from .handwritten import HandwrittenConfig, Summary, generate
 

@@ -32,7 +32,7 @@ _THREADS = 16
 
 @DATASETS.register_module()
 class DecodedImages(CustomDataset):
-    """A data set that gives batches, as they come out of a memory of decoded images.
+    """A dataset that gives batches, as they come out of a memory of decoded images.
 
     The pipeline runs once for each image, so nothing in it should be random; crops and flips are drawn by
     :class:`CroppingDataPreprocessor`. The images are kept in a file that trainings map into their memory.

@@ -1,4 +1,4 @@
-"""Data sets that name the file when an image or annotation cannot be used, or leave it out and write that down."""
+"""Datasets that name the file when an image or annotation cannot be used, or leave it out and write that down."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DARK = 16  # what is left of 12 bits where the upper 8 of 16 are kept
 
 
 class GuardedPipeline(Compose):
-    """The transforms of a data set, which name the file that they fail on, and refuse what would be learned wrongly.
+    """The transforms of a dataset, which name the file that they fail on, and refuse what would be learned wrongly.
 
     Refused are files that OpenCV reads without a complaint: cut-off JPEGs, whose rest its older versions fill with
     gray, 12 bits in a 16-bit file, of which nothing remains, images that an EXIF tag turns away from their annotations,
@@ -42,7 +42,7 @@ class GuardedPipeline(Compose):
         pipeline (Compose): The transforms.
         labels (int, optional): Number of classes; None: not known.
         ignore_index (int): Label of pixels that belong to no class.
-        skip_file (str, optional): Leave such images out, as long as the data set may draw another in its place, and
+        skip_file (str, optional): Leave such images out, as long as the dataset may draw another in its place, and
             write their names into this file. None: raise an error.
     """
 
@@ -60,7 +60,7 @@ class GuardedPipeline(Compose):
         """Transform.
 
         Args:
-            data (dict): What the data set says about an image.
+            data (dict): What the dataset says about an image.
 
         Returns:
             dict, optional: The sample; None: another has to be drawn.
@@ -145,11 +145,11 @@ class GuardedPipeline(Compose):
 
 
 def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> None:
-    """Put a :class:`GuardedPipeline` into a data set, and into those in it.
+    """Put a :class:`GuardedPipeline` into a dataset, and into those in it.
 
     Args:
-        dataset (Dataset): A data set of a toolbox, or a wrapper.
-        classes (int, optional): Number of classes of the model; None: those that each data set says it has.
+        dataset (Dataset): A dataset of a toolbox, or a wrapper.
+        classes (int, optional): Number of classes of the model; None: those that each dataset says it has.
         skip_file (str, optional): As of :class:`GuardedPipeline`; not for validation and test, whose images all count.
     """
     for leaf in find_leaves(dataset):
@@ -167,7 +167,7 @@ def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> N
 
 
 def find_leaves(dataset: Any) -> Iterator[Any]:
-    """Yield the data sets inside of wrappers such as ``RepeatDataset``; one that is no wrapper itself."""
+    """Yield the datasets inside of wrappers such as ``RepeatDataset``; one that is no wrapper itself."""
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     if inner == [None]:
         yield dataset

@@ -1,4 +1,4 @@
-"""Handwritten scenes: a small data set for detection, segmentation and classification.
+"""Handwritten scenes: a small dataset for detection, segmentation and classification.
 
 Real scanned digits are drawn over real photographs, both shipped inside scikit-learn, so nothing
 is downloaded. ``docs/handwritten.md`` describes the files. How an image is drawn is in
@@ -141,19 +141,19 @@ class Summary:
 def generate(
     root: str | Path, config: HandwrittenConfig | None = None, overwrite: bool = False, progress: bool = True
 ) -> Summary:
-    """Write the data set, or find it complete and leave it alone.
+    """Write the dataset, or find it complete and leave it alone.
 
     Each image depends on the options, its split and its number only, not on how many others are
     made. ``meta.json`` is written last; a folder that was left unfinished is made again.
 
     Args:
-        root (str or Path): The folder; created if missing. Files that are not of this data set are kept.
+        root (str or Path): The folder; created if missing. Files that are not of this dataset are kept.
         config (HandwrittenConfig, optional): What to generate; the defaults if None.
-        overwrite (bool): Replace a data set of this kind even if complete or made with other options.
+        overwrite (bool): Replace a dataset of this kind even if complete or made with other options.
         progress (bool): Show a progress bar.
 
     Raises:
-        ConfigError: ``root`` holds something else, or this data set made with other options and
+        ConfigError: ``root`` holds something else, or this dataset made with other options and
             ``overwrite`` is False, or scikit-learn is missing.
         OSError: a file cannot be written.
     """
@@ -194,7 +194,7 @@ def generate(
 
 
 def _read_meta(root: Path) -> dict | None:
-    """Read what is known about a finished data set in ``root``; None if there is none to protect."""
+    """Read what is known about a finished dataset in ``root``; None if there is none to protect."""
     if root.exists() and not root.is_dir():
         raise ConfigError(f'{root} is a file: give a folder')
     ours = (*FOLDERS, README, META)
@@ -212,7 +212,7 @@ def _read_meta(root: Path) -> dict | None:
 
 
 def _check_same_options(root: Path, meta: dict, options: dict) -> None:
-    """Refuse a data set that was made with other options or by another version."""
+    """Refuse a dataset that was made with other options or by another version."""
     there = dict(meta['options'], format=meta['format'])
     wanted = dict(options, format=FORMAT)
     different = [

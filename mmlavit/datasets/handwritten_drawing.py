@@ -122,7 +122,7 @@ def split_scans(scans: np.ndarray, labels: np.ndarray) -> dict[str, list[np.ndar
     """Divide the scans of each digit between train and val.
 
     The split depends on nothing but the scans: neither on the seed nor on their order, so no
-    validation set ever holds a digit that another data set of this generator trained on. Identical
+    validation set ever holds a digit that another dataset of this generator trained on. Identical
     scans count as one and stay together.
 
     Args:

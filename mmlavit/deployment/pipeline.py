@@ -22,13 +22,13 @@ _KNOWN = {
 
 
 def find_test_dataset(cfg: Config) -> ConfigDict:
-    """Find the data set that a config tests on, also if others are wrapped around it.
+    """Find the dataset that a config tests on, also if others are wrapped around it.
 
     Args:
         cfg (Config): The config.
 
     Returns:
-        ConfigDict: Config of the data set; of several with the same pipeline, the first.
+        ConfigDict: Config of the dataset; of several with the same pipeline, the first.
 
     Raises:
         UserError: If there is none that says how images are prepared.
@@ -38,7 +38,7 @@ def find_test_dataset(cfg: Config) -> ConfigDict:
         inner = dataset.get('datasets') or [dataset.get('dataset')]
         if inner[0] is None or any(one.get('pipeline') != inner[0].get('pipeline') for one in inner):
             raise UserError(
-                'the config has no test_dataloader whose data set has one pipeline; it says how images are prepared, '
+                'the config has no test_dataloader whose dataset has one pipeline; it says how images are prepared, '
                 'so add one (its files need not be there)'
             )
         dataset = inner[0]

@@ -83,7 +83,7 @@ class GuardHook(Hook):
     """Guard the data of training again where a hook, such as mmdet's ``PipelineSwitchHook``, has set a new pipeline.
 
     Args:
-        guard (Callable): Takes the data set, and whether it is for training.
+        guard (Callable): Takes the dataset, and whether it is for training.
     """
 
     priority = 'LOWEST'  # after those hooks
@@ -127,7 +127,7 @@ class SkippedDataHook(Hook):
 
 
 def _explain(dataloader: Any, cfg: Config, error: Exception) -> Exception:
-    """Say what is wrong with the annotations, if that is why a data set could not be built."""
+    """Say what is wrong with the annotations, if that is why a dataset could not be built."""
     for dataset in find_leaf_configs(dataloader['dataset']):
         for finding in check_dataset(dataset, cfg.model, 'the data', 0, annotations_only=True):
             if not finding.startswith('note:'):
@@ -136,7 +136,7 @@ def _explain(dataloader: Any, cfg: Config, error: Exception) -> Exception:
 
 
 def _require_fitting_classes(dataset: Any, cfg: Config) -> None:
-    """Make sure that classes of a data set, of its annotation file and of the model are the same."""
+    """Make sure that classes of a dataset, of its annotation file and of the model are the same."""
     metainfo = getattr(dataset, 'metainfo', None) or {}
     classes, file = metainfo.get('classes'), getattr(dataset, 'ann_file', '')
     require_classes(cfg.model, metainfo, file or getattr(dataset, 'data_root', None) or type(dataset).__name__)

@@ -25,7 +25,7 @@ class ResumableLoader(DataLoader):
     Workers start when the first batch is asked for.
 
     Args:
-        loader (DataLoader): One that mmengine has built; its data set and options are used, itself no more.
+        loader (DataLoader): One that mmengine has built; its dataset and options are used, itself no more.
         seed (int, optional): None leaves the random numbers of samples alone.
         rank (int): The number of this process.
     """
@@ -37,7 +37,7 @@ class ResumableLoader(DataLoader):
         super().__init__(**{name: getattr(loader, name) for name in names}, batch_sampler=batches)
         self.seed = seed
         if seed is not None:
-            # By this method torch asks a data set for a batch. A wrapper around the data set would hide it from hooks
+            # By this method torch asks a dataset for a batch. A wrapper around the dataset would hide it from hooks
             # that change its pipeline.
             self.dataset.__getitems__ = _SeededItems(self.dataset)
 
@@ -87,7 +87,7 @@ class _Batches(BatchSampler):
 
 
 class _SeededItems:
-    """Gives the samples of a data set for indices with places."""
+    """Gives the samples of a dataset for indices with places."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

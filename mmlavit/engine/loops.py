@@ -21,7 +21,7 @@ from .loader import ResumableLoader, seed_iteration
 
 NO_BATCH = (
     'the training data give no batch: there are fewer images for each process than a batch has, and drop_last leaves '
-    'those out; set a smaller train_dataloader.batch_size, or look at what the data set has filtered out'
+    'those out; set a smaller train_dataloader.batch_size, or look at what the dataset has filtered out'
 )
 
 

@@ -158,7 +158,7 @@ class _Resumable:
         loader = self.build_dataloader(self._train_dataloader, seed=self.seed, diff_rank_seed=apart)
         if kind is None or isinstance(loader.dataset, IterableDataset):
             if exact:
-                raise ConfigError('exact_resume needs a train loop of mmengine, and a data set with numbered samples')
+                raise ConfigError('exact_resume needs a train loop of mmengine, and a dataset with numbered samples')
             self._train_dataloader = loader
             return super().build_train_loop(loop)
         if kind is EpochLoop and not len(loader):

@@ -10,7 +10,7 @@ from mmlavit.utils.config_types import type_name
 
 from .arch import resolve_arch
 
-# Heads whose classes are not those of the data set.
+# Heads whose classes are not those of the dataset.
 _OTHER_CLASSES = ('rpn_head', 'semantic_head', 'teacher')
 
 
@@ -41,11 +41,11 @@ def require_channels(model: Mapping[str, Any]) -> None:
 
 
 def require_classes(model: Mapping[str, Any], metainfo: Mapping[str, Any], data: str) -> None:
-    """Make sure that a model has as many classes as a data set.
+    """Make sure that a model has as many classes as a dataset.
 
     Args:
         model (Mapping): Config of a classifier, detector or segmentor.
-        metainfo (Mapping): That of the data set: ``classes``, and for panoptic segmentation ``thing_classes``, which
+        metainfo (Mapping): That of the dataset: ``classes``, and for panoptic segmentation ``thing_classes``, which
             its heads of boxes and masks have. Without ``classes`` nothing is known.
         data (str): What the message calls it, such as ``train_dataloader``.
 
@@ -67,7 +67,7 @@ def require_classes(model: Mapping[str, Any], metainfo: Mapping[str, Any], data:
 
 
 def find_class_numbers(node: Any, place: str) -> Iterator[tuple[str, int]]:
-    """Yield every ``num_classes`` in the config of a model that has to be that of the data set.
+    """Yield every ``num_classes`` in the config of a model that has to be that of the dataset.
 
     Args:
         node (Any): The config, or a part of it.

@@ -349,7 +349,7 @@ def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Conf
         if loader is None:
             continue
         if not isinstance(loader, Mapping):
-            raise UserError(f'{name} is a {type(loader).__name__}, expected a dict; several data sets: ConcatDataset')
+            raise UserError(f'{name} is a {type(loader).__name__}, expected a dict; several datasets: ConcatDataset')
         if cfg.get('default_scope') == 'mmpretrain':
             # Its configs leave these to the script.
             loader.setdefault('collate_fn', dict(type='default_collate'))
@@ -419,9 +419,9 @@ def _keep_predictions(cfg: Config, out: str) -> None:
         raise UserError(f'--out {out}: the config has no test_evaluator, which would write the predictions')
     if out.endswith(('.pkl', '.pickle')):
         if isinstance(cfg.test_evaluator, Mapping) and 'dataset_prefixes' in cfg.test_evaluator:
-            # It runs as many metrics as it has data sets, and silently none beyond.
+            # It runs as many metrics as it has datasets, and silently none beyond.
             raise UserError(
-                f'--out {out} does not work with {type_name(cfg.test_evaluator)}; test one data set at a time'
+                f'--out {out} does not work with {type_name(cfg.test_evaluator)}; test one dataset at a time'
             )
         dump = 'DumpDetResults' if scope == 'mmdet' else 'DumpResults'
         _evaluators(cfg).append(ConfigDict(type=dump, out_file_path=out))

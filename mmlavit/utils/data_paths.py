@@ -1,4 +1,4 @@
-"""Find out before anything is built whether the data sets of a config are there."""
+"""Find out before anything is built whether the datasets of a config are there."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def explain_missing(cfg: Config, missing: Sequence[str]) -> str:
         str: Half a sentence.
     """
     if any(path.startswith('~') for path in missing):
-        return 'write the home folder in full: data sets do not expand ~'
+        return 'write the home folder in full: datasets do not expand ~'
     if all('handwritten' in path for path in missing):
         return 'docs/data.md has the layout; make it with: python tools/dataset_converters/handwritten.py'
     if 'experiments' in Path(cfg.filename or '').parts:
@@ -80,10 +80,10 @@ def explain_missing(cfg: Config, missing: Sequence[str]) -> str:
 
 
 def find_leaf_configs(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the configs of data sets inside of wrappers such as ``RepeatDataset``.
+    """Yield the configs of datasets inside of wrappers such as ``RepeatDataset``.
 
     Args:
-        dataset (Mapping): Config of a data set or a wrapper.
+        dataset (Mapping): Config of a dataset or a wrapper.
 
     Yields:
         Mapping: Configs without others inside.
@@ -98,7 +98,7 @@ def find_leaf_configs(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]
 
 
 def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the paths that a data set without others inside reads."""
+    """Yield the paths that a dataset without others inside reads."""
     if is_remote(dataset):
         return
     if type_name(dataset) in _DOWNLOADED and dataset.get('download', True):
@@ -128,7 +128,7 @@ def is_remote(node: Mapping[str, Any]) -> bool:
     """Tell whether files are read from a storage service, where we cannot look.
 
     Args:
-        node (Mapping): Config of a data set, a metric or a transform that loads.
+        node (Mapping): Config of a dataset, a metric or a transform that loads.
 
     Returns:
         bool: True if it names another backend than that of local files, or an address.
@@ -140,5 +140,5 @@ def is_remote(node: Mapping[str, Any]) -> bool:
 
 
 def _join(root: str, path: str) -> str:
-    """Join as the data sets do; an absolute ``path`` stays. None of them expands ``~`` in a root."""
+    """Join as the datasets do; an absolute ``path`` stays. None of them expands ``~`` in a root."""
     return osp.join(root, osp.expanduser(path))

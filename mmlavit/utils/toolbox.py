@@ -18,7 +18,7 @@ _WARNINGS = {
     'mmseg.models.builder': '``build_loss`` would be deprecated soon',  # called by mmseg itself
     'mmseg.models.losses.cross_entropy_loss': 'Default ``avg_non_ignore`` is False',  # as in all recipes of the field
 }
-# Printed while data sets are imported, whatever the level of the log.
+# Printed while datasets are imported, whatever the level of the log.
 _PRINTED = 'Could not import OneDL'
 
 

@@ -25,7 +25,7 @@ from mmlavit_serve.results import Classification, Detections, Result, Segmentati
 
 
 class Example(NamedTuple):
-    """An image of a data set.
+    """An image of a dataset.
 
     Args:
         path (Path): Its file.
@@ -55,7 +55,7 @@ class _AnnotatedClass(Classification):
 
 
 def read_examples(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> Iterator[Example]:
-    """Read images of a data set with their annotations, spread evenly over it.
+    """Read images of a dataset with their annotations, spread evenly over it.
 
     Args:
         cfg (Config): A config of any of the three toolboxes, whose pipeline reads annotations in pixels of the file, as
@@ -88,7 +88,7 @@ def as_result(sample: BaseDataElement, meta: dict, shape: tuple[int, int]) -> Re
 
     Args:
         sample (BaseDataElement): A data sample of mmdet, mmseg or mmpretrain.
-        meta (dict): The ``metainfo`` of the data set.
+        meta (dict): The ``metainfo`` of the dataset.
         shape (tuple[int, int]): Height and width of the image.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The images of a data set as its pipeline gives them, with their annotations drawn."""
+"""The images of a dataset as its pipeline gives them, with their annotations drawn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Annotated(NamedTuple):
     """A drawn image.
 
     Args:
-        name (str): Its place in the data set and its file's name, without ending.
+        name (str): Its place in the dataset and its file's name, without ending.
         image (np.ndarray): (H, W, 3), uint8, BGR.
         size (tuple[int, int]): Height and width before it was enlarged.
     """
@@ -37,7 +37,7 @@ class Annotated(NamedTuple):
 
 
 def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> Iterator[Annotated]:
-    """Draw images of a data set, spread evenly over it.
+    """Draw images of a dataset, spread evenly over it.
 
     Args:
         cfg (Config): A config of any of the three toolboxes.

@@ -24,7 +24,7 @@ def build_visualizer(scope: str, meta: Mapping[str, Any]) -> Visualizer:
 
     Args:
         scope (str): 'mmdet', 'mmseg' or 'mmpretrain'.
-        meta (Mapping): The ``metainfo`` of a data set: classes, and colours where it has them.
+        meta (Mapping): The ``metainfo`` of a dataset: classes, and colours where it has them.
 
     Returns:
         Visualizer: For :func:`draw_annotations`.

@@ -1,4 +1,4 @@
-"""Trained models and their images: data sets in wrappers or none at all, and what does not fit."""
+"""Trained models and their images: datasets in wrappers or none at all, and what does not fit."""
 
 from pathlib import Path
 

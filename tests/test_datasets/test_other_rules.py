@@ -1,4 +1,4 @@
-"""Data sets whose rules are not those of COCO's boxes, or whose images are no files, are not measured by them."""
+"""Datasets whose rules are not those of COCO's boxes, or whose images are no files, are not measured by them."""
 
 import json
 import pickle

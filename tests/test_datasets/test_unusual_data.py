@@ -1,4 +1,4 @@
-"""Data that is right and unlike that of the common data sets: nothing of it counts as a fault, or takes the blame."""
+"""Data that is right and unlike that of the common datasets: nothing of it counts as a fault, or takes the blame."""
 
 import json
 
@@ -29,7 +29,7 @@ class Faulty:
 
 @DATASETS.register_module()
 class ListOfOne(BaseDataset):
-    """A data set of a user's own, which takes no more arguments than it needs."""
+    """A dataset of a user's own, which takes no more arguments than it needs."""
 
     def __init__(self, image, pipeline=()):
         self.image = image
@@ -165,7 +165,7 @@ def test_turned_if_the_pipeline_turns(here, color_type):
 
 
 def test_arrays(here):
-    """Images and maps of mmseg's biomedical data sets are no images to Pillow."""
+    """Images and maps of mmseg's biomedical datasets are no images to Pillow."""
     np.save('images/0.npy', rng.random(SIZE))
     np.save('maps/0.npy', rng.integers(0, 2, SIZE))
     loaders = ('LoadBiomedicalImageFromFile', 'LoadBiomedicalAnnotation')
@@ -187,7 +187,7 @@ def test_files_of_a_storage(here):
 
 
 def test_arguments_of_ones_own(here):
-    """A data set is asked for all that it has only in words that it knows."""
+    """A dataset is asked for all that it has only in words that it knows."""
     Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
     with enter('mmpretrain'):
         dataset = ConfigDict(type='ListOfOne', image='images/0.png', pipeline=[dict(type='LoadImageFromFile')])

@@ -39,7 +39,7 @@ def browse(data, tmp_path, monkeypatch):
 
 
 def read(path, factor):
-    """A picture of the data set, enlarged as it is drawn."""
+    """A picture of the dataset, enlarged as it is drawn."""
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     smooth = cv2.INTER_CUBIC if image.ndim == 3 else cv2.INTER_NEAREST
     return cv2.resize(image, None, fx=factor, fy=factor, interpolation=smooth).astype(int)

@@ -1,4 +1,4 @@
-"""tools/check_data.py on data sets in miniature, whole and with one thing wrong at a time."""
+"""tools/check_data.py on datasets in miniature, whole and with one thing wrong at a time."""
 
 import json
 import re
@@ -22,7 +22,7 @@ SPLITS = ('train', 'val')
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A folder with all four data sets in miniature, as the current one; counts are theirs."""
+    """A folder with all four datasets in miniature, as the current one; counts are theirs."""
     monkeypatch.chdir(tmp_path)
     synthetic.write_coco(tmp_path)
     synthetic.write_ade20k(tmp_path)
@@ -210,7 +210,7 @@ def test_root(data, check_data, tmp_path):
     assert check_data('coco', '--root', 'elsewhere')[0] == 0
     code, said = check_data('coco', 'ade20k', '--root', 'elsewhere')
     assert code == 2
-    assert said.err == 'error: --root elsewhere is for one data set, but 2 are named\n'
+    assert said.err == 'error: --root elsewhere is for one dataset, but 2 are named\n'
     code, said = check_data('coco', '--decode', '-1')
     assert code == 2
     assert said.err == 'error: --decode -1: expected 0 or more, or all\n'
@@ -253,7 +253,7 @@ def test_config_without_its_data(tmp_path, monkeypatch, check_data):
     [
         (['cocoa'], 'cocoa is neither a config (.py) nor one of coco, ade20k, imagenet, handwritten'),
         (['no.py'], 'config no.py does not exist; expected the path of a config file'),
-        (['no.py', '--root', 'x'], '--root x is for one data set, but no.py is a config'),
+        (['no.py', '--root', 'x'], '--root x is for one dataset, but no.py is a config'),
         (['coco', '--cfg-options', 'a=1'], '--cfg-options changes a config, but none is named'),
         (['coco', '--decode', 'some'], '--decode some: expected 0 or more, or all'),
     ],

@@ -329,7 +329,7 @@ def test_wrapped_data_set(name, tmp_path, pictures):
     checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
     cfg = Config.fromfile(CONFIGS / name)
     inner = cfg.test_dataloader.dataset
-    inner.data_root = 'nowhere'  # predictions need no data set
+    inner.data_root = 'nowhere'  # predictions need no dataset
     expected = Predictor(cfg, checkpoint, score_thr=0).predict(pictures / 'a.png')
     for wrapper in (
         dict(type='RepeatDataset', times=2, dataset=inner),
@@ -339,10 +339,10 @@ def test_wrapped_data_set(name, tmp_path, pictures):
         found = Predictor(cfg, checkpoint, score_thr=0).predict(pictures / 'a.png')
         assert found.to_dict() == expected.to_dict()
     cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner, dict(inner, pipeline=[])])
-    with pytest.raises(UserError, match='no test_dataloader whose data set has one pipeline'):
+    with pytest.raises(UserError, match='no test_dataloader whose dataset has one pipeline'):
         Predictor(cfg, checkpoint)
     cfg.test_dataloader = None
-    with pytest.raises(UserError, match='no test_dataloader whose data set has one pipeline'):
+    with pytest.raises(UserError, match='no test_dataloader whose dataset has one pipeline'):
         Predictor(cfg, checkpoint)
 
 

@@ -153,7 +153,7 @@ def test_out_file():
 
 def test_out_needs_an_evaluator_that_writes():
     several = dict(type='MultiDatasetsEvaluator', metrics=[dict(type='A')], dataset_prefixes=['a'])
-    with pytest.raises(UserError, match='--out x.pkl does not work with MultiDatasetsEvaluator; test one data set'):
+    with pytest.raises(UserError, match='--out x.pkl does not work with MultiDatasetsEvaluator; test one dataset'):
         cfg = make_config()
         cfg.test_evaluator = several
         merge_test_args(cfg, test_args(out='x.pkl'))
@@ -166,7 +166,7 @@ def test_out_needs_an_evaluator_that_writes():
 def test_a_list_of_loaders():
     cfg = make_config()
     cfg.val_dataloader = [cfg.val_dataloader]
-    with pytest.raises(UserError, match='val_dataloader is a list, expected a dict; several data sets: ConcatDataset'):
+    with pytest.raises(UserError, match='val_dataloader is a list, expected a dict; several datasets: ConcatDataset'):
         merge_train_args(cfg, train_args())
 
 

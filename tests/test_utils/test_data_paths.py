@@ -91,7 +91,7 @@ def test_home_and_duplicates(monkeypatch, tmp_path):
     (tmp_path / 'r/a.json').touch()
     missing = missing_data(cfg, ['test'])
     assert missing == ['~/r/a.json', '~/r/']  # none of the toolboxes expands it
-    assert explain_missing(cfg, missing) == 'write the home folder in full: data sets do not expand ~'
+    assert explain_missing(cfg, missing) == 'write the home folder in full: datasets do not expand ~'
     cfg = loader(type='CustomDataset', ann_file='~/r/b.txt', data_prefix='')  # of mmpretrain, which does here
     assert missing_data(cfg, ['test']) == [f'{tmp_path}/r/b.txt']
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw images of a config's data set with their annotations, as its pipeline gives them to the model."""
+"""Draw images of a config's dataset with their annotations, as its pipeline gives them to the model."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=20,
         metavar='N',
-        help='how many images, spread evenly over the data set; default: %(default)s',
+        help='how many images, spread evenly over the dataset; default: %(default)s',
     )
     parser.add_argument(
         '--out-dir', type=Path, metavar='DIR', help='where images go; default: outputs/<name of the config>_<split>'

@@ -36,7 +36,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
             default=getattr(default, name),
             help=text,
         )
-    parser.add_argument('--overwrite', action='store_true', help='replace a data set made with other options')
+    parser.add_argument('--overwrite', action='store_true', help='replace a dataset made with other options')
     return parser.parse_args(args)
 
 

@@ -15,12 +15,12 @@ _FIX = 'correct or remove them'
 
 
 def reads_coco(kind: type) -> bool:
-    """Tell whether a data set reads its file as mmdet's ``CocoDataset`` does.
+    """Tell whether a dataset reads its file as mmdet's ``CocoDataset`` does.
 
-    LVIS, Objects365 and panoptic data sets have files of that format, and rules of their own for names and order.
+    LVIS, Objects365 and panoptic datasets have files of that format, and rules of their own for names and order.
 
     Args:
-        kind (type): Class of the data set.
+        kind (type): Class of the dataset.
 
     Returns:
         bool: True for ``CocoDataset``, and for what takes over how it reads.
@@ -54,11 +54,11 @@ def read_coco(file: Path) -> tuple[dict, str]:
 
 
 def check_coco_file(file: Path, classes: Sequence[str] | None, masks: bool, test: bool = False) -> Iterator[str]:
-    """Yield what is wrong with the annotations of a data set.
+    """Yield what is wrong with the annotations of a dataset.
 
     Args:
         file (Path): In COCO's format.
-        classes (Sequence[str], optional): ``metainfo.classes`` of the data set; None: not known.
+        classes (Sequence[str], optional): ``metainfo.classes`` of the dataset; None: not known.
         masks (bool): Whether masks are used.
         test (bool): Whether it is for tests, which some images have no annotations for (COCO's test-dev).
 
@@ -113,7 +113,7 @@ def find_class_fault(names: Sequence[str], classes: Sequence[str]) -> str:
     if missing:
         return (
             f'has no categories {first_few(missing)}, which metainfo.classes names ({len(missing)} of {len(classes)}); '
-            f'it has {first_few(names)}: set metainfo.classes of the data set to names of the file'
+            f'it has {first_few(names)}: set metainfo.classes of the dataset to names of the file'
         )
     used = [name for name in names if name in classes]
     if len(used) != len(set(used)):

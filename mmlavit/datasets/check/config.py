@@ -35,7 +35,7 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
 
     Args:
         cfg (Config): Config of a classifier, detector or segmentor.
-        decode (int, optional): Images and label maps of each data set to decode, drawn at random; None: all. The others
+        decode (int, optional): Images and label maps of each dataset to decode, drawn at random; None: all. The others
             are opened, and decoded if they do not end as they should.
 
     Yields:
@@ -70,12 +70,12 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
 def check_dataset(
     dataset: ConfigDict, model: Mapping[str, Any], place: str, decode: int | None, annotations_only: bool = False
 ) -> Iterator[str]:
-    """Yield what is wrong with one data set.
+    """Yield what is wrong with one dataset.
 
     Args:
         dataset (ConfigDict): Its config; no wrapper.
         model (Mapping): Config of the model.
-        place (str): What messages call the data set where it has no annotation file.
+        place (str): What messages call the dataset where it has no annotation file.
         decode (int, optional): As for :func:`check_config`.
         annotations_only (bool): Whether to leave images alone.
 
@@ -108,7 +108,7 @@ def check_dataset(
             )
         return
     if not hasattr(built, 'full_init'):
-        yield f'note: {place}: {kind.__name__} is no data set of mmengine, so it is not looked at'
+        yield f'note: {place}: {kind.__name__} is no dataset of mmengine, so it is not looked at'
         return
     classes = built.metainfo.get('classes')
     try:
@@ -122,7 +122,7 @@ def check_dataset(
 
 
 def _everything(kind: type | str) -> dict[str, Any]:
-    """Arguments for a data set that lists all it has and transforms nothing, as far as its class takes them."""
+    """Arguments for a dataset that lists all it has and transforms nothing, as far as its class takes them."""
     wanted = dict(pipeline=[], filter_cfg=None, serialize_data=False)
     if isinstance(kind, str):  # unknown, as the registry will say
         return wanted
@@ -160,7 +160,7 @@ def _has_file(entry: Mapping) -> bool:
 
 
 def _label_values(dataset: Any) -> set[int] | None:
-    """Values that may be in the files of label maps; None where the data set renames them, or has other classes."""
+    """Values that may be in the files of label maps; None where the dataset renames them, or has other classes."""
     classes = dataset.metainfo.get('classes')
     renamed = getattr(dataset, 'label_map', None) or is_panoptic(dataset)
     if classes is None or renamed or not maps_have_its_classes(dataset):

@@ -1,4 +1,4 @@
-"""What images and label maps of a data set mean."""
+"""What images and label maps of a dataset mean."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def describe_loading(pipeline: Sequence[Mapping[str, Any]]) -> Loading:
 
 
 def is_panoptic(dataset: Any) -> bool:
-    """Tell whether the maps of a data set, no wrapper, have the numbers of segments, as COCO's panoptic files."""
+    """Tell whether the maps of a dataset, no wrapper, have the numbers of segments, as COCO's panoptic files."""
     return 'thing_classes' in (getattr(dataset, 'metainfo', None) or {})
 
 
 def maps_have_its_classes(dataset: Any) -> bool:
-    """Tell whether labels in the maps of a data set, once they are loaded, are numbers of its classes.
+    """Tell whether labels in the maps of a dataset, once they are loaded, are numbers of its classes.
 
-    Maps beside the boxes of COCO are of stuff and things, for a semantic head. The files of panoptic data sets have
+    Maps beside the boxes of COCO are of stuff and things, for a semantic head. The files of panoptic datasets have
     numbers of segments, of which transforms make numbers of classes.
 
     Args:
-        dataset (Dataset): A data set of a toolbox, no wrapper.
+        dataset (Dataset): A dataset of a toolbox, no wrapper.
 
     Returns:
         bool: True where they are.

@@ -1,4 +1,4 @@
-"""Whether a public data set is whole: its folders, numbers of files and annotations.
+"""Whether a public dataset is whole: its folders, numbers of files and annotations.
 
 Files are counted and compared by name; a few images, drawn at random, are decoded. What is found is one
 line each: what is wrong, what was expected, what to do.
@@ -34,7 +34,7 @@ IMAGENET_CLASSES = 1000
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set that the configs use.
+    """A dataset that the configs use.
 
     Args:
         title (str): Its name.

@@ -278,7 +278,7 @@ def _swaps_channels(preprocessor: nn.Module) -> bool:
 
 
 def _draw_images(loader: DataLoader, model: nn.Module, teacher: nn.Module, count: int) -> Iterable[Tensor]:
-    """Yield images as the teacher gets them, drawn from a data loader's data set, in its batches.
+    """Yield images as the teacher gets them, drawn from a data loader's dataset, in its batches.
 
     Not from the loader itself: an endless sampler ends for good when one of its iterators does.
     """
