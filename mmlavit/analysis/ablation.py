@@ -59,13 +59,26 @@ class AblationHook(Hook):
         Raises:
             ConfigError: As for the class; and for 'content', if batches have one image.
         """
-        if self.what == 'content' and runner.test_dataloader.batch_size == 1:
-            raise ConfigError(
-                'scores are to be averaged over the images of a batch, but test_dataloader.batch_size is 1; set it '
-                'to 8 or more'
-            )
+        require_batches(self.what, runner.test_dataloader.batch_size)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         ablate(model.backbone, self.what, self.num_va_layers, self.layers)
+
+
+def require_batches(what: str, batch_size: int) -> None:
+    """Make sure that there is something to average over.
+
+    Args:
+        what (str): As of :class:`AblationHook`.
+        batch_size (int): That of the test.
+
+    Raises:
+        ConfigError: If scores are to be averaged over the images of a batch, and it has one.
+    """
+    if what == 'content' and batch_size == 1:
+        raise ConfigError(
+            'scores are to be averaged over the images of a batch, but test_dataloader.batch_size is 1; set it to 8 or '
+            'more'
+        )
 
 
 def ablate(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -15,7 +15,7 @@ from mmlavit.models import LessAttention
 from mmlavit.models.plain_vit import PlainLessAttention
 from mmlavit.utils.local_files import write_file
 
-from .attention import measure_attention
+from .attention import LayerAttention, measure_attention
 from .benchmark.report import device_name, versions
 from .curves import draw_panels, main_keys, make_panel
 from .diagonality import History, measure_diagonality, plot_diagonality
@@ -26,6 +26,8 @@ from .runs import Run, each_checkpoint
 from .saturation import plot_attention
 from .shares import measure_shares, plot_shares
 from .trained import Picture, read_pictures
+
+T = TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,19 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return ['/'.join(some) for some in parts]
 
 
+def _measure_each(source: Source, measure: Callable[[str, Run], T]) -> tuple[list[T], list[str]]:
+    """Measure each training by its name; of those it is compared with, say which cannot be measured."""
+    found, left_out = [], []
+    for name, run in zip(_names(source.runs), source.runs, strict=True):
+        try:
+            found.append(measure(name, run))
+        except ConfigError as error:
+            if run is source.run:
+                raise
+            left_out.append(f'{name} is left out: {error}.')
+    return found, left_out
+
+
 def _training(source: Source) -> Section:
     runs = [run for run in source.runs if run.log is not None]
     if source.run.log is None:
@@ -143,15 +158,11 @@ def _training(source: Source) -> Section:
 
 
 def _saturation(source: Source) -> Section:
-    models, left_out = [], []
-    for name, run in zip(_names(source.runs), source.runs, strict=True):
+    def measure(name: str, run: Run) -> tuple[str, list[LayerAttention]]:
         pictures = read_pictures(run.trained, source.paths)
-        try:
-            models.append((name, measure_attention(run.trained.model.backbone, (p.inputs for p in pictures))))
-        except ConfigError as error:
-            if run is source.run:
-                raise
-            left_out.append(f'{name} is left out: {error}.')
+        return name, measure_attention(run.trained.model.backbone, (picture.inputs for picture in pictures))
+
+    models, left_out = _measure_each(source, measure)
     plot_attention(models, source.folder / 'saturation.png')
     text = [
         'How alike the attention of successive layers is: the motive of less attention is that full attention repeats '
@@ -180,22 +191,17 @@ def _maps(source: Source) -> Section:
 
 
 def _diagonality(source: Source) -> Section:
-    histories, left_out = [], []
-    for name, run in zip(_names(source.runs), source.runs, strict=True):
+    def measure(name: str, run: Run) -> History:
         backbone = run.trained.model.backbone
-        if not any(isinstance(module, (LessAttention, PlainLessAttention)) for module in backbone.modules()):
-            continue
-        pictures = list(read_pictures(run.trained, source.paths))
-        inputs, sizes = [picture.inputs for picture in pictures], [picture.pixels.shape[:2] for picture in pictures]
-        try:
+        measured = []
+        if any(isinstance(module, (LessAttention, PlainLessAttention)) for module in backbone.modules()):
+            pictures = list(read_pictures(run.trained, source.paths))
+            inputs, sizes = [picture.inputs for picture in pictures], [picture.pixels.shape[:2] for picture in pictures]
             measured = [(step, measure_diagonality(backbone, inputs, sizes)) for step in each_checkpoint(run)]
-        except ConfigError as error:
-            if run is source.run:
-                raise
-            left_out.append(f'{name} is left out: {error}.')
-            continue
-        if measured:
-            histories.append(History(name, run.log, run.diagonality_weight, measured))
+        return History(name, run.log, run.diagonality_weight, measured)
+
+    histories, left_out = _measure_each(source, measure)
+    histories = [history for history in histories if history.measured]
     if not histories:
         raise UserError('no model has less-attention layers and checkpoints')
     plot_diagonality(histories, source.folder / 'diagonality.png')

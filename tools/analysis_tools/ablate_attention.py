@@ -15,7 +15,7 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from mmlavit.analysis.ablation import ABLATIONS  # registers AblationHook
+from mmlavit.analysis.ablation import ABLATIONS, require_batches  # registers AblationHook
 from mmlavit.engine import run
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch, resolve_num_va_layers
@@ -98,11 +98,8 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
                     '--layers 6 7 8 9 10 11, if it is a plain vision transformer'
                 )
         later = dict(layers=layers)
-    if 'content' in (wanted or ()) and cfg.test_dataloader.get('batch_size', 1) == 1:
-        raise UserError(
-            'scores are to be averaged over the images of a batch, but test_dataloader.batch_size is 1; set it to 8 or '
-            'more'
-        )
+    for what in wanted or ():
+        require_batches(what, cfg.test_dataloader.get('batch_size', 1))
     if impossible := set(wanted or ()) - set(has):
         raise UserError(
             f'--without {" ".join(sorted(impossible))}: this model has none; expected some of {", ".join(has)}'
