@@ -90,7 +90,10 @@ def model_complexity(cfg: Config, shape: tuple[int, int], roles: Roles = lavit_r
             complexity, notes = _count(model, scope, image_shape, roles)
         except Exception as error:  # an image too small, or a model that upstream gave no mode='tensor'
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-            raise UserError(f'{cfg.filename} cannot be counted at {shape[0]}x{shape[1]}: {reason}') from error
+            raise UserError(
+                f'{cfg.filename} cannot be counted at {shape[0]}x{shape[1]}: {reason}; its parts must fit each other '
+                '(such as in_channels of the neck), and the image must not be too small'
+            ) from error
     return complexity, [*notes, 'The model was run: a blank image, random weights, and what these led to.']
 
 

@@ -62,7 +62,8 @@ class Log:
             later = _read_rows(file)
             steps = [row['step'] for row in later if _is_training(row)]
             start = steps[0] if steps else math.inf
-            if start <= min((b - a for a, b in pairwise(steps)), default=0):  # not resumed: a training of its own
+            from_the_start = start <= min((b - a for a, b in pairwise(steps)), default=0)
+            if from_the_start and not _was_resumed(file):  # a training of its own
                 rows = []
             repeated = (index for index, row in enumerate(rows) if _is_training(row) and row['step'] >= start)
             del rows[next(repeated, len(rows)) :]
@@ -107,6 +108,12 @@ class Log:
                 means[key] = sum(values) / len(values)
         memory = [row['memory'] for row in self.trained if 'memory' in row]
         return {**means, 'memory': max(memory)} if memory else means
+
+
+def _was_resumed(scalars: Path) -> bool:
+    """Whether the config beside a ``scalars.json``, which mmengine writes at the start, says so."""
+    config = scalars.with_name('config.py')
+    return config.is_file() and 'resume = True' in config.read_text(errors='replace').splitlines()
 
 
 def _place_validations(rows: list[Row]) -> list[Row]:

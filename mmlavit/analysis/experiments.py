@@ -102,6 +102,11 @@ class Plan:
         cfg = load_config(path)
         missing = _KEYS - set(cfg)
         if missing:
+            if 'model' in cfg:
+                raise UserError(
+                    f'{path} is the config of a model, not a plan; expected a file such as those in '
+                    'configs/experiments/plans'
+                )
             raise UserError(f'{path} has no {", ".join(sorted(missing))}; a plan has {", ".join(sorted(_KEYS))}')
         arms = []
         for name, arm in cfg.arms.items():

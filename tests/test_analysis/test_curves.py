@@ -82,3 +82,11 @@ def test_work_dir_that_is_used_again(tmp_path, later, kept):
     for start, steps in (('a', [10, 20, 30, 40]), ('b', later)):
         write_rows(tmp_path, start, [dict(loss=1.0, lr=0.1, iter=step, step=step) for step in steps])
     assert [step for step, _ in Log.read(tmp_path).points('loss')] == [*kept, *later]
+
+
+def test_resumed_with_a_longer_interval(tmp_path):
+    """The first step of the second start may be as long as its interval; its config says that it was resumed."""
+    for start, steps in (('a', [10, 20, 30, 40, 50]), ('b', [100, 200])):
+        write_rows(tmp_path, start, [dict(loss=1.0, lr=0.1, iter=step, step=step) for step in steps])
+    (tmp_path / 'b/vis_data/config.py').write_text("randomness = dict(seed=0)\nresume = True\nwork_dir = 'a'\n")
+    assert [step for step, _ in Log.read(tmp_path).points('loss')] == [10, 20, 30, 40, 50, 100, 200]

@@ -333,6 +333,8 @@ def test_unknown_names(plan):
     assert [arm.name for arm in plan.choose(['c'])] == ['a', 'b', 'c']
     with pytest.raises(UserError, match='does not exist'):
         Plan.read('none.py')
+    with pytest.raises(UserError, match='is the config of a model, not a plan'):
+        Plan.read('configs/experiments/lavit_nano_in30.py')
 
 
 @pytest.mark.parametrize('path', PLANS, ids=lambda path: path.stem)

@@ -39,7 +39,13 @@ DEFAULT = ('residual', 'transforms', 'uniform', 'none')
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='what --without takes, and the row of the table for it:\n'
+        + '\n'.join(f'  {what:<11}{row}' for what, row in ROWS.items())
+        + '\ndetails: docs/tools.md',
+    )
     parser.add_argument('config', help='config of a classifier, detector or segmentor')
     parser.add_argument('checkpoint', help='its weights')
     parser.add_argument(
@@ -47,7 +53,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         choices=list(ABLATIONS),
         metavar='WHAT',
-        help=f'some of {", ".join(ABLATIONS)} (default: {", ".join(DEFAULT)}, as far as the model has them)',
+        help=f'see below (default: {" ".join(DEFAULT)}, as far as the model has them)',
     )
     parser.add_argument(
         '--metrics', nargs='+', metavar='NAME', help='columns, such as coco/bbox_mAP (default: all that the test gives)'

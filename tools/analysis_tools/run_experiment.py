@@ -31,7 +31,11 @@ def parse_args() -> argparse.Namespace:
         '--seeds', nargs='+', type=int, default=[], metavar='SEED', help="only these of the plan's random seeds"
     )
     parser.add_argument(
-        '--jobs', type=positive, default=1, metavar='N', help='commands at a time (default: %(default)s)'
+        '--jobs',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='commands at a time (default: %(default)s); each gets its share of the processors',
     )
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/experiments/<name of the plan>')
     parser.add_argument('--out-dir', type=Path, help='where the report goes; default: the work dir')
