@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import traceback
@@ -71,7 +72,7 @@ def measure_shares(trained: Trained, picture: Picture, repeats: int = 7) -> list
     """Measure what a prediction on one image costs, and where.
 
     Time is that of ``test_step``, from the image as the pipeline gives it to the result. Multiply-adds are counted at
-    the size that the model gets it in.
+    the size that the model gets it in, or for all windows of a segmentor that is tested in windows.
 
     Args:
         trained (Trained): The model.
@@ -91,13 +92,24 @@ def measure_shares(trained: Trained, picture: Picture, repeats: int = 7) -> list
         # Those of a plain transformer are not told apart in work and time, so they are not here.
         transform = name in ('delta_psi', 'delta_theta') and owners[module] in MECHANISMS
         params[TRANSFORMS if transform else owners[module]] += parameter.numel()
-    complexity, _ = model_complexity(trained.cfg, picture.inputs.shape[-2:], _find_mechanism)
+    shape, times = _passes(trained.model, picture.inputs.shape[-2:])
+    complexity, _ = model_complexity(trained.cfg, shape, _find_mechanism)
     macs = Counter()
     for (path, role), count in complexity.cells.items():
-        macs[TRANSFORMS if role == TRANSFORMS else owners[path]] += count
+        macs[TRANSFORMS if role == TRANSFORMS else owners[path]] += times * count
     names = [*MECHANISMS, *(name for name in [*params, *macs, *seconds] if name not in MECHANISMS)]
     shares = [Share(name, params[name], macs[name], seconds[name]) for name in dict.fromkeys(names)]
     return [share for share in shares if any(share[1:])]
+
+
+def _passes(model: nn.Module, shape: tuple[int, int]) -> tuple[tuple[int, int], int]:
+    """Size of what runs through a model for one image, and how often: once, or the windows of mmseg's 'slide'."""
+    test_cfg = getattr(model, 'test_cfg', None) or {}
+    if test_cfg.get('mode') != 'slide':
+        return shape, 1
+    sides = list(zip(shape, test_cfg['crop_size'], test_cfg['stride'], strict=True))
+    counts = [max(side - window + stride - 1, 0) // stride + 1 for side, window, stride in sides]
+    return tuple(min(side, window) for side, window, _ in sides), math.prod(counts)
 
 
 def _owners(model: nn.Module) -> dict[str, str]:

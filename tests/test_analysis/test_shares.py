@@ -55,6 +55,24 @@ def test_plain_transformer(make, tmp_path):
     assert sum(share.params for share in found.values()) == sum(p.numel() for p in trained.model.parameters())
 
 
+def test_segmentor_in_windows(make, tmp_path):
+    """As many multiply-adds as its windows have, which are counted while it runs."""
+    config = tmp_path / 'slide.py'
+    config.write_text(
+        f"_base_ = '{CONFIGS / 'handwritten/upernet_lavit_nano.py'}'\n"
+        "model = dict(test_cfg=dict(mode='slide', crop_size=(64, 96), stride=(48, 64)))\n"
+    )
+    trained, picture = make(config)
+    shapes = []
+    hook = trained.model.backbone.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[-2:]))
+    trained.model.test_step(picture.data)
+    hook.remove()
+    assert len(shapes) > 1 and len({*shapes}) == 1
+    complexity, _ = model_complexity(trained.cfg, shapes[0])
+    found = measure_shares(trained, picture, repeats=1)
+    assert sum(share.macs for share in found) == len(shapes) * complexity.macs
+
+
 def test_sums(make, tmp_path):
     trained, picture = make('handwritten/classify_lavit_nano.py')
     found = {share.name: share for share in measure_shares(trained, picture, repeats=1)}
