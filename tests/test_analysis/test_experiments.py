@@ -14,8 +14,10 @@ from mmengine.config import Config
 from scipy import stats
 from shell_commands import check
 
-from mmlavit.analysis import experiments
-from mmlavit.analysis.experiments import Plan, draw_times, interval, read_results, run_plan, summarise, write_report
+from mmlavit.analysis.experiments import report
+from mmlavit.analysis.experiments.plan import Plan
+from mmlavit.analysis.experiments.report import draw_times, interval, summarise, write_report
+from mmlavit.analysis.experiments.runs import read_results, run_plan
 from mmlavit.errors import UserError
 
 PLANS = sorted((ROOT / 'configs/experiments/plans').glob('*.py'))
@@ -218,7 +220,7 @@ def test_results_against_time(tmp_path, monkeypatch):
     run_plan(plan, plan.choose([]), tmp_path / 'runs')
     measured(tmp_path / 'report.json', dict(a_lavit=0.5, b_lavit=0.25, other=0.1))
     seen = []
-    monkeypatch.setattr(experiments, 'draw_panels', lambda panels, file: seen.extend(panels))
+    monkeypatch.setattr(report, 'draw_panels', lambda panels, file: seen.extend(panels))
     draw_times(plan, tmp_path / 'runs', [tmp_path / 'report.json'], tmp_path / 'times.png')
     (panel,) = seen
     assert panel.unit == 'time of the backbone, ms (train, 2x64x96)'

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 from mmlavit.analysis.benchmark.report import device_name, versions
-from mmlavit.analysis.experiments import Plan, draw_times, run_plan, write_report
+from mmlavit.analysis.experiments.plan import Plan
+from mmlavit.analysis.experiments.report import draw_times, write_report
+from mmlavit.analysis.experiments.runs import run_plan
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import positive
 
