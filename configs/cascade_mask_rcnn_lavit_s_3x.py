@@ -13,6 +13,9 @@ tta_pipeline = [
     _base_.tta_pipeline[0],
     dict(
         type='TestTimeAug',
-        transforms=[step for step in _base_.tta_pipeline[1]['transforms'] if step[0]['type'] != 'RandomFlip'],
+        transforms=[
+            [dict(type='RandomFlip', prob=0.0)] if step[0]['type'] == 'RandomFlip' else step
+            for step in _base_.tta_pipeline[1]['transforms']
+        ],
     ),
 ]

@@ -16,6 +16,7 @@ from mmlavit.models.arguments import resolve_layers
 from mmlavit.models.factored import AnyScores
 from mmlavit.models.lavit import AttentionResidual, LaViT, LessAttention, VanillaAttention, transform_keys
 from mmlavit.models.layout import Scores
+from mmlavit.models.observation import refuse_control
 from mmlavit.models.plain_vit import (
     PlainLessAttention,
     compute_scores,
@@ -90,6 +91,7 @@ def ablate(
         ConfigError: If there is no such ablation, the backbone is of another kind, or has nothing of what is meant.
     """
     _require_known(what)
+    refuse_control(backbone, 'so nothing is taken away from it; ablate the model that it is compared with')
     if not ABLATIONS[what](backbone, _later_layers(backbone, num_va_layers, layers)):
         raise ConfigError(f'this backbone has no {TITLES[what]}')
 

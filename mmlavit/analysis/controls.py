@@ -158,7 +158,10 @@ def _replace(attn: nn.Module, control: type[nn.Module]) -> None:
     """Make a control of a less-attention layer, without what it does not use."""
     attn.__class__ = control
     if isinstance(attn, (FixedAttention, PlainFixedAttention)):
+        before = set(attn.parameters())
         attn.add_parameters()
+        for parameter in set(attn.parameters()) - before:
+            parameter.requires_grad_(attn.proj.weight.requires_grad)  # frozen layers stay frozen
     for name in control.unused:
         delattr(attn, name)
 

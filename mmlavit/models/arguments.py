@@ -35,12 +35,14 @@ def require_integer(name: str, value: Any) -> None:
 
 
 def require_number(name: str, value: Any, low: float, high: float) -> None:
-    """Make sure that an argument is a number in [low, high).
+    """Make sure that an argument is a finite number in [low, high).
 
     Raises:
         ConfigError: If it is not; the message names it.
     """
-    if not is_number(value) or not low <= value < high:
+    if not is_number(value):
+        raise ConfigError(f'{name} must be a finite number, got {value!r}')
+    if not low <= value < high:
         raise ConfigError(f'{name} must be in [{low:g}, {high:g}), got {value!r}')
 
 

@@ -12,6 +12,9 @@ from .arch import resolve_arch
 
 # Heads whose classes are not those of the dataset.
 _OTHER_CLASSES = ('rpn_head', 'semantic_head', 'teacher')
+_OTHER_CLASSES_TYPES = ('STDCHead',)  # of boundaries
+# Necks whose in_channels begin with the last map.
+_DEEPEST_FIRST = ('YOLOV3Neck',)
 
 
 def require_channels(model: Mapping[str, Any]) -> None:
@@ -34,7 +37,8 @@ def require_channels(model: Mapping[str, Any]) -> None:
         place = f'model.neck.{i}' if several_necks else 'model.neck'
         if maps is not None and 'in_channels' in part:
             several = isinstance(part['in_channels'], (list, tuple))
-            _require(f'{place}.in_channels', part['in_channels'], maps if several else maps[-1], source)
+            given = maps[::-1] if type_name(part) in _DEEPEST_FIRST else maps
+            _require(f'{place}.in_channels', part['in_channels'], given if several else maps[-1], source)
         maps, source = _find_neck_channels(part, maps), 'the neck'
     for place, head in _find_heads(model):
         _check_head(place, head, maps, source)
@@ -77,6 +81,8 @@ def find_class_numbers(node: Any, place: str) -> Iterator[tuple[str, int]]:
         tuple[str, int]: Dotted name and value.
     """
     if isinstance(node, Mapping):
+        if type_name(node) in _OTHER_CLASSES_TYPES:
+            return
         for key, value in node.items():
             if key == 'num_classes' and isinstance(value, int):
                 yield f'{place}.{key}', value

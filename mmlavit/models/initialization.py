@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 from mmengine.model import BaseInit, PretrainedInit, update_init_info
@@ -71,28 +72,34 @@ DEFAULT_INIT = [
 ]
 
 
-def resolve_init_cfg(init_cfg: dict | list[dict] | None) -> tuple[dict | list[dict], bool]:
-    """Put the default initialisers under a checkpoint, or in place of nothing.
+def resolve_init_cfg(
+    init_cfg: dict | list[dict] | None, default: Sequence[dict] = DEFAULT_INIT
+) -> tuple[list[dict], bool]:
+    """Put the default initialisers under checkpoints, or in place of nothing.
 
     Args:
         init_cfg (dict or list[dict], optional): What the config says.
+        default (Sequence[dict]): The default initialisers.
 
     Returns:
         tuple: Initialisers, and whether a checkpoint was asked for but none was named.
 
     Raises:
-        ConfigError: If it is neither a dict nor a list, or a dict without a type.
+        ConfigError: If it is neither a dict nor a list of dicts, or one has no type.
     """
-    default = deepcopy(DEFAULT_INIT)
-    if init_cfg is None:
-        return default, False
-    if not isinstance(init_cfg, (dict, list)):
+    entries = [init_cfg] if isinstance(init_cfg, dict) else [] if init_cfg is None else init_cfg
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f'init_cfg must be a dict, a list of dicts or None, got {init_cfg!r}')
-    if isinstance(init_cfg, dict) and 'type' not in init_cfg:
-        pretrained = "dict(type='Pretrained', checkpoint=..., prefix='backbone.')"
-        raise ConfigError(f'init_cfg needs a type, got {init_cfg!r}; to start from a checkpoint: {pretrained}')
-    if isinstance(init_cfg, dict) and type_name(init_cfg) in ('Pretrained', 'PretrainedInit'):
-        if init_cfg.get('checkpoint') is None:
-            return default, True
-        return [*default, init_cfg], False
-    return init_cfg, False
+    for entry in entries:
+        if 'type' not in entry:
+            pretrained = "dict(type='Pretrained', checkpoint=..., prefix='backbone.')"
+            raise ConfigError(f'init_cfg needs a type, got {entry!r}; to start from a checkpoint: {pretrained}')
+    named = [entry for entry in entries if not _is_pretrained(entry) or entry.get('checkpoint') is not None]
+    unnamed = len(named) < len(entries)
+    if init_cfg is None or (entries and all(map(_is_pretrained, named))):
+        named = [*deepcopy([*default]), *named]
+    return named, unnamed
+
+
+def _is_pretrained(entry: dict) -> bool:
+    return type_name(entry) in ('Pretrained', 'PretrainedInit')

@@ -526,7 +526,7 @@ class LaViT(BaseModule):
             s = 4, 8, 16, 32.
 
         Raises:
-            ConfigError: If it is given anything else.
+            ConfigError: If they have another shape.
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ConfigError(

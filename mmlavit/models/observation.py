@@ -16,6 +16,7 @@ from .lavit import LaViT, LessAttention, VanillaAttention
 from .layout import Scores
 from .plain_vit import (
     PlainLessAttention,
+    WithLessAttention,
     compute_scores,
     count_extra_tokens,
     find_blocks,
@@ -54,18 +55,15 @@ def observe_attention(
     Args:
         backbone (nn.Module): A LaViT; a :class:`~mmlavit.models.plain_vit.WithLessAttention`; or a plain transformer of
             mmpretrain or timm.
-        observer (Callable): Called in each forward with each layer, in their order.
+        observer (Callable): Called in each forward with each layer, in their order. Meant for passes without gradient:
+            with ``all_keys``, gradient checkpointing calls it again in the backward pass.
         all_keys (bool): What vanilla layers of a LaViT tell. False: their scores on the reference keys, which
             less-attention layers transform. True: those on all keys that they attend to, attention residual included.
 
     Raises:
         ConfigError: If it is another kind of backbone, or a control, most of which do not attend by their scores.
     """
-    if hasattr(backbone, 'later'):
-        raise ConfigError(
-            f'{type(backbone).__name__} has something else in the place of less attention (later={backbone.later!r}), '
-            'so its attention is not shown; look at the model that it is compared with'
-        )
+    refuse_control(backbone, 'so its attention is not shown; look at the model that it is compared with')
     if isinstance(backbone, LaViT):
         attach = _observe_lavit_on_all_keys if all_keys else _observe_lavit
     else:
@@ -77,6 +75,23 @@ def observe_attention(
     finally:
         for function in undo:
             function()
+
+
+def refuse_control(backbone: nn.Module, consequence: str) -> None:
+    """Make sure that a backbone has less attention, and not what an experiment puts in its place.
+
+    Args:
+        backbone (nn.Module): Any backbone.
+        consequence (str): What follows for the user, after a comma.
+
+    Raises:
+        ConfigError: If it is a control.
+    """
+    if isinstance(backbone, (LaViT, WithLessAttention)) and hasattr(backbone, 'later'):
+        raise ConfigError(
+            f'{type(backbone).__name__} has something else in the place of less attention (later={backbone.later!r}), '
+            f'{consequence}'
+        )
 
 
 def _by_heads(x: Tensor, heads: int) -> Tensor:

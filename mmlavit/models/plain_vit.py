@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from mmlavit.errors import ConfigError
 
 from .arguments import require_integer, resolve_layers
+from .initialization import resolve_init_cfg
 from .lavit import attend, transform_keys
 from .layout import Scores
 from .resample import Grid, ceil_div, resample_tokens, share_traced_matrices
@@ -87,6 +89,9 @@ class PlainLessAttention(nn.Module):
         self.delta_psi = nn.Parameter(torch.empty(tokens, tokens))
         for delta in (self.delta_theta, self.delta_psi):
             nn.init.trunc_normal_(delta, std=0.02 / tokens**0.5)
+        for parameter in (*self.v.parameters(), self.delta_theta, self.delta_psi):
+            parameter.requires_grad_(attn.qkv.weight.requires_grad)  # frozen layers stay frozen
+        self.train(attn.training)
         self._shared = shared
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
@@ -173,6 +178,8 @@ class WithLessAttention(BaseModule):
         ...     backbone=dict(type='mmpretrain.VisionTransformer', arch='base', img_size=224, out_type='featmap'),
         ...     layers=[7, 8, 9, 10, 11])
 
+    Layers that the transformer freezes (``frozen_stages``) stay frozen, transforms included.
+
     Args:
         backbone (dict): Config of the transformer: ``mmpretrain.VisionTransformer`` and its like, or
             ``mmpretrain.TIMMBackbone`` with a ViT of timm. Its checkpoints load; their queries and keys of the layers
@@ -184,7 +191,8 @@ class WithLessAttention(BaseModule):
         init_cfg (dict or list[dict], optional): mmengine initialisation.
 
     Raises:
-        ConfigError: If the transformer is of another kind, or a number is out of its range.
+        ConfigError: If the transformer is of another kind, drops attention weights in ``layers`` or patches (which has
+            no counterpart here), or a number is out of its range.
     """
 
     def __init__(
@@ -194,6 +202,9 @@ class WithLessAttention(BaseModule):
         reference_grid: int | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        init_cfg, unnamed = resolve_init_cfg(init_cfg, default=[])
+        if unnamed:
+            print_log('WithLessAttention: init_cfg names no checkpoint, it starts as its transformer does', 'current')
         super().__init__(init_cfg)
         if not isinstance(backbone, Mapping) or 'type' not in backbone:
             raise ConfigError(f'backbone must be the config of a transformer, a dict with type, got {backbone!r}')
@@ -203,6 +214,7 @@ class WithLessAttention(BaseModule):
         transformer = find_transformer(self.backbone)
         blocks = find_blocks(transformer)
         self.layers = resolve_layers(layers, len(blocks))
+        _require_no_drops(transformer, [blocks[i].attn for i in self.layers])
         own = _own_grid(transformer)
         reference = own if reference_grid is None else (reference_grid, reference_grid)
         self._shared = _Shared(count_extra_tokens(transformer), reference)
@@ -287,6 +299,20 @@ def find_blocks(transformer: nn.Module) -> Sequence[nn.Module]:
     if not hasattr(transformer, 'num_extra_tokens') and not hasattr(transformer, 'num_prefix_tokens'):
         raise ConfigError(f'{name} does not say how many tokens stand before those of the grid (num_extra_tokens)')
     return blocks
+
+
+def _require_no_drops(transformer: nn.Module, attentions: Sequence[nn.Module]) -> None:
+    """Refuse what would be left out of less-attention layers without a word, or change their grid."""
+    name = type(transformer).__name__
+    for attn in attentions:
+        drop = getattr(attn, 'attn_drop', 0.0)  # a number in mmpretrain, a module in timm
+        if getattr(drop, 'p', drop if isinstance(drop, float) else 0.0) > 0:
+            raise ConfigError(
+                f'{name} drops attention weights (attn_drop_rate), which less attention has no counterpart of; set it '
+                'to 0, for its twin as well'
+            )
+    if not isinstance(getattr(transformer, 'patch_drop', nn.Identity()), nn.Identity):
+        raise ConfigError(f'{name} drops patches (patch_drop_rate), so its tokens have no grid; set it to 0')
 
 
 def _is_plain(value: Any, plain: Any) -> bool:

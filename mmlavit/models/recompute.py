@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from .layout import is_plain_eager
@@ -26,7 +26,7 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor, use: Callable[[Te
     """Compute ``use(function(x))``, keeping x and not ``function(x)`` for the backward pass.
 
     Only in eager mode: compilers choose by themselves what to compute again. Not in a checkpointed block either, of
-    which nothing is kept.
+    which nothing is kept, nor where torch allows no hooks, as in ``torch.func.grad``.
 
     Args:
         function (Callable): Takes x. Its own backward may keep x or the result, and nothing else.
@@ -36,13 +36,25 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor, use: Callable[[Te
     Returns:
         Tensor: What ``use`` gives.
     """
-    if not (torch.is_grad_enabled() and x.requires_grad and is_plain_eager()) or getattr(_state, 'off', False):
+    if not _can_keep_back(x):
         return use(function(x))
     result = _Result(function, x)
     with saved_tensors_hooks(result.pack, result.unpack):
         y = function(x)
         result.remember(y)
         return use(y)
+
+
+def _can_keep_back(x: Tensor) -> bool:
+    return (
+        torch.is_grad_enabled()
+        and x.requires_grad
+        and is_plain_eager()
+        and not getattr(_state, 'off', False)
+        and type(x) is Tensor  # others, such as those of torch.distributed, may have no memory of their own
+        and not x.is_meta
+        and torch._C._autograd._saved_tensors_hooks_is_enabled()
+    )
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -94,6 +106,8 @@ class _Result:
 
     def pack(self, t: Tensor) -> Tensor | _View:
         """Leave out the result, whatever looks at it, unless it was changed in place."""
+        if type(t) not in (Tensor, nn.Parameter):  # a weight in pieces, or of a number type of its own
+            return t
         storage = _storage(t)
         of_function = self.storage is None and storage != _storage(self.x)
         if not of_function and (storage != self.storage or t._version != self.result_version):

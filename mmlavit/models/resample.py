@@ -93,9 +93,10 @@ def cached_matrix(src: int, dst: int, device: torch.device, dtype: torch.dtype) 
     key = (src, dst, device, dtype)
     matrix = _matrices.get(key)
     if matrix is None:
-        # A matrix made under inference_mode could not be used by a later training step.
+        # A matrix made under inference_mode could not be used by a later training step. It is made on the CPU, since
+        # some devices (Apple's) have no double precision.
         with torch.inference_mode(False):
-            matrix = resample_matrix(src, dst, device=device, dtype=dtype)
+            matrix = resample_matrix(src, dst, device='cpu', dtype=dtype).to(device)
         if type(matrix) is Tensor:  # not a fake tensor of some tracing mode
             _keep(key, matrix)
     return matrix

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from mmlavit import LaViT
+from mmlavit import DiagonalityLossHook, LaViT
 from mmlavit.analysis.ablation import ablate
 from mmlavit.analysis.controls import CONTROLS, PLAIN_CONTROLS, LaViTControl
 from mmlavit.errors import ConfigError
@@ -334,6 +334,22 @@ def test_controls_train(later):
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not unused
     assert sum(isinstance(module, LessAttention) for module in model.modules()) == 5
+
+
+@pytest.mark.parametrize('later', CONTROLS)
+def test_frozen_controls_stay_frozen(later):
+    model = LaViTControl('nano', later=later, frozen_stages=2)
+    assert not any(p.requires_grad for stage in model.stages[:2] for p in stage.parameters())
+    assert all(p.requires_grad for p in model.stages[2].parameters())
+
+
+@pytest.mark.parametrize('later', CONTROLS)
+def test_what_is_for_less_attention_refuses_controls(later):
+    model = LaViTControl('nano', later=later)
+    with pytest.raises(ConfigError, match=rf"LaViTControl has something else .*later='{later}'.*so nothing is taken"):
+        ablate(model, 'uniform', LAYERS)
+    with pytest.raises(ConfigError, match=rf"later='{later}'.*remove the hook from custom_hooks"):
+        DiagonalityLossHook().attach(torch.nn.ModuleDict(dict(backbone=model)))
 
 
 def test_control_of_a_twin():

@@ -87,6 +87,18 @@ def test_classes_of_things():
         require_classes(model, dict(classes=metainfo['classes']), 'data')
 
 
+def test_neck_that_begins_with_the_last_map():
+    backbone = dict(type='LaViT', arch='small', out_indices=(1, 2, 3))
+    require_channels(dict(backbone=backbone, neck=dict(type='YOLOV3Neck', in_channels=[512, 320, 128])))
+    with pytest.raises(ConfigError, match=r'set it to \[512, 320, 128\]'):
+        require_channels(dict(backbone=backbone, neck=dict(type='YOLOV3Neck', in_channels=[128, 320, 512])))
+
+
+def test_classes_of_boundaries():
+    heads = [dict(type='FCNHead', num_classes=19), dict(type='STDCHead', num_classes=2)]
+    assert [number for _, number in find_class_numbers(dict(auxiliary_head=heads), 'model')] == [19]
+
+
 def test_necks_one_after_the_other():
     backbone = dict(type='LaViT', arch='small')
     fpn = dict(type='FPN', in_channels=[64, 128, 320, 512], out_channels=256, num_outs=5)

@@ -631,6 +631,19 @@ class TestInterface:
         model.init_weights()
         torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
 
+    def test_list_of_one_checkpoint(self, tmp_path):
+        """What the checkpoint lacks starts as it does without the list."""
+        state = {k: v for k, v in randomise(LaViT('nano')).state_dict().items() if not k.endswith('fc1.weight')}
+        torch.save(dict(state_dict=state), tmp_path / 'weights.pth')
+        pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))
+        for init_cfg in (pretrained, [pretrained], [pretrained, dict(type='Pretrained', checkpoint=None)]):
+            torch.manual_seed(0)
+            model = LaViT('nano', init_cfg=init_cfg)
+            model.init_weights()
+            assert model.stages[3].blocks[0].mlp.fc1.weight.std().item() == pytest.approx(192**-0.5, rel=0.1)
+            name = 'stages.3.blocks.0.attn.q.weight'
+            assert torch.equal(model.state_dict()[name], state[name])
+
     def test_stages_after_the_last_output_are_not_built(self):
         model = LaViT('nano', out_indices=(0, 2)).train()
         assert len(model.stages) == 3
@@ -673,6 +686,8 @@ class TestInterface:
                 dict(init_cfg=dict(checkpoint='weights.pth')),
                 "init_cfg needs a type, got .*type='Pretrained', checkpoint=",
             ),
+            (dict(init_cfg=['a.pth']), 'init_cfg must be a dict, a list of dicts or None'),
+            (dict(layer_scale_init=None), 'layer_scale_init must be a finite number, got None'),
             (dict(init_cfg='weights.pth'), "init_cfg must be a dict, a list of dicts or None, got 'weights.pth'"),
             (dict(key_reduction='mean'), "key_reduction must be 'conv' or 'pool', got 'mean'"),
             (dict(out_indices=(1, 0)), 'out_indices must be increasing'),

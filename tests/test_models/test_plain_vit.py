@@ -195,6 +195,9 @@ def test_gradients_reach_the_transforms():
         (dict(layers=(2, 1)), 'increasing numbers from 1 to 3'),
         (dict(layers=(4,)), 'increasing numbers from 1 to 3'),
         (dict(reference_grid=0), 'reference_grid must be a positive'),
+        (dict(backbone=dict(TIMM, attn_drop_rate=0.5)), 'drops attention weights'),
+        (dict(backbone=dict(VIT, layer_cfgs=dict(attn_drop_rate=0.5))), 'drops attention weights'),
+        (dict(backbone=dict(TIMM, patch_drop_rate=0.5)), 'drops patches'),
         (dict(backbone=dict(type='mmpretrain.SwinTransformer', arch='tiny')), 'windows that shift'),
         (dict(backbone=dict(type='mmpretrain.ResNet', depth=18)), 'no plain vision transformer'),
         (
@@ -211,6 +214,30 @@ def test_wrong_arguments(change, message):
     arguments = {**dict(backbone=VIT, layers=(2, 3)), **change}
     with pytest.raises(ConfigError, match=message):
         WithLessAttention(**arguments)
+
+
+def test_frozen_layers_stay_frozen():
+    model = WithLessAttention(dict(VIT, frozen_stages=3), [1, 2, 3])
+    trained = {name.split('.')[2] for name, p in model.named_parameters() if p.requires_grad and '.layers.' in name}
+    assert trained == {'3'}
+    assert not model.backbone.layers[1].attn.training
+
+
+@pytest.mark.parametrize(
+    ('init_cfg', 'message'),
+    [
+        (dict(checkpoint='a.pth'), 'init_cfg needs a type'),
+        ('a.pth', 'init_cfg must be a dict, a list of dicts or None'),
+        (['a.pth'], 'init_cfg must be a dict, a list of dicts or None'),
+    ],
+)
+def test_wrong_init_cfg(init_cfg, message):
+    with pytest.raises(ConfigError, match=message):
+        WithLessAttention(VIT, [1], init_cfg=init_cfg)
+
+
+def test_init_cfg_without_a_checkpoint():
+    WithLessAttention(VIT, [1], init_cfg=dict(type='Pretrained', checkpoint=None)).init_weights()
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -80,6 +80,39 @@ def test_wrapped_layers():
     torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
+def test_functional_gradient():
+    """torch.func allows no hooks on what is saved."""
+    torch.manual_seed(0)
+    model = LaViT('nano', drop_path_rate=0.0)
+    x, parameters = torch.rand(1, 3, 64, 96), dict(model.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, x)[3].square().sum()
+
+    found = torch.func.grad(loss)(parameters)
+    loss(parameters).backward()
+    name = 'stages.0.blocks.0.mlp.fc2.weight'
+    torch.testing.assert_close(found[name], parameters[name].grad)
+
+
+def test_without_numbers():
+    """On the device 'meta', as for estimates of memory."""
+    model = LaViT('nano').to('meta')
+    model(torch.rand(1, 3, 64, 96, device='meta'))[3].sum().backward()
+
+
+class Odd(torch.Tensor):
+    """Any class of tensors of its own."""
+
+
+def test_weights_of_a_class_of_their_own():
+    """They are kept as they are."""
+    weight = Odd(torch.rand(3, 3)).requires_grad_()
+    x = torch.rand(2, 3, requires_grad=True)
+    recompute(F.gelu, x, lambda y: torch.nn.functional.linear(y, weight)).sum().backward()
+    assert weight.grad is not None
+
+
 def test_twice_through_the_graph():
     x = torch.rand(5, 8, requires_grad=True)
     layer = nn.Linear(8, 8)

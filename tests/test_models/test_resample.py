@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmlavit import LaViT
 from mmlavit.models import resample
-from mmlavit.models.resample import resample_matrix, resample_tokens
+from mmlavit.models.resample import cached_matrix, resample_matrix, resample_tokens
 
 
 @pytest.fixture
@@ -43,6 +44,20 @@ def test_fixed_size_makes_no_matrices_again(cache, monkeypatch):
 
 
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_no_double_precision_on_the_device(cache):
+    """Some devices have none."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            assert not (isinstance(out, torch.Tensor) and out.is_meta and out.dtype == torch.float64)
+            return out
+
+    with Watch():
+        for sizes in ((7, 5), (5, 7)):
+            assert cached_matrix(*sizes, torch.device('meta'), torch.float32).is_meta
+
+
 def test_a_trace_fills_no_cache(cache):
     resampled = lambda x: resample_tokens(x, (x.shape[1] // 5, 5), (7, 7))  # noqa: E731
     torch.jit.trace(resampled, torch.rand(1, 65, 2), check_trace=False)

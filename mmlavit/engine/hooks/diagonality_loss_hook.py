@@ -13,6 +13,7 @@ from mmlavit.errors import ConfigError
 from mmlavit.models.diagonality import diagonality_loss, score_statistics, share_inside, square_grid, square_scores
 from mmlavit.models.factored import AnyScores
 from mmlavit.models.lavit import LaViT, LessAttention, VanillaAttention
+from mmlavit.models.observation import refuse_control
 from mmlavit.models.plain_vit import PlainLessAttention
 from mmlavit.models.resample import Grid
 
@@ -68,8 +69,13 @@ class DiagonalityLossHook(Hook):
             model (nn.Module): Model whose forward takes ``mode`` as mmengine's BaseModel does; not wrapped.
 
         Raises:
-            ConfigError: If no less-attention layer is inside, of a LaViT or a ``WithLessAttention``.
+            ConfigError: If no less-attention layer is inside, of a LaViT or a ``WithLessAttention``, or a control
+                stands in its place.
         """
+        for module in model.modules():
+            refuse_control(
+                module, 'which has no transforms for DiagonalityLossHook to act on; remove the hook from custom_hooks'
+            )
         if not any(isinstance(m, (LessAttention, PlainLessAttention)) for m in model.modules()):
             raise ConfigError(
                 'DiagonalityLossHook: the model has no less-attention layer (a LaViT with num_va_layers below depths, '
