@@ -5,6 +5,7 @@ Every tool prints a :class:`UserError` without a stack trace and exits with code
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -53,7 +54,7 @@ def first_few(names: Collection[object]) -> str:
 def one_line_errors(local_rank: int = 0) -> Iterator[None]:
     """Turn a mistake of the user inside the block into one line on stderr and exit code 2.
 
-    Every other exception passes untouched, with its trace.
+    A full disk counts as one. Every other exception passes untouched, with its trace.
 
     Args:
         local_rank (int): Number of this process on its machine. Of several processes that meet the
@@ -64,7 +65,9 @@ def one_line_errors(local_rank: int = 0) -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if not isinstance(error, UserError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         if local_rank != 0:
             time.sleep(_GRACE_SECONDS)
         print(f'error: {error}', file=sys.stderr, flush=True)

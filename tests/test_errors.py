@@ -1,5 +1,8 @@
 """Mistakes end in one line, bugs in a trace."""
 
+import errno
+import os
+
 import pytest
 
 from mmlavit import errors
@@ -13,6 +16,13 @@ def test_one_line(error, capsys):
         raise error('the thing is missing; get it')
     assert stopped.value.code == errors.USER_ERROR_CODE
     assert capsys.readouterr().err == 'error: the thing is missing; get it\n'
+
+
+@pytest.mark.parametrize(('code', 'shown'), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.ENOENT, False)])
+def test_full_disk(code, shown, capsys):
+    with pytest.raises(SystemExit if shown else OSError), one_line_errors():
+        raise OSError(code, os.strerror(code), 'some/file')
+    assert ('some/file' in capsys.readouterr().err) == shown
 
 
 def test_bugs_pass():

@@ -71,6 +71,32 @@ class ToyMetric(BaseMetric):
         return dict(count=sum(results))
 
 
+@METRICS.register_module()
+class Rising(BaseMetric):
+    """Better each time that it is computed."""
+
+    values: list[int] = []  # of trainings, in this process
+
+    def process(self, data_batch, data_samples):
+        """Keep nothing."""
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        """Give the next number."""
+        self.values.append(len(self.values) + 1)
+        return dict(score=self.values[-1])
+
+
+BEST = dict(
+    train_cfg=dict(by_epoch=True, max_epochs=2),
+    default_hooks__checkpoint=dict(
+        type='CheckpointHook', by_epoch=True, interval=1, save_best='score', rule='greater', max_keep_ckpts=1
+    ),
+    val_evaluator=dict(type='Rising'),
+)
+"""Options of :func:`train` for one with a best checkpoint."""
+
+
 @HOOKS.register_module()
 class Recorder(Hook):
     """Keeps what each iteration got, and sends this process a signal in one of them."""

@@ -54,12 +54,14 @@ def main() -> None:
     """Distil."""
     args = parse_args()
     args.auto_scale_lr = False
-    args.work_dir = args.work_dir or osp.join('work_dirs', f'distill_{Path(args.config).stem}')
     with one_line_errors(local_rank(args.launcher, args.local_rank)):
         if not osp.isdir(args.images):
             raise UserError(f'--images {args.images} does not exist; expected a folder of images')
+        student = load_config(args.config, args.cfg_options)
+        if args.work_dir is None and student.get('work_dir') is None:
+            args.work_dir = osp.join('work_dirs', f'distill_{Path(args.config).stem}')
         cfg = distillation_config(
-            load_config(args.config, args.cfg_options),
+            student,
             load_config(find_config(args.teacher)),
             args.checkpoint,
             args.images,

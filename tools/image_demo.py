@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmengine.device import get_device
 from rich.progress import track
@@ -50,7 +51,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--runtime', choices=['onnxruntime', 'openvino'], help='what runs an exported model; default: onnxruntime'
     )
-    parser.add_argument('--device', default=get_device(), help='such as cpu or cuda:0; default: %(default)s')
+    parser.add_argument(
+        '--device',
+        help=f'such as cpu or cuda:0; default: {get_device()} for a config, cpu for an exported model',
+    )
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out detections below; default: %(default)s')
     parser.add_argument(
         '--memory-limit',
@@ -73,16 +77,18 @@ def main() -> None:
         video, files = find_work(root, out_dir)
         if video and args.resume:
             raise UserError(f'--resume continues folders of images; {root} is a video and is drawn as a whole')
+        exported = Path(args.model).suffix == '.onnx'
+        device = args.device or ('cpu' if exported else get_device())
         limit = None if args.memory_limit is None else args.memory_limit * 1e9
-        options = dict(runtime=args.runtime, device=args.device, score_thr=args.score_thr, memory_limit=limit)
+        options = dict(runtime=args.runtime, device=device, score_thr=args.score_thr, memory_limit=limit)
         model = args.model
         if args.cfg_options:
-            if Path(model).suffix == '.onnx':
+            if exported:
                 raise UserError(f'--cfg-options change a config; {model} is an exported model')
             model = load_config(model, args.cfg_options)
         predictor = Predictor(model, args.checkpoint, **options)
         require_folder(out_dir, '--out-dir')
-        done = [entry for entry in read_entries(out_dir / PREDICTIONS) if 'error' not in entry] if args.resume else []
+        done = read_done(out_dir / PREDICTIONS) if args.resume else []
         with JsonList(out_dir / PREDICTIONS, done) as records, stop_at_signals() as received:
             if video:
                 failed = {}
@@ -119,6 +125,24 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
         if source.resolve() == out_file.resolve():
             raise UserError(f'--out-dir {out_dir} would overwrite {source}; choose another')
     return video, files
+
+
+def read_done(file: Path) -> list[dict[str, Any]]:
+    """Read the entries of images that could be used.
+
+    Args:
+        file (Path): The list of predictions.
+
+    Returns:
+        list[dict]: The entries; none if there is no file.
+
+    Raises:
+        UserError: If it is something else, such as the list of a video.
+    """
+    entries = read_entries(file)
+    if not all(isinstance(entry, dict) and 'picture' in entry for entry in entries):
+        raise UserError(f'{file} is not a list of predictions on images; choose another folder with --out-dir')
+    return [entry for entry in entries if 'error' not in entry]
 
 
 def finish(file: Path, failed: Mapping[Path, str], received: Sequence[int]) -> None:

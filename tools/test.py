@@ -1,10 +1,12 @@
 """Test a classifier, detector or segmentor; the config decides which."""
 
 import argparse
+from pathlib import Path
 
 from mmlavit.engine import local_rank, run
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import add_common_arguments, load_config, merge_test_args
+from mmlavit.utils.local_files import require_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +41,8 @@ def main() -> None:
     args = parse_args()
     with one_line_errors(local_rank(args.launcher, args.local_rank)):
         cfg = merge_test_args(load_config(args.config, args.cfg_options), args)
+        if args.out:  # before the test, not when its results are written
+            require_folder(Path(args.out).parent if args.out.endswith(('.pkl', '.pickle')) else args.out, '--out')
         run(cfg, 'test', args.cfg_options, args.local_rank)
 
 

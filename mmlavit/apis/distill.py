@@ -21,7 +21,9 @@ from mmlavit.utils.config_types import model_config, type_name
 _REPLACED_HOOKS = ('DiagonalityLossHook', 'EMAHook')
 
 # What of a config is set here, so that options for it have to be merged again.
-_SET_HERE = ('default_hooks', 'log_processor', 'param_scheduler', 'train_cfg')
+_SET_HERE = ('default_hooks', 'find_unused_parameters', 'log_processor', 'param_scheduler', 'train_cfg')
+# What there is no choice of: all images of the folder, in random order.
+_FIXED = ('train_dataloader.dataset', 'train_dataloader.sampler', 'train_dataloader.batch_sampler')
 
 
 def distillation_config(
@@ -115,13 +117,16 @@ def keep_options(cfg: Config, options: Mapping[str, Any]) -> Config:
         Config: A copy with them.
 
     Raises:
-        UserError: If an option is for validation or test, which there are none of, or leads nowhere.
+        UserError: If an option is for validation or test, which there are none of, or for which images are read and in
+            which order, or leads nowhere.
     """
     for key in options:
         if key.startswith(('val_', 'test_', 'tta_')):
             raise UserError(
                 f'--cfg-options {key}: distillation has no validation or test; run tools/test.py afterwards'
             )
+        if key.startswith(_FIXED) and 'pipeline' not in key.split('.'):
+            raise UserError(f'--cfg-options {key}: distillation reads all images of --images in random order')
     return merge_options(cfg, {key: value for key, value in options.items() if key.split('.')[0] in _SET_HERE})
 
 

@@ -62,9 +62,15 @@ def require_launcher(launcher: str, rank: int = 0) -> None:
         rank (int): Value of ``--local_rank``, for launchers that pass the option and no variable.
 
     Raises:
-        UserError: If its variables are not set, or if it started more processes than there are GPUs.
+        UserError: If its variables are not set, if torchrun started several processes and none is named, or if it
+            started more processes than there are GPUs.
     """
     if launcher == 'none':
+        if int(os.environ.get('WORLD_SIZE', 1)) > 1 and 'LOCAL_RANK' in os.environ:
+            raise UserError(
+                'torchrun has started several processes, each of which would do the same by itself; '
+                'add --launcher pytorch'
+            )
         return
     if launcher == 'pytorch':
         os.environ.setdefault('LOCAL_RANK', str(rank))
@@ -104,8 +110,14 @@ def require_strategy(cfg: Config) -> None:
     if ignored:
         raise UserError(f'FlexibleRunner does not read {", ".join(ignored)}; set it in strategy or leave it out')
     name = type_name(strategy, 'DDPStrategy')
+    averages = any(type_name(hook) == 'EMAHook' for hook in cfg.get('custom_hooks') or [])
     kind = next((kind for kind in _CLIPPING if name.endswith(kind)), None)
     if kind is None:
+        if averages:
+            raise UserError(
+                'EMAHook does not work with FlexibleRunner, which loads a checkpoint before the hook has made its '
+                "average, so that a training could not be resumed; leave out runner_type, for mmengine's Runner"
+            )
         return
     if cfg.get('launcher', 'none') == 'none':
         raise UserError(f'{name} shards over processes; start it with tools/dist_train.sh or tools/slurm_train.sh')
@@ -119,7 +131,7 @@ def require_strategy(cfg: Config) -> None:
     # DeepSpeedOptimWrapper does not even take clip_grad=None.
     if cfg.optim_wrapper.get('clip_grad') or (kind == 'DeepSpeedStrategy' and 'clip_grad' in cfg.optim_wrapper):
         raise UserError(f'optim_wrapper.clip_grad does not work with {name}: {_CLIPPING[kind]}')
-    if any(type_name(hook) == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
+    if averages:
         raise UserError(f'EMAHook does not work with {name}, whose processes have no whole model; remove the hook')
 
 

@@ -50,6 +50,20 @@ class ResumableLoader(DataLoader):
         """
         self.batch_sampler.start(epoch, seen)
 
+    def reseed(self, seed: int) -> None:
+        """Draw as a training with another seed does, from the next epoch that starts.
+
+        Args:
+            seed (int): Its seed.
+        """
+        sampler = self.batch_sampler.sampler
+        if hasattr(sampler, 'seed'):
+            sampler.seed = seed
+        if self.seed is not None:
+            self.seed = seed
+            kind, _, rank = self.batch_sampler.seed
+            self.batch_sampler.seed = kind, seed, rank
+
     def __iter__(self) -> Iterator[Any]:
         """Yield batches."""
         # As a generator, which asks for the workers when it is first asked itself: the official mmengine asks for an

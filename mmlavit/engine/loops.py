@@ -31,10 +31,12 @@ class ResumableLoop:
     Attributes:
         seen (int): Batches of the current epoch that were trained before the training was resumed. A loop that counts
             iterations has one epoch, the whole training.
+        validation_due (bool): Whether the training was stopped in a validation, or before one that should have come.
     """
 
     dataloader: ResumableLoader
     seen = 0
+    validation_due = False
     _first_iter = 0  # of the current epoch
 
     def count_batches(self, epoch: int, iteration: int) -> int:
@@ -48,6 +50,14 @@ class ResumableLoop:
             int: 0 at the border of two epochs.
         """
         return 0 if epoch > self._epoch else iteration - self._first_iter
+
+    def validates_after(self, iteration: int) -> bool:
+        """Tell whether a validation comes right after an iteration, and not after the rest of an epoch.
+
+        Args:
+            iteration (int): Number of the iteration, from 1.
+        """
+        return False
 
     def run_iter(self, *args) -> None:
         """Train one iteration; the arguments are those of mmengine's loop."""
@@ -90,13 +100,17 @@ class IterLoop(ResumableLoop, IterBasedTrainLoop):
             self.runner.model.train()
             self.run_iter(next(batches))
             self._decide_current_val_interval()
-            last = self._iter == self._max_iters
-            if self.runner.val_loop is not None and self._iter >= self.val_begin:
-                if last or self._iter % self.val_interval == 0:
-                    self.runner.val_loop.run()
+            if self.validates_after(self._iter):
+                self.runner.val_loop.run()
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
+
+    def validates_after(self, iteration: int) -> bool:
+        """Tell whether a validation comes right after an iteration; see the base class."""
+        if self.runner.val_loop is None or iteration < self.val_begin:
+            return False
+        return iteration == self._max_iters or iteration % self.val_interval == 0
 
     def _draw_batches(self) -> Iterator[Any]:
         """Yield batches without an end, also of a sampler that has one."""

@@ -42,8 +42,8 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
         return None
     if text:
         named = Path(text)
-        if not named.exists() and (folder / named.name).exists():
-            named = folder / named.name  # the folder was moved or copied
+        if (folder / named.name).exists():
+            named = folder / named.name  # also if the folder was moved or copied
         if named.is_dir():
             return None
         files = [named, *(file for file in files if file.resolve() != named.resolve())]
@@ -69,19 +69,21 @@ def has_begun(work_dir: str) -> bool:
     return (folder / 'last_checkpoint').is_file() or bool([*_find_numbered(folder), *folder.glob(INTERRUPTED)])
 
 
-def remove_interrupted(work_dir: str) -> None:
+def remove_interrupted(work_dir: str, last: str | None = None) -> None:
     """Remove what an interruption has left of a training that has come to its end since.
 
     Args:
         work_dir (str): Where the training has written. ``last_checkpoint`` then names the newest checkpoint.
+        last (str, optional): The newest checkpoint as far as mmengine knows, for trainings that write elsewhere.
     """
     folder = Path(work_dir)
     (folder / INTERRUPTED).unlink(missing_ok=True)
     note = folder / 'last_checkpoint'
     if note.is_file() and Path(note.read_text().strip()).name == INTERRUPTED:
         files = _find_numbered(folder)
-        if files:
-            write_file(note, str(max(files, key=lambda file: file.stat().st_mtime)).encode())
+        newest = max(files, key=lambda file: file.stat().st_mtime) if files else last
+        if newest:
+            write_file(note, str(newest).encode())
         else:
             note.unlink()
 

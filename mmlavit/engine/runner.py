@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import os.path as osp
 import shutil
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,9 @@ from typing import Any, Literal
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import get_rank
-from mmengine.registry import RUNNERS
+from mmengine.dist import get_rank, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import distributed as dist
 from torch.utils.data import IterableDataset
@@ -23,6 +25,7 @@ from mmlavit.errors import STOPPED_CODE, ConfigError
 from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import blame_options
 from mmlavit.utils.checkpoint import require_checkpoints
+from mmlavit.utils.config_types import type_name
 from mmlavit.utils.data_paths import require_data
 from mmlavit.utils.local_files import remove_partial_files, require_folder
 from mmlavit.utils.toolbox import load_toolbox
@@ -72,6 +75,7 @@ def run(
     require_folder(cfg.work_dir, '--work-dir')  # last: it makes the folder, and a mistake leaves none
     if mode == 'train':
         remove_partial_files(cfg.work_dir)
+        _use_whole_checkpoints(cfg)
     if cfg.get('randomness', {}).get('deterministic'):
         # Without it, cuBLAS refuses to be deterministic.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -110,10 +114,20 @@ def _find_start(cfg: Config) -> list[str]:
     return []
 
 
+def _use_whole_checkpoints(cfg: Config) -> None:
+    """Have configs that name mmengine's hook by its class or path use ours, which has its bare name."""
+    default = (cfg.get('default_hooks') or {}).values()
+    for hook in [*default, *(cfg.get('custom_hooks') or [])]:
+        if isinstance(hook, Mapping) and type_name(hook) == 'CheckpointHook':
+            kind = HOOKS.get(hook['type']) if isinstance(hook['type'], str) else hook['type']
+            if kind is CheckpointHook:
+                hook['type'] = 'CheckpointHook'
+
+
 def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
     """Build the runner, log ``notes`` and run; return the metrics of a test."""
     with _without_complaints_of_a_compiler():
-        runner = build_runner(cfg)
+        runner = build_runner(cfg, mode)
     for note in notes:
         runner.logger.info(note)
     watch_data(runner, cfg)
@@ -159,8 +173,11 @@ class _Resumable:
         if kind is None or isinstance(loader.dataset, IterableDataset):
             if exact:
                 raise ConfigError('exact_resume needs a train loop of mmengine, and a dataset with numbered samples')
-            self._train_dataloader = loader
-            return super().build_train_loop(loop)
+            config, self._train_dataloader = self._train_dataloader, loader
+            try:
+                return super().build_train_loop(loop)
+            finally:
+                self._train_dataloader = config  # which says the batch size, for the scaling of the learning rate
         if kind is EpochLoop and not len(loader):
             raise ConfigError(NO_BATCH)
         loader = ResumableLoader(loader, self.seed if exact else None, get_rank())
@@ -171,6 +188,15 @@ class _Resumable:
 
 class _Runner(_Resumable, Runner):
     """mmengine's runner, with our loops."""
+
+
+class _TestRunner(Runner):
+    """mmengine's runner; the config of a test goes to its logs, so that the work dir keeps that of its training."""
+
+    def dump_config(self) -> None:
+        """Write the config."""
+        if is_main_process():
+            self.cfg.dump(osp.join(self.log_dir, osp.basename(self.cfg.filename or 'config.py')))
 
 
 class _FlexibleRunner(_Resumable, FlexibleRunner):
@@ -197,11 +223,12 @@ class _FlexibleRunner(_Resumable, FlexibleRunner):
             loop._epoch, loop._iter = now
 
 
-def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+def build_runner(cfg: Config, mode: Literal['train', 'test']) -> Runner | FlexibleRunner:
     """Build mmengine's runner with our loops, or the one that ``runner_type`` names.
 
     Args:
         cfg (Config): The config of the run.
+        mode (str): 'train' or 'test'.
 
     Returns:
         Runner or FlexibleRunner: Ready to train or test.
@@ -209,6 +236,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     Raises:
         ConfigError: If ``exact_resume`` is on and the config has a runner of its own.
     """
+    if mode == 'test':
+        return _TestRunner.from_cfg(cfg)
     ours = {'Runner': _Runner, 'FlexibleRunner': _FlexibleRunner}.get(cfg.get('runner_type', 'Runner'))
     if ours is not None:
         return ours.from_cfg(cfg)

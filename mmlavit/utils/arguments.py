@@ -6,10 +6,14 @@ import argparse
 import copy
 import difflib
 import inspect
+import os
 import os.path as osp
 import re
+import textwrap
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +174,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         Config: The config with the options merged.
 
     Raises:
-        UserError: If the file or one of its bases cannot be read, or an option does not fit.
+        UserError: If the file or one of its bases cannot be read or has a mistake, or an option does not fit.
     """
     if not osp.isfile(path):
         raise UserError(f'config {path} does not exist; expected the path of a config file')
@@ -181,7 +185,23 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     except SyntaxError as error:
         where = f'{error.filename or path}, line {error.lineno}'
         raise UserError(f'config {path} is no Python: {error.msg} ({where})') from error
+    except Exception as error:  # a config is a program, whose mistakes are its own
+        reason = textwrap.shorten(str(error), 300, placeholder=' ...')
+        raise UserError(
+            f'config {path} cannot be read: {type(error).__name__}: {reason}{_place_in_config(error)}'
+        ) from error
     return merge_options(cfg, options) if options else cfg
+
+
+def _place_in_config(error: Exception) -> str:
+    """Say which line of a config raised an error, if one did."""
+    ours = tuple(osp.dirname(find_spec(name).origin) + os.sep for name in ('mmengine', 'mmlavit'))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.endswith('.py') and not frame.filename.startswith(ours) and osp.isfile(frame.filename)
+    ]
+    return f' ({frames[-1].filename}, line {frames[-1].lineno})' if frames else ''
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> Config:
@@ -338,6 +358,8 @@ def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Conf
     """Copy ``cfg`` and set what ``mode`` ('train' or 'test') has in common with the other."""
     if cfg.get(f'{mode}_dataloader') is None:
         raise UserError(f'config {args.config} has no {mode}_dataloader, so it cannot {mode}')
+    if cfg.get('model') is None:
+        raise UserError(f'config {args.config} has no model, so it cannot {mode}; is it a part of others (_base_)?')
     cfg = copy.deepcopy(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:

@@ -208,10 +208,12 @@ def require_checkpoint(path: str, what: str = 'checkpoint') -> None:
         what (str): How the message calls it.
 
     Raises:
-        UserError: If it is a file and does not exist.
+        UserError: If it is a file and does not exist, or is a folder.
     """
     if path.startswith('mmlavit://'):
         find_weights(path.removeprefix('mmlavit://'))
+    if osp.isdir(osp.expanduser(path)):
+        raise UserError(f'{what} {path} is a folder; expected a .pth or .safetensors file, such as one in it')
     if not _is_address(path) and not osp.isfile(osp.expanduser(path)):
         raise UserError(f'{what} {path} does not exist; expected a .pth or .safetensors file')
 

@@ -14,6 +14,8 @@ from mmengine.fileio import LocalBackend, register_backend
 
 from mmlavit.errors import UserError
 
+_FIRST_FILES = 1 << 18  # bytes
+
 
 class WholeFileBackend(LocalBackend):
     """mmengine's backend of local files, except that no file is ever seen half written."""
@@ -79,7 +81,8 @@ def require_folder(folder: str | Path, option: str) -> None:
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with tempfile.TemporaryFile(dir=folder) as file:  # logs and a config, for which a full disk has no place
+            file.write(bytes(_FIRST_FILES))
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f'cannot write to the folder {folder} ({reason}); choose another with {option}') from error

@@ -89,7 +89,8 @@ DEEPSPEED = dict(type='mmlavit.engine.strategy.SafeDeepSpeedStrategy')
         (FSDP, dict(optim_wrapper=dict(clip_grad=dict(max_norm=5))), 'clip by the norm of its own shard'),
         (DEEPSPEED, dict(optim_wrapper=dict(clip_grad=None)), 'set strategy.gradient_clipping'),
         (dict(type='DeepSpeedStrategy'), {}, 'runs code that may be in a checkpoint; set strategy.type='),
-        (FSDP, dict(custom_hooks=[dict(type='A'), dict(type='EMAHook')]), 'EMAHook does not work with'),
+        (FSDP, dict(custom_hooks=[dict(type='A'), dict(type='EMAHook')]), 'EMAHook does not work with Res'),
+        (None, dict(custom_hooks=[dict(type='EMAHook')]), 'EMAHook does not work with FlexibleRunner'),
     ],
 )
 def test_strategy_that_cannot_work(monkeypatch, strategy, entries, message):
@@ -170,6 +171,15 @@ def test_local_rank(monkeypatch):
 def test_launcher_was_not_used(launcher, script, variable):
     with pytest.raises(UserError, match=rf'{script}.*{variable} is not set'):
         require_launcher(launcher)
+
+
+def test_torchrun_without_the_option(monkeypatch):
+    require_launcher('none')
+    for name in ('RANK', 'LOCAL_RANK'):
+        monkeypatch.setenv(name, '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(UserError, match='add --launcher pytorch'):
+        require_launcher('none')
 
 
 def test_launcher(monkeypatch):

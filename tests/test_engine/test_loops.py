@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import multiprocessing
 from toy_training import ToyData, same_training, train
 
 from mmlavit.engine.hooks.position_hook import PositionHook
 from mmlavit.engine.loops import EpochLoop, IterLoop, find_loop
-from mmlavit.errors import ConfigError
+from mmlavit.errors import ConfigError, UserError
 
 BY_EPOCH = dict(by_epoch=True, max_epochs=2)  # of six iterations
 BY_ITER = dict(by_epoch=False, max_iters=12, val_interval=4)
@@ -115,6 +116,58 @@ def test_two_processes(tmp_path, free_ports):
     multiprocessing.start_processes(train_both, (free_ports(3), str(tmp_path)), nprocs=2, start_method='fork')
     assert same_training(tmp_path / 'whole/iter_9.pth', tmp_path / 'resumed/iter_9.pth')
     assert same_training(tmp_path / 'whole/iter_6.pth', tmp_path / 'stopped/interrupted.pth')
+
+
+def resume_one(rank, ports, folder):
+    """In one of two processes, of which only the first sees the checkpoint."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1')
+    options = dict(launcher='pytorch', train_cfg=dict(by_epoch=True, max_epochs=3))
+    os.environ['MASTER_PORT'] = str(ports[0])
+    train(f'{folder}/{rank}', **options)
+    os.environ['MASTER_PORT'] = str(ports[1])
+    with pytest.raises(UserError, match='some processes begin at iteration 0 and others at 9: not all nodes see'):
+        train(f'{folder}/{rank}', 'auto', **options)
+
+
+def test_two_nodes_without_a_common_work_dir(tmp_path, free_ports):
+    multiprocessing.start_processes(resume_one, (free_ports(2), str(tmp_path)), nprocs=2, start_method='fork')
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_resumed_without_a_seed(tmp_path, by_epoch):
+    """Each image is seen once: the order is that of the training before."""
+    options = dict(randomness=dict(seed=None), exact_resume=False)
+    options |= TRAININGS['epochs' if by_epoch else 'iterations']
+    whole = train(tmp_path, **options)
+    resumed = train(tmp_path, tmp_path / 'iter_3.pth', **options)
+    assert resumed.indices[:3] == whole.indices[3:6]
+    assert sorted(sum(whole.indices[:3] + resumed.indices[:3], [])) == list(range(12))
+
+
+def test_resumed_with_another_seed(tmp_path):
+    """mmengine goes on with that of the checkpoint, and so do we."""
+    train(tmp_path / 'whole')
+    train(tmp_path / 'resumed', tmp_path / 'whole/iter_3.pth', randomness=dict(seed=5))
+    assert same_training(tmp_path / 'resumed/iter_12.pth', tmp_path / 'whole/iter_12.pth')
+
+
+@LOOPS.register_module()
+class LoopOfAUser(EpochBasedTrainLoop):
+    """As mmengine's."""
+
+
+def test_scaled_learning_rate_of_a_loop_of_ones_own(tmp_path):
+    import mmdet.datasets  # noqa: F401  registers the sampler
+
+    train(
+        tmp_path,
+        train_cfg=dict(type='LoopOfAUser', max_epochs=1),
+        auto_scale_lr=dict(base_batch_size=16, enable=True),
+        train_dataloader__batch_sampler=dict(type='mmdet.AspectRatioBatchSampler'),
+        exact_resume=False,
+    )
+    (group,) = torch.load(tmp_path / 'iter_3.pth', weights_only=True)['optimizer']['param_groups']
+    assert group['initial_lr'] == pytest.approx(0.01 * 2 / 16)
 
 
 @pytest.mark.parametrize(

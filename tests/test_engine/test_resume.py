@@ -1,9 +1,12 @@
 """Training goes on from a whole checkpoint, whatever is in the folder."""
 
+import copy
 import os
+import shutil
 
 import pytest
 import torch
+import toy_training
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
@@ -93,6 +96,50 @@ def test_what_was_not_deleted_is_deleted_when_resumed(tmp_path, monkeypatch):
     assert checkpoints(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
     train(tmp_path, 3, resume=find_whole_checkpoint(str(tmp_path)), max_keep_ckpts=1)
     assert checkpoints(tmp_path) == ['epoch_3.pth']
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_the_best_one_is_there_until_the_new_one_is(tmp_path, monkeypatch, several):
+    monkeypatch.setattr(toy_training.Rising, 'values', [])
+    seen, save, options = [], Runner.save_checkpoint, copy.deepcopy(toy_training.BEST)
+    if several:
+        options['default_hooks__checkpoint'].update(save_best=['score', 'count'], rule='greater')
+        options['val_evaluator'] = [dict(type='Rising'), dict(type='ToyMetric')]
+
+    def watch(runner, out_dir, filename, *args, **kwargs):
+        seen.append((filename, [name for name in checkpoints(tmp_path) if name.startswith('best_score')]))
+        save(runner, out_dir, filename, *args, **kwargs)
+
+    monkeypatch.setattr(Runner, 'save_checkpoint', watch)
+    toy_training.train(tmp_path, **options)
+    assert ('best_score_epoch_2.pth', ['best_score_epoch_1.pth']) in seen
+    best = ['best_count_epoch_1.pth'] * several + ['best_score_epoch_2.pth']
+    assert checkpoints(tmp_path) == [*best, 'epoch_2.pth']
+
+
+def test_a_folder_that_was_copied(tmp_path, monkeypatch):
+    """Nothing is read from or deleted in the original."""
+    monkeypatch.setattr(toy_training.Rising, 'values', [])
+    first = {**toy_training.BEST, 'train_cfg': dict(by_epoch=True, max_epochs=1)}
+    toy_training.train(tmp_path / 'a', **first)
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    assert find_whole_checkpoint(str(tmp_path / 'b')) == str(tmp_path / 'b/epoch_1.pth')
+    toy_training.train(tmp_path / 'b', 'auto', **toy_training.BEST)
+    assert checkpoints(tmp_path / 'a') == ['best_score_epoch_1.pth', 'epoch_1.pth']
+    assert checkpoints(tmp_path / 'b') == ['best_score_epoch_2.pth', 'epoch_2.pth']
+
+
+@pytest.mark.parametrize('kind', [CheckpointHook, 'mmengine.CheckpointHook', 'mmengine.hooks.CheckpointHook'])
+def test_the_hook_by_its_class_or_path(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(toy_training.Rising, 'values', [])
+    options = copy.deepcopy(toy_training.BEST)
+    options['default_hooks__checkpoint'].update(type=kind)
+    built, prepare = [], WholeCheckpointHook.before_train
+    monkeypatch.setattr(
+        WholeCheckpointHook, 'before_train', lambda self, runner: (built.append(self), prepare(self, runner))
+    )
+    toy_training.train(tmp_path, **options)
+    assert len(built) == 1
 
 
 def damage(path):

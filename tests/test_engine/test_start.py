@@ -76,7 +76,7 @@ def test_checkpoints_of_hooks_without_numbers(tmp_path):
             experiment_name=f'start{tmp_path}',
         )
     )
-    build_runner(cfg).train()
+    build_runner(cfg, 'train').train()
     saved = torch.load(tmp_path / 'start.pth', weights_only=True)
     assert saved['state_dict'].keys() == ToyModel().state_dict().keys()
 

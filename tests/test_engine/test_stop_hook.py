@@ -8,8 +8,9 @@ import subprocess
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-from toy_training import same, same_training, train
+from mmengine.registry import HOOKS, LOOPS
+from mmengine.runner import EpochBasedTrainLoop
+from toy_training import BEST, Rising, same, same_training, train
 
 from mmlavit.engine.hooks import stop_hook
 from mmlavit.engine.hooks.stop_hook import STOPPED_FILE
@@ -90,6 +91,54 @@ def test_stopped_in_a_validation_by_iterations(tmp_path):
     resumed = train(tmp_path / 'stopped', tmp_path / 'stopped/interrupted.pth', **options)
     assert resumed.places[0] == (0, 3, 3)
     assert same_training(tmp_path / 'stopped/iter_6.pth', tmp_path / 'whole/iter_6.pth')
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'send'),
+    [
+        (dict(by_epoch=True, max_epochs=1), dict(val_iteration=1)),
+        (dict(by_epoch=False, max_iters=6, val_interval=3), dict(val_iteration=1)),
+        (dict(by_epoch=False, max_iters=6, val_interval=3), dict(iteration=2)),
+        (dict(by_epoch=False, max_iters=6, val_interval=4), dict(iteration=5)),
+    ],
+)
+def test_the_validation_is_made_up_for(cfg, send, tmp_path, monkeypatch):
+    """That it was stopped in, or that would have come next."""
+    monkeypatch.setattr(Rising, 'values', [])
+    options = {**BEST, 'train_cfg': cfg}
+    train(tmp_path / 'whole', **options)
+    number, best = len(Rising.values), [path.name for path in (tmp_path / 'whole').glob('best_*')]
+    Rising.values.clear()
+    stop(tmp_path / 'stopped', send=send, **options)
+    train(tmp_path / 'stopped', 'auto', **options)
+    assert len(Rising.values) == number > 0
+    assert [path.name for path in (tmp_path / 'stopped').glob('best_*')] == best != []
+
+
+def test_a_loop_of_ones_own(tmp_path, capfd):
+    """It repeats the epoch, as in mmengine, and the line says so."""
+    options = dict(train_cfg=dict(type='OwnLoop', max_epochs=2), exact_resume=False)
+    stop(tmp_path, send=dict(iteration=2), **options)
+    assert '--resume repeats the epoch' in capfd.readouterr().out
+    assert train(tmp_path, 'auto', **options).places[0] == (0, 0, 3)
+
+
+@LOOPS.register_module()
+class OwnLoop(EpochBasedTrainLoop):
+    """As mmengine's."""
+
+
+def test_checkpoints_elsewhere(tmp_path):
+    """Of a training that was stopped in its last validation, the note names them at the end."""
+    hook = dict(type='CheckpointHook', by_epoch=True, interval=1, out_dir=str(tmp_path / 'elsewhere'))
+    options = dict(train_cfg=dict(by_epoch=True, max_epochs=1), default_hooks__checkpoint=hook)
+    (tmp_path / 'elsewhere/work').mkdir(parents=True)
+    (tmp_path / 'elsewhere/work/.epoch_0.pth.x.partial').touch()  # of a process that was killed
+    stop(tmp_path / 'work', send=dict(val_iteration=1), **options)
+    train(tmp_path / 'work', 'auto', **options)
+    path = tmp_path / 'elsewhere/work/epoch_1.pth'
+    assert find_whole_checkpoint(str(tmp_path / 'work')) == str(path)
+    assert [file.name for file in path.parent.iterdir()] == ['epoch_1.pth']
 
 
 def test_accumulated_gradients(tmp_path):

@@ -70,7 +70,7 @@ def test_fsdp(one_process, tmp_path):
     plain = MODELS.build(cfg.model)
     expected = weight_decays(plain, build_optim_wrapper(plain, cfg.optim_wrapper))
 
-    strategy = build_runner(cfg).strategy
+    strategy = build_runner(cfg, 'train').strategy
     model, wrapper = strategy.prepare(cfg.model, optim_wrapper=cfg.optim_wrapper, dispatch_kwargs=dict(max_iters=1))
     units = FullyShardedDataParallel.fsdp_modules(model)
     assert [type(unit.module).__name__ for unit in units] == ['MaskRCNN'] + ['Block'] * 16

@@ -221,6 +221,11 @@ def test_options_reach_what_the_tool_sets(folder):
     assert kept.model == cfg.model  # merged before, into the student
     with pytest.raises(UserError, match='val_dataloader.batch_size: distillation has no validation'):
         keep_options(cfg, {'val_dataloader.batch_size': 2})
+    for key in ('sampler.shuffle', 'batch_sampler.type', 'dataset.data_root'):
+        with pytest.raises(UserError, match='reads all images of --images in random order'):
+            keep_options(cfg, {f'train_dataloader.{key}': 1})
+    assert keep_options(cfg, {'find_unused_parameters': False}).find_unused_parameters is False
+    keep_options(cfg, {'train_dataloader.dataset.pipeline.0.type': 'LoadImageFromFile'})
     with pytest.raises(UserError, match='checkpoint has no|default_hooks.checkpoints'):
         keep_options(cfg, {'default_hooks.checkpoints.interval': 2})
 

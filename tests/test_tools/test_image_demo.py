@@ -271,11 +271,12 @@ def test_resume_beside_another_file(tmp_path, pictures, monkeypatch, capsys):
     """What is no list of predictions is not overwritten."""
     args = demo_args(tmp_path, pictures, '--resume')
     (tmp_path / 'out').mkdir()
-    (tmp_path / 'out/predictions.json').write_text('mine')
-    with pytest.raises(SystemExit) as ended:
-        image_demo(monkeypatch, *args)
-    assert ended.value.code == 2 and 'is not a list of predictions' in capsys.readouterr().err
-    assert (tmp_path / 'out/predictions.json').read_text() == 'mine'
+    for text in ('mine', '[\n{"frame": 0}\n]\n', '[\n1\n]\n'):  # the second is of a video
+        (tmp_path / 'out/predictions.json').write_text(text)
+        with pytest.raises(SystemExit) as ended:
+            image_demo(monkeypatch, *args)
+        assert ended.value.code == 2 and 'is not a list of predictions' in capsys.readouterr().err
+        assert (tmp_path / 'out/predictions.json').read_text() == text
 
 
 def test_memory_limit(tmp_path, pictures, monkeypatch, capsys):

@@ -111,6 +111,11 @@ def test_mistakes_found_while_building(folder, options, parts):
         (['train.py', 'no.py'], 'config no.py does not exist'),
         (['train.py', CONFIG, '--resume', 'no.pth'], 'checkpoint no.pth does not exist'),
         (['test.py', CONFIG, 'no.pth'], 'checkpoint no.pth does not exist'),
+        (['train.py', CONFIG, '--resume', ROOT / 'tests'], f'checkpoint {ROOT / "tests"} is a folder; expected a .pth'),
+        (
+            ['train.py', ROOT / 'configs/_base_/datasets/coco_instance.py'],
+            f'config {ROOT / "configs/_base_/datasets/coco_instance.py"} has no model, so it cannot train',
+        ),
         (
             ['train.py', ROOT / 'configs/mask_rcnn_lavit_s.py'],
             'missing data: data/coco/annotations/instances_train2017.json, ',
@@ -118,7 +123,7 @@ def test_mistakes_found_while_building(folder, options, parts):
         (['train.py', ROOT / 'configs/upernet_lavit_s.py'], 'missing data: data/ade/ADEChallengeData2016/images'),
         (['train.py', ROOT / 'configs/lavit_s_in1k.py'], 'missing data: data/imagenet/train, data/imagenet/val;'),
     ],
-    ids=['config', 'resume', 'checkpoint', 'COCO', 'ADE20K', 'ImageNet'],
+    ids=['config', 'resume', 'checkpoint', 'folder', 'part', 'COCO', 'ADE20K', 'ImageNet'],
 )
 def test_mistakes_found_before(tmp_path, monkeypatch, capsys, args, message):
     """In this process, for speed."""

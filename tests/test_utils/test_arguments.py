@@ -299,6 +299,28 @@ def test_a_config_that_is_no_python(tmp_path):
         load_config(str(tmp_path / 'wrong.py'))
 
 
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ("_base_ = ['./a.py', './b.py']", r'Duplicate key'),
+        ("_base_ = './a.py'\nx = {{ _base_.y }}", r'child.py cannot be read: '),
+        ("custom_imports = dict(imports=['no_such_package'])", r'no_such_package'),
+        ('\nx = unknown_name', r"NameError: name 'unknown_name' is not defined"),
+        ('x = 1 / 0', 'ZeroDivisionError: division by zero'),
+        ("_base_ = './child.py'", 'RecursionError'),
+        ("_base_ = 'mmfoo::x.py'", 'please specify the package name'),
+        ("x = '\udcff'", r'child.py cannot be read'),
+    ],
+)
+def test_mistakes_in_a_config(tmp_path, text, message):
+    for name in 'ab':
+        (tmp_path / f'{name}.py').write_text('x = dict(y=1)\n')
+    (tmp_path / 'child.py').write_bytes(text.encode(errors='surrogateescape'))
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(str(tmp_path / 'child.py'))
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 700
+
+
 def test_load_config(tmp_path):
     with pytest.raises(UserError, match='nope.py does not exist'):
         load_config('nope.py')

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from mmlavit.analysis.breakdown import Row, break_down, part_of
 from mmlavit.analysis.complexity import DEFAULT_SHAPES, find_config, model_complexity
 from mmlavit.analysis.flops import Complexity
-from mmlavit.errors import UserError, one_line_errors
+from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import add_options_argument, blame_options, load_config
 
 STAGES = range(4)
@@ -97,14 +97,10 @@ def read_config(name: str, options: Mapping | None = None) -> Config:
     """Read a config that may be a toolbox's own.
 
     Raises:
-        UserError: If it cannot be read, or imports what is not there.
+        UserError: If it cannot be read.
         EnvironmentProblem: If the toolbox is not installed.
     """
-    file = find_config(name)
-    try:
-        return load_config(file, options)
-    except ImportError as error:
-        raise UserError(f'{name} cannot be read: {" ".join(str(error).split())}') from error
+    return load_config(find_config(name), options)
 
 
 def make_table(header: Sequence[str], rows: Iterable[Sequence[str]], last: Sequence[str] = ()) -> Table:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+from mmengine.dist import all_reduce, is_distributed
 from mmengine.hooks import Hook
+
+from mmlavit.errors import UserError
 
 from ..loops import IterLoop, ResumableLoop
 from .total_batch_hook import images_per_iteration
@@ -11,8 +15,25 @@ from .total_batch_hook import images_per_iteration
 class PositionHook(Hook):
     """Write into checkpoints how much of the epoch was trained, and let a resumed training go on from there.
 
-    With another number of images per iteration, it goes on after as many images, to within an iteration.
+    With another number of images per iteration, it goes on after as many images, to within an iteration. The order of
+    images is that of the checkpoint's seed, which mmengine goes on with.
     """
+
+    def before_train(self, runner) -> None:
+        """Make sure that all processes begin at the same place.
+
+        Raises:
+            UserError: If they do not, since only some of them have found the checkpoint.
+        """
+        if is_distributed():
+            places = [torch.tensor([int(runner._resume), runner.epoch, runner.iter]) for _ in range(2)]
+            for place, operation in zip(places, ('min', 'max'), strict=True):
+                all_reduce(place, operation)
+            if not torch.equal(*places):
+                raise UserError(
+                    f'some processes begin at iteration {places[0][2]} and others at {places[1][2]}: not all nodes see '
+                    f'the checkpoints in {runner.work_dir}; --resume needs a work dir that all of them share'
+                )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Write it down."""
@@ -26,6 +47,9 @@ class PositionHook(Hook):
         if not runner._resume or not isinstance(loop, ResumableLoop):
             return
         meta = checkpoint['meta']
+        if meta.get('seed') is not None and not runner._randomness_cfg.get('diff_rank_seed'):
+            loop.dataloader.reseed(meta['seed'])
+        loop.validation_due = meta.get('validation_due', False)
         # Without the entry, in a file of another script, this is what mmengine assumes.
         seen = meta.get('batches_of_epoch', meta['iter'] if isinstance(loop, IterLoop) else 0)
         now = images_per_iteration(runner)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from mmlavit.utils.local_files import write_file
 
+from ..loops import ResumableLoop
 from ..resume import INTERRUPTED, remove_interrupted
 
 # Where a process leaves a file when it has stopped, so that its launcher knows; see ``engine/launch.py``.
@@ -37,6 +38,7 @@ class StopHook(Hook):
     """End a training on SIGTERM or SIGINT, with a checkpoint from which it can be resumed.
 
     It ends after the current iteration, or in the middle of a validation, whichever of the processes got the signal.
+    A validation that was stopped so, or that would have come next, is the first thing that the resumed training does.
     Where gradients are accumulated it ends after the next step of the optimizer, since a checkpoint has no gradients.
     A second signal, two seconds or more after the first, ends the process at once.
 
@@ -56,12 +58,15 @@ class StopHook(Hook):
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             _shield_workers(loop.dataloader)
         self._requests.listen()
+        if isinstance(runner.train_loop, ResumableLoop) and runner.train_loop.validation_due and runner.val_loop:
+            runner.train_loop.validation_due = False
+            runner.val_loop.run()
 
     def after_train(self, runner) -> None:
         """Stop listening; what an interruption has left is of no use any more."""
         self.close()
         if is_main_process():
-            remove_interrupted(runner.work_dir)
+            remove_interrupted(runner.work_dir, runner.message_hub.runtime_info.get('last_ckpt'))
 
     def close(self) -> None:
         """Give the signals back."""
@@ -71,7 +76,9 @@ class StopHook(Hook):
         """Stop, if a process was asked to."""
         number = self._agree()
         if number and _has_stepped(runner.optim_wrapper):
-            self._stop(runner, number, runner.iter + 1)  # mmengine counts it after this
+            loop, iterations = runner.train_loop, runner.iter + 1  # mmengine counts it after this
+            due = isinstance(loop, ResumableLoop) and loop.validates_after(iterations)
+            self._stop(runner, number, iterations, due)
 
     def before_val(self, runner) -> None:
         """Remember what is needed to stop within the validation."""
@@ -91,7 +98,7 @@ class StopHook(Hook):
                 # It has put the averaged weights in the place of the others.
                 if isinstance(hook, EMAHook) and not torch.equal(_probe(runner.model), self._probe):
                     hook._swap_ema_parameters()
-            self._stop(runner, number, runner.iter)
+            self._stop(runner, number, runner.iter, validation_due=True)
 
     def _agree(self) -> int:
         """Give the number of the signal that any process has received, or 0."""
@@ -101,9 +108,9 @@ class StopHook(Hook):
         all_reduce(number, 'max')
         return int(number)
 
-    def _stop(self, runner, number: int, iterations: int) -> None:
+    def _stop(self, runner, number: int, iterations: int, validation_due: bool) -> None:
         path = Path(runner.work_dir, INTERRUPTED)
-        meta = dict(epoch=runner.epoch, iter=iterations)
+        meta = dict(epoch=runner.epoch, iter=iterations, validation_due=validation_due)
         runner.save_checkpoint(runner.work_dir, path.name, meta=meta, by_epoch=False)
         if is_main_process():
             write_file(path.parent / 'last_checkpoint', str(path).encode())
@@ -113,7 +120,7 @@ class StopHook(Hook):
             Path(os.environ[STOPPED_FILE]).touch()
         runner.logger.warning(
             f'{signal.Signals(number).name}: stopped after iteration {iterations} and saved to {path}; --resume '
-            'goes on from there'
+            + ('goes on from there' if isinstance(runner.train_loop, ResumableLoop) else 'repeats the epoch')
         )
         runner.visualizer.close()
         raise TrainingStopped
