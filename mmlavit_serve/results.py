@@ -61,8 +61,8 @@ class Result(ABC):
         return canvas.image
 
     def name(self, label: int) -> str:
-        """Name a class."""
-        return self.classes[label] if self.classes else str(label)
+        """Name a class; by its number, if there is no name for it."""
+        return self.classes[label] if self.classes and label < len(self.classes) else str(label)
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,13 @@ class Segmentation(Result):
 
     def _draw(self, canvas: Canvas) -> None:
         for label, _ in self._counts:
-            colour = tuple(self.palette[label]) if self.palette else None
-            canvas.fill(self.labels == label, label, colour, outlined=False)
+            canvas.fill(self.labels == label, label, self._colour(label), outlined=False)
         entries = [(self.name(label), label) for label, count in self._counts if count >= 0.01 * self.labels.size]
-        canvas.legend([(name, label, tuple(self.palette[label]) if self.palette else None) for name, label in entries])
+        canvas.legend([(name, label, self._colour(label)) for name, label in entries])
+
+    def _colour(self, label: int) -> tuple[int, ...] | None:
+        known = self.palette is not None and label < len(self.palette)
+        return tuple(map(int, self.palette[label])) if known else None
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:

@@ -120,7 +120,11 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
         results = out_dir.resolve()
         if root.resolve() in results.parents:  # results among the images are not predicted on
             pictures = [path for path in pictures if results not in path.resolve().parents]
-        files = {path: out_dir / (path.name if path == root else path.relative_to(root)) for path in pictures}
+        names = {path: Path(path.name) if path == root else path.relative_to(root) for path in pictures}
+        for path, name in names.items():
+            if name.suffix.lower() == '.pgm':  # which is gray, and drawings are not
+                names[path] = name.with_name(f'{name.name}.png')
+        files = {path: out_dir / name for path, name in names.items()}
     for source, out_file in files.items():
         if source.resolve() == out_file.resolve():
             raise UserError(f'--out-dir {out_dir} would overwrite {source}; choose another')

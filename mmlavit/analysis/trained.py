@@ -27,7 +27,7 @@ from mmlavit.utils.arguments import load_config
 from mmlavit.utils.config_types import model_config
 from mmlavit.utils.data_paths import missing_data
 from mmlavit.utils.toolbox import load_toolbox
-from mmlavit_serve.predictor import find_images
+from mmlavit_serve.predictor import find_images, read_image
 
 from .complexity import find_config
 
@@ -147,9 +147,13 @@ def read_pictures(trained: Trained, paths: Sequence[Path]) -> Iterator[Picture]:
 
     Yields:
         Picture: One after the other.
+
+    Raises:
+        UserError: If a file is no image.
     """
     cfg, model = trained.cfg, trained.model
     for path in paths:
+        read_image(path)  # says in one line what is wrong with it
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             dataset = UnlabelledImages(str(path), remove_labels(find_test_dataset(cfg).pipeline))
         data = pseudo_collate([dataset[0]])

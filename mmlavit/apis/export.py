@@ -128,6 +128,8 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
     rcnn = (model.test_cfg.get('rcnn') or {}) if scope == 'mmdet' else {}
     with DefaultScope.overwrite_default_scope(scope):
         transforms = describe_pipeline(find_test_dataset(cfg).pipeline)
+    if scope != 'mmpretrain' and any(step['type'] == 'CenterCrop' for step in transforms):
+        raise UserError('CenterCrop of the test pipeline is exported for classifiers only: boxes and maps would move')
     return dict(
         task=_TASKS[scope],
         classes=list(meta['classes']) if meta.get('classes') else None,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import load_checkpoint as load_weights
@@ -29,7 +30,7 @@ from mmlavit.errors import ConfigError, UserError
 from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import require_checkpoint
-from mmlavit.utils.config_types import model_config
+from mmlavit.utils.config_types import model_config, type_name
 from mmlavit.utils.tensor_peak import peak_tensor_bytes
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit.utils.weights import require_whole
@@ -66,6 +67,9 @@ class TorchModel(ABC):
         cfg = copy.deepcopy(cfg)
         cfg.model = model_config(cfg)
         cfg.test_dataloader.dataset = dataset = find_test_dataset(cfg)  # toolboxes look through no wrappers
+        for step in dataset.pipeline:
+            if type_name(step) == 'LoadImageFromFile' and step.get('color_type', 'color') == 'grayscale':
+                raise UserError('the model reads gray images (color_type), but is given images in colour here')
         with _entered(self.scope):
             self.model = self._load(cfg, checkpoint, device)
             weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')  # _load has said so
@@ -136,9 +140,20 @@ def _find_meta(weights: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[s
         kind = dataset['type']
         kind = DATASETS.get(kind) if isinstance(kind, str) else kind
         found = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
-        if isinstance(dataset.get('classes'), (list, tuple)):  # as mmpretrain's datasets take them, too
+        if isinstance(dataset.get('classes'), (list, tuple, str)):  # as mmpretrain's datasets take them, too
             found['classes'] = dataset['classes']
-    return {key.lower(): value for key, value in found.items()}
+    found = {key.lower(): value for key, value in found.items()}
+    if isinstance(found.get('classes'), str):
+        found['classes'] = _read_names(found['classes'])
+    return found
+
+
+def _read_names(file: str) -> list[str]:
+    """Read the names of classes, which a config may keep in a file with one on each line."""
+    try:
+        return list_from_file(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'the names of classes cannot be read from {file}: {error}') from error
 
 
 def build_model(
@@ -208,6 +223,8 @@ class _Detector(TorchModel):
         return inference_detector(self.model, images)
 
     def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
+        if 'pred_instances' not in sample:
+            raise UserError(f'{type(self.model).__name__} finds no boxes (panoptic segmentation?); expected a detector')
         found = sample.pred_instances
         order = found.scores.argsort(descending=True, stable=True)
         found = found[order[found.scores[order] > self.score_thr]].numpy()
@@ -232,7 +249,8 @@ class _Segmentor(TorchModel):
     def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
         from mmseg.apis import init_model
 
-        cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline  # mmseg looks for it there, and nowhere else
+        # mmseg looks for it there, and nowhere else.
+        cfg.test_pipeline = _without(cfg.test_dataloader.dataset.pipeline, 'LoadAnnotations')
         model = init_model(cfg, device=device)
         load_weights(model, checkpoint, map_location='cpu')  # init_model takes no checkpoints without 'meta'
         return model
@@ -263,10 +281,9 @@ class _Classifier(TorchModel):
     def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
         from mmengine.dataset import Compose
         from mmpretrain.apis import get_model
-        from mmpretrain.datasets import remove_transform
         from mmpretrain.registry import TRANSFORMS
 
-        pipeline = remove_transform(cfg.test_dataloader.dataset.pipeline, 'LoadImageFromFile')
+        pipeline = _without(cfg.test_dataloader.dataset.pipeline, 'LoadImageFromFile')
         self.pipeline = Compose([TRANSFORMS.build(transform) for transform in pipeline])
         return get_model(cfg, pretrained=checkpoint, device=device)
 
@@ -291,6 +308,11 @@ class _Classifier(TorchModel):
         from mmpretrain.structures import DataSample
 
         return DataSample(metainfo=_square(side))
+
+
+def _without(pipeline: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """Leave out steps of a pipeline, whichever way they are named; the toolboxes know one."""
+    return [step for step in pipeline if type_name(step) != name]
 
 
 def _square(side: int) -> dict[str, Any]:

@@ -167,6 +167,11 @@ class TwoStages(nn.Module):
         self.rpn = AnchorHead(model.rpn_head)
         self.rpn_cfg, self.cfg = model.test_cfg.rpn, model.test_cfg.rcnn
         self.rpn_iou_threshold = iou_threshold_of(self.rpn_cfg, 'test_cfg.rpn')
+        smallest = self.rpn_cfg.get('min_bbox_size', -1)
+        if smallest > 0:
+            raise ConfigError(
+                f'test_cfg.rpn has min_bbox_size={smallest}, which may leave an image no proposal; expected 0 or less'
+            )
         self.iou_threshold = iou_threshold_of(self.cfg, 'test_cfg.rcnn')
         self.bbox_extractors = nn.ModuleList(map(RoIExtractor, _listed(heads.bbox_roi_extractor)))
         self.bbox_heads = nn.ModuleList(_listed(heads.bbox_head))
@@ -207,9 +212,8 @@ class TwoStages(nn.Module):
     def propose(self, features: tuple[Tensor, ...], limit: Tensor) -> Tensor:
         """Find regions (N, 4) that may be objects."""
         boxes, scores, _, levels = self.rpn(features, limit)
-        smallest = self.rpn_cfg.get('min_bbox_size', -1)
-        if smallest >= 0:
-            chosen = indices_of(are_larger(boxes, smallest))[:, 0]
+        if self.rpn_cfg.get('min_bbox_size', -1) >= 0:
+            chosen = indices_of(are_larger(boxes, 0))[:, 0]
             boxes, scores, levels = boxes[chosen], scores[chosen], levels[chosen]
         kept = keep_apart(boxes, scores, levels, limit, self.rpn_iou_threshold)[: self.rpn_cfg['max_per_img']]
         return boxes[kept]

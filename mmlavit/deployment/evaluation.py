@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path as osp
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import nn
 
+from mmlavit.errors import UserError
 from mmlavit_serve import Classification, Detections, Predictor, Result
 
 
@@ -38,7 +40,14 @@ class ExportedModel(BaseModel):
 
         Returns:
             list[BaseDataElement]: The same, with predictions.
+
+        Raises:
+            UserError: If a data sample names no file.
         """
+        for sample in data_samples:
+            path = sample.get('img_path')
+            if path is None or not osp.isfile(path):
+                raise UserError(f'an exported model reads images from files of this machine; got img_path={path!r}')
         results = self.predictor.predict_each((sample.img_path for sample in data_samples), len(data_samples))
         for sample, (_, result) in zip(data_samples, results, strict=True):
             _fill(sample, result)

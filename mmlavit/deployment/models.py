@@ -65,10 +65,14 @@ class Classifier(nn.Module):
         super().__init__()
         from mmpretrain.models.heads import ClsHead
 
-        if not isinstance(model.head, ClsHead):
+        kind = type(model.head)
+        plain = isinstance(model.head, ClsHead) and all(
+            getattr(kind, name) is getattr(ClsHead, name) for name in ('predict', '_get_predictions')
+        )
+        if not plain:
             raise ConfigError(
-                f'{type(model.head).__name__} cannot be exported: probabilities are by softmax over classes, as of '
-                'LinearClsHead; heads for several labels need another model file'
+                f'{kind.__name__} cannot be exported: probabilities are by softmax over classes, as of '
+                'LinearClsHead; heads for several labels or for regression need another model file'
             )
         self.normalise = Normalisation(model.data_preprocessor, model.data_preprocessor.pad_size_divisor or 1)
         self.backbone, self.neck, self.head = model.backbone, model.neck, model.head
@@ -92,6 +96,11 @@ class Detector(nn.Module):
         super().__init__()
         from .detectors import OneStage, TwoStages  # mmdet, which the other tasks do without
 
+        parts = [part for part in ('semantic_head', 'panoptic_fusion_head') if getattr(model, f'with_{part}', False)]
+        if parts:
+            raise ConfigError(
+                f'{type(model).__name__} cannot be exported: what its {" and ".join(parts)} give would be left out'
+            )
         self.normalise = Normalisation(model.data_preprocessor, model.data_preprocessor.pad_size_divisor or 1)
         self.backbone, self.neck = model.backbone, model.neck if model.with_neck else None
         self.head = TwoStages(model) if hasattr(model, 'roi_head') else OneStage(model)
@@ -159,14 +168,16 @@ class Segmentor(nn.Module):
         logits = resize(self.head(features), x.shape[2:], self.head.align_corners)
         if self.normalise.divisor > 1:
             logits = logits[:, :, : images.shape[1], : images.shape[2]]
-        return resize(logits, _lengths(size), self.head.align_corners).argmax(dim=1)
+        # Between corners that are one there is nothing to align.
+        smallest = 2 if self.head.align_corners else 1
+        return resize(logits, _lengths(size, smallest), self.head.align_corners).argmax(dim=1)
 
 
-def _lengths(size: Tensor) -> Sequence[int]:
+def _lengths(size: Tensor, smallest: int) -> Sequence[int]:
     """Read two lengths from a tensor, in an export as symbols."""
     lengths = size.tolist()
     for length in lengths:
-        torch._check(length >= 1)
+        torch._check(length >= smallest)
     return lengths
 
 

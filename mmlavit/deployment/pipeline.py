@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import TRANSFORMS
 
 from mmlavit.errors import ConfigError, UserError
+from mmlavit.utils.config_types import type_name
 from mmlavit_serve.resizing import CV2_CODES, PILLOW_FILTERS
 
 # Steps that do nothing to the pixels of an image that was read as OpenCV reads it.
@@ -55,8 +56,13 @@ def describe_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         list[dict]: For each step its type and all arguments that change pixels, as values for JSON.
 
     Raises:
-        ConfigError: For a step that exported models do not know.
+        ConfigError: For a step that exported models do not know, or if images come from no files.
     """
+    if not any(type_name(step).startswith('LoadImageFrom') for step in pipeline):
+        raise ConfigError(
+            'the test pipeline has no LoadImageFromFile, so the order of colours in its images is not known; what is '
+            'exported reads files'
+        )
     steps = []
     for config in pipeline:
         transform = TRANSFORMS.build(dict(config))

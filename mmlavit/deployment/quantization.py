@@ -26,10 +26,12 @@ Example = Mapping[str, np.ndarray]
 
 
 def is_quantised(model: Path) -> bool:
-    """Tell whether an ONNX file has values in int8."""
+    """Tell whether an ONNX file has values in int8 or fp16."""
     import onnx
 
-    return any(node.op_type == 'DequantizeLinear' for node in onnx.load(model).graph.node)
+    graph = onnx.load(model).graph
+    small = any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
+    return small or any(node.op_type == 'DequantizeLinear' for node in graph.node)
 
 
 def to_int8(model: Path, out_file: Path, examples: Iterable[Example], runtime: str) -> None:
@@ -45,7 +47,7 @@ def to_int8(model: Path, out_file: Path, examples: Iterable[Example], runtime: s
         runtime (str): What will run it, 'openvino' or 'onnxruntime'.
 
     Raises:
-        UserError: If a package is missing.
+        UserError: If a package is missing, or in none of the examples is anything found.
     """
     with _quiet():
         (_by_nncf if runtime == 'openvino' else _by_onnxruntime)(model, out_file, list(examples))
@@ -63,7 +65,13 @@ def _by_nncf(model: Path, out_file: Path, examples: list[Example]) -> None:
     # Only what is heavy: sums, products and the arithmetic of boxes keep their digits.
     kept = sorted({node.op_type for node in graph.graph.node} - _HEAVY)
     scope = nncf.IgnoredScope(types=kept, validate=False)
-    onnx.save(nncf.quantize(graph, nncf.Dataset(examples), subset_size=len(examples), ignored_scope=scope), out_file)
+    try:
+        quantised = nncf.quantize(graph, nncf.Dataset(examples), subset_size=len(examples), ignored_scope=scope)
+    except nncf.InternalError as error:
+        raise UserError(
+            f'NNCF cannot quantise {model} ({error}); for a detector, name pictures with objects that it finds'
+        ) from error
+    onnx.save(quantised, out_file)
 
 
 def _by_onnxruntime(model: Path, out_file: Path, examples: list[Example]) -> None:

@@ -14,6 +14,7 @@ from mmengine.visualization import Visualizer
 from torch import Tensor
 
 from mmlavit.errors import UserError
+from mmlavit.utils.local_files import write_file
 
 _GAP = 6  # pixels between the images of a sheet
 _HEADER = 36  # pixels for the titles of columns
@@ -122,14 +123,16 @@ def write_picture(path: Path, image: np.ndarray) -> None:
     Raises:
         UserError: If it cannot be written.
     """
-    import mmcv
+    import cv2
 
     try:
-        written = mmcv.imwrite(np.ascontiguousarray(image), str(path))
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error}') from error
-    if not written:
-        raise UserError(f'{path} cannot be written as an image')
+        done, content = cv2.imencode(path.suffix, np.ascontiguousarray(image))
+    except cv2.error:
+        done = False
+    if not done:
+        height, width = image.shape[:2]
+        raise UserError(f'{path} cannot be written: OpenCV makes no {path.suffix} of {height}x{width} pixels in colour')
+    write_file(path, content.tobytes())
 
 
 def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:

@@ -18,9 +18,9 @@ def write_video(path: Path, fps: float, width: int, height: int) -> Iterator[Cal
 
     Args:
         path (Path): An .mp4 file; its folder is made.
-        fps (float): Frames in a second.
-        width (int): Columns of a frame.
-        height (int): Rows of a frame.
+        fps (float): Frames in a second; rounded where the format needs it.
+        width (int): Columns of a frame; the last of an odd number is left out.
+        height (int): Rows of a frame; likewise.
 
     Yields:
         Callable: Appends a frame, (H, W, 3) uint8 in BGR.
@@ -29,8 +29,11 @@ def write_video(path: Path, fps: float, width: int, height: int) -> Iterator[Cal
         UserError: If OpenCV cannot write it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), fps, (width, height))
-    if not writer.isOpened():
+    for rate in (fps, round(fps, 1), float(round(fps))):  # the format has no fractions as of 239.763
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), rate, (width, height))
+        if writer.isOpened():
+            break
+    else:
         raise UserError(f'{path} cannot be written as a video; is there space, and is OpenCV built with FFmpeg?')
     try:
         yield lambda frame: writer.write(np.ascontiguousarray(frame))

@@ -118,6 +118,18 @@ def test_models_that_have_to_be_computed():
     assert cfg.model.writes == dict(seen=1)
 
 
+def test_nothing_is_downloaded(monkeypatch):
+    timm, asked = pytest.importorskip('timm'), []
+    monkeypatch.setattr(timm, 'create_model', lambda *args, pretrained, **kwargs: asked.append(pretrained))
+    backbone = dict(type='TIMMBackbone', model_name='vit_tiny_patch16_224', pretrained=True, num_classes=0)
+    head = dict(type='LinearClsHead', num_classes=2, in_channels=192)
+    model = dict(type='ImageClassifier', backbone=backbone, head=head)
+    cfg = Config(dict(default_scope='mmpretrain', model=model), cfg_text='no file', filename='timm.py')
+    with pytest.raises(UserError, match='timm.py cannot be counted'):  # of the model that is not there
+        model_complexity(cfg, (224, 224))
+    assert asked and not any(asked)
+
+
 def test_models_that_cannot_run():
     message = 'asking.py cannot be counted at 5x6: TypeError: no tensor mode'
     with pytest.raises(UserError, match=message):

@@ -39,6 +39,13 @@ def test_device_that_is_not_there(checkpoint, device):
         load_trained(str(CONFIG), checkpoint, device)
 
 
+def test_broken_image(checkpoint, tmp_path):
+    (tmp_path / 'a.png').write_text('no image')
+    trained = load_trained(str(CONFIG), checkpoint)
+    with pytest.raises(UserError, match='a.png cannot be read as an image'):
+        next(read_pictures(trained, [tmp_path / 'a.png']))
+
+
 def test_wrapped_test_data(checkpoint, tmp_path):
     trained = load_trained(str(CONFIG), checkpoint)
     for label in range(10):

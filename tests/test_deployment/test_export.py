@@ -217,6 +217,19 @@ def test_missing_runtime(exported, monkeypatch):
             Predictor(exported('classifier')[2], runtime=runtime)
 
 
+def test_aligned_corners(tmp_path):
+    cfg = make_config('upernet')
+    cfg.model.backbone = dict(type='FourConvolutions')
+    head = dict(type='FCNHead', in_channels=32, in_index=3, channels=16, num_convs=1, num_classes=11)
+    cfg.model.decode_head = dict(head, norm_cfg=dict(type='BN'), align_corners=True)
+    torch.save(dict(state_dict=build(cfg).state_dict()), tmp_path / 'a.pth')
+    file = export_onnx(cfg, tmp_path / 'a.pth', tmp_path / 'a.onnx')
+    reference, predictor = Predictor(cfg, tmp_path / 'a.pth'), Predictor(file)
+    for size in ((65, 97), (120, 40)):
+        image = make_image(size)
+        assert (predictor.predict(image).labels == reference.predict(image).labels).mean() > 0.998
+
+
 def test_missing_device(exported, monkeypatch):
     """ONNX Runtime takes the CPU where the libraries of a provider are missing."""
     import onnxruntime

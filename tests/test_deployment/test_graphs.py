@@ -148,6 +148,23 @@ def test_memory_of_other_models(make, expected, tmp_path):
         build_graph(model, cfg.default_scope)
 
 
+def test_head_without_softmax(monkeypatch):
+    """As those of regression."""
+    cfg = make_config('classifier')
+    model = build(cfg)
+    monkeypatch.setattr(type(model.head), '_get_predictions', lambda self, scores, samples: samples)
+    with pytest.raises(ConfigError, match='LinearClsHead cannot be exported: probabilities are by softmax'):
+        build_graph(model, cfg.default_scope)
+
+
+PANOPTIC = {
+    'type': 'PanopticFPN',
+    'semantic_head': dict(type='PanopticFPNHead', num_things_classes=8, num_stuff_classes=2, in_channels=64),
+    'panoptic_fusion_head': dict(type='HeuristicFusionHead', num_things_classes=8, num_stuff_classes=2),
+    'test_cfg.panoptic': dict(score_thr=0.6, max_per_img=10, mask_thr_binary=0.5, mask_overlap=0.5, nms=None),
+}
+
+
 @pytest.mark.parametrize(
     ('kind', 'change', 'message'),
     [
@@ -159,6 +176,8 @@ def test_memory_of_other_models(make, expected, tmp_path):
         ('retinanet', {'test_cfg.min_bbox_size': 4}, 'test_cfg has min_bbox_size=4, in pixels'),
         ('upernet', {'test_cfg.mode': 'slide'}, "mode='whole'"),
         ('mask_rcnn', {'roi_head.bbox_roi_extractor.roi_layer.pool_mode': 'max'}, 'RoIAlign'),
+        ('mask_rcnn', {'test_cfg.rpn.min_bbox_size': 4}, 'test_cfg.rpn has min_bbox_size=4'),
+        ('mask_rcnn', PANOPTIC, 'PanopticFPN cannot be exported: what its semantic_head and panoptic_fusion_head'),
         ('classifier', {'head.type': 'MultiLabelLinearClsHead'}, 'MultiLabelLinearClsHead cannot be exported'),
     ],
 )

@@ -122,6 +122,22 @@ def test_twice(exported, pictures, tmp_path):
     small = quantize_onnx(file, tmp_path / 'a.onnx', pictures=pictures, number=1, runtime='onnxruntime')
     with pytest.raises(UserError, match='is quantised already'):
         quantize_onnx(small, tmp_path / 'b.onnx', pictures=pictures, runtime='onnxruntime')
+    half = quantize_onnx(file, tmp_path / 'half.onnx', precision='fp16')
+    with pytest.raises(UserError, match='is quantised already'):
+        quantize_onnx(half, tmp_path / 'b.onnx', pictures=pictures, runtime='onnxruntime')
+
+
+def test_nothing_to_calibrate_with(exported, pictures, tmp_path, monkeypatch):
+    """As NNCF ends where no picture reaches a part of a detector."""
+    nncf = pytest.importorskip('nncf')
+
+    def fail(*args, **kwargs):
+        raise nncf.InternalError('Statistics were not collected')
+
+    monkeypatch.setattr(nncf, 'quantize', fail)
+    with pytest.raises(UserError, match='name pictures with objects that it finds'):
+        quantize_onnx(exported('classifier')[2], tmp_path / 'a.onnx', pictures=pictures)
+    assert not list(tmp_path.glob('*.onnx'))
 
 
 def test_missing_package(exported, pictures, tmp_path, monkeypatch):

@@ -68,4 +68,12 @@ def test_refused(step, message):
     load_toolbox('mmpretrain')
     init_default_scope('mmpretrain')
     with pytest.raises(ConfigError, match=message):
-        describe_pipeline([step])
+        describe_pipeline([dict(type='LoadImageFromFile'), step])
+
+
+def test_images_from_no_file():
+    """Such as CIFAR's, in another order of colours."""
+    load_toolbox('mmpretrain')
+    init_default_scope('mmpretrain')
+    with pytest.raises(ConfigError, match='has no LoadImageFromFile'):
+        describe_pipeline([dict(type='PackInputs')])

@@ -37,6 +37,16 @@ def test_detections():
     assert all(np.array_equal(mask, result.masks[0]) for mask in decoded)
 
 
+def test_more_classes_than_names():
+    result = Classification((4, 4), ('a',), np.float32([0.1, 0.9]))
+    assert result.describe() == '1 0.90, a 0.10'
+
+
+def test_palette_as_an_array():
+    result = Segmentation((4, 4), None, np.zeros((4, 4), np.uint8), np.array([[1, 2, 3]]))
+    assert result.draw(np.zeros((4, 4, 3), np.uint8)).shape == (4, 4, 3)
+
+
 def test_drawn_detections():
     before = IMAGE.copy()
     drawn = make_detections().draw(IMAGE, enlarge=3)

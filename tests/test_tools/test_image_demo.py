@@ -326,6 +326,55 @@ def test_names_of_the_config(name, tmp_path, pictures):
 
 
 @pytest.mark.parametrize('name', TASKS)
+def test_names_in_a_file(name, tmp_path, pictures):
+    """As mmengine and mmpretrain take them."""
+    state = load_checkpoint(write_checkpoint(name, tmp_path / 'random.pth'))['state_dict']
+    torch.save(state, tmp_path / 'weights.pth')
+    names = [f'class {number}' for number in range(len(TASKS[name]))]
+    (tmp_path / 'names.txt').write_text('\n'.join(names))
+    cfg = Config.fromfile(CONFIGS / name)
+    dataset = cfg.test_dataloader.dataset
+    for file in ('names.txt', 'nowhere.txt'):
+        if cfg.default_scope == 'mmpretrain':
+            dataset.classes = str(tmp_path / file)
+        else:
+            dataset.metainfo = dict(classes=str(tmp_path / file))
+        if file == 'names.txt':
+            predictor = Predictor(cfg, str(tmp_path / 'weights.pth'), score_thr=0)
+            assert list(predictor.predict(pictures / 'a.png').classes) == names
+            continue
+        with pytest.raises(UserError, match='names of classes cannot be read from .*nowhere.txt'):
+            Predictor(cfg, str(tmp_path / 'weights.pth'))
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_steps_with_a_scope(name, tmp_path, pictures):
+    checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
+    cfg = Config.fromfile(CONFIGS / name)
+    expected = Predictor(cfg, checkpoint, score_thr=0).predict(pictures / 'a.png').to_dict()
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if step.type.startswith('Load'):
+            step.type = f'{cfg.default_scope if step.type == "LoadAnnotations" else "mmcv"}.{step.type}'
+    assert Predictor(cfg, checkpoint, score_thr=0).predict(pictures / 'a.png').to_dict() == expected
+
+
+def test_gray_images(tmp_path):
+    name = 'classify_lavit_nano.py'
+    cfg = Config.fromfile(CONFIGS / name)
+    cfg.test_dataloader.dataset.pipeline[0].color_type = 'grayscale'
+    with pytest.raises(UserError, match='the model reads gray images'):
+        Predictor(cfg, write_checkpoint(name, tmp_path / 'random.pth'))
+
+
+def test_pgm(tmp_path, pictures, monkeypatch):
+    cv2.imwrite(str(pictures / 'b.pgm'), np.zeros((64, 64), np.uint8))
+    args = demo_args(tmp_path, pictures / 'b.pgm')
+    image_demo(monkeypatch, *args)
+    assert [entry['picture'] for entry in read_predictions(tmp_path)] == ['b.pgm.png']
+    assert cv2.imread(str(tmp_path / 'out/b.pgm.png')).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize('name', TASKS)
 def test_wrapped_data_set(name, tmp_path, pictures):
     checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
     cfg = Config.fromfile(CONFIGS / name)

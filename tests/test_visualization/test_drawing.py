@@ -1,5 +1,6 @@
 """Sheets of pictures; what visualizers draw is tested with the tools."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,8 @@ from mmengine.structures import InstanceData, PixelData
 
 from mmlavit.errors import UserError
 from mmlavit.utils.toolbox import load_toolbox
-from mmlavit.visualization.drawing import build_visualizer, draw_annotations, make_sheet
+from mmlavit.visualization.drawing import build_visualizer, draw_annotations, make_sheet, write_picture
+from mmlavit.visualization.video import write_video
 
 
 def test_make_sheet():
@@ -25,6 +27,19 @@ def test_make_sheet():
     assert (tiles[1, 1] == 255).all()  # nothing after the last
     assert (sheet[:6] == 255).all()
     assert make_sheet([red]).shape == red.shape
+
+
+@pytest.mark.parametrize(('name', 'size'), [('a.pgm', (9, 9)), ('a.webp', (1, 17000)), ('a.unknown', (9, 9))])
+def test_what_opencv_cannot_write(tmp_path, name, size):
+    with pytest.raises(UserError, match=f'cannot be written: OpenCV makes no .*{size[0]}x{size[1]}'):
+        write_picture(tmp_path / name, np.zeros((*size, 3), np.uint8))
+
+
+@pytest.mark.parametrize('fps', [5, 29.97, 239.763])
+def test_video_of_any_rate(tmp_path, fps):
+    with write_video(tmp_path / 'a.mp4', fps, 64, 48) as write:
+        write(np.zeros((48, 64, 3), np.uint8))
+    assert cv2.VideoCapture(str(tmp_path / 'a.mp4')).get(cv2.CAP_PROP_FPS) == pytest.approx(fps, abs=0.1)
 
 
 def test_maps_beside_boxes():
