@@ -67,7 +67,7 @@ class Log:
                 rows = []
             repeated = (index for index, row in enumerate(rows) if _is_training(row) and row['step'] >= start)
             del rows[next(repeated, len(rows)) :]
-            rows += _place_validations(later)
+            rows += _place_validations(later, rows[-1]['step'] if rows else 0)
         if not any(map(_is_training, rows)):
             raise UserError(f'{path} has no row of a training; it may have stopped before its first log')
         return cls(rows)
@@ -116,14 +116,15 @@ def _was_resumed(scalars: Path) -> bool:
     return config.is_file() and 'resume = True' in config.read_text(errors='replace').splitlines()
 
 
-def _place_validations(rows: list[Row]) -> list[Row]:
+def _place_validations(rows: list[Row], step: int) -> list[Row]:
     """Give validations the step of the training row before them, where mmengine says 0 of them all.
 
-    It does for trainings by iterations whose ``LoggerHook`` logs metrics by epoch, as mmdet's configs have it.
+    It does for trainings by iterations whose ``LoggerHook`` logs metrics by epoch, as mmdet's configs have it. ``step``
+    is that of the last row of an earlier start.
     """
     if any('epoch' in row or (row['step'] and not _is_training(row)) for row in rows):
         return rows
-    placed, step = [], 0
+    placed = []
     for row in rows:
         step = row['step'] or step
         placed.append({**row, 'step': step})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import os.path as osp
 import threading
 import warnings
 from abc import ABC, abstractmethod
@@ -151,7 +152,7 @@ def _find_meta(weights: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[s
 def _read_names(file: str) -> list[str]:
     """Read the names of classes, which a config may keep in a file with one on each line."""
     try:
-        return list_from_file(file)
+        return list_from_file(osp.expanduser(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'the names of classes cannot be read from {file}: {error}') from error
 

@@ -50,19 +50,20 @@ class ResumableLoader(DataLoader):
         """
         self.batch_sampler.start(epoch, seen)
 
-    def reseed(self, seed: int) -> None:
+    def reseed(self, old: int, new: int) -> None:
         """Draw as a training with another seed does, from the next epoch that starts.
 
         Args:
-            seed (int): Its seed.
+            old (int): The seed until now; a sampler with a seed of its own keeps that.
+            new (int): The other seed.
         """
         sampler = self.batch_sampler.sampler
-        if hasattr(sampler, 'seed'):
-            sampler.seed = seed
+        if getattr(sampler, 'seed', None) == old:
+            sampler.seed = new
         if self.seed is not None:
-            self.seed = seed
+            self.seed = new
             kind, _, rank = self.batch_sampler.seed
-            self.batch_sampler.seed = kind, seed, rank
+            self.batch_sampler.seed = kind, new, rank
 
     def __iter__(self) -> Iterator[Any]:
         """Yield batches."""

@@ -9,6 +9,7 @@ unless ``exact_resume`` is on.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -65,10 +66,14 @@ class ResumableLoop:
             seed_iteration(self.dataloader.seed, self._iter)
         super().run_iter(*args)
 
+    def find_place(self) -> None:
+        """Find out at which iteration the current epoch began, for checkpoints."""
+        self._first_iter = self._iter - self.seen
+
     def _start(self) -> None:
         """Begin with the batches that were not seen."""
         self.dataloader.start(self._epoch, self.seen)
-        self._first_iter = self._iter - self.seen
+        self.find_place()
 
 
 class EpochLoop(ResumableLoop, EpochBasedTrainLoop):
@@ -110,7 +115,9 @@ class IterLoop(ResumableLoop, IterBasedTrainLoop):
         """Tell whether a validation comes right after an iteration; see the base class."""
         if self.runner.val_loop is None or iteration < self.val_begin:
             return False
-        return iteration == self._max_iters or iteration % self.val_interval == 0
+        # As mmengine decides, which it has not yet done for this iteration.
+        interval = self.dynamic_intervals[bisect(self.dynamic_milestones, iteration + 1) - 1]
+        return iteration == self._max_iters or iteration % interval == 0
 
     def _draw_batches(self) -> Iterator[Any]:
         """Yield batches without an end, also of a sampler that has one."""

@@ -224,7 +224,7 @@ class _FlexibleRunner(_Resumable, FlexibleRunner):
 
 
 def build_runner(cfg: Config, mode: Literal['train', 'test']) -> Runner | FlexibleRunner:
-    """Build mmengine's runner with our loops, or the one that ``runner_type`` names.
+    """Build mmengine's runner with our loops, or the one that ``runner_type`` names; for a test, always ``Runner``.
 
     Args:
         cfg (Config): The config of the run.

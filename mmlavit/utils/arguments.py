@@ -6,14 +6,13 @@ import argparse
 import copy
 import difflib
 import inspect
-import os
 import os.path as osp
 import re
+import sysconfig
 import textwrap
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +184,8 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     except SyntaxError as error:
         where = f'{error.filename or path}, line {error.lineno}'
         raise UserError(f'config {path} is no Python: {error.msg} ({where})') from error
+    except UserError:
+        raise
     except Exception as error:  # a config is a program, whose mistakes are its own
         reason = textwrap.shorten(str(error), 300, placeholder=' ...')
         raise UserError(
@@ -195,11 +196,11 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
 
 def _place_in_config(error: Exception) -> str:
     """Say which line of a config raised an error, if one did."""
-    ours = tuple(osp.dirname(find_spec(name).origin) + os.sep for name in ('mmengine', 'mmlavit'))
+    packages = *map(sysconfig.get_path, ('stdlib', 'purelib', 'platlib')), osp.dirname(osp.dirname(__file__))
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.endswith('.py') and not frame.filename.startswith(ours) and osp.isfile(frame.filename)
+        if osp.isfile(frame.filename) and not frame.filename.startswith(packages)
     ]
     return f' ({frames[-1].filename}, line {frames[-1].lineno})' if frames else ''
 

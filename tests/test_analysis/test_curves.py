@@ -70,6 +70,13 @@ def test_validations_without_a_step(tmp_path):
     assert log.points('mIoU') == [(50, 1.0), (100, 2.0)] and log.unit('mIoU') == 'iteration'
 
 
+def test_resumed_with_a_validation(tmp_path):
+    """It is the first row of the second start, and belongs to the last step of the first."""
+    write_rows(tmp_path, 'a', [dict(loss=1.0, lr=0.1, iter=step, step=step) for step in (50, 100)])
+    write_rows(tmp_path, 'b', [dict(mIoU=1.0, step=0), dict(loss=1.0, lr=0.1, iter=150, step=150)])
+    assert Log.read(tmp_path).points('mIoU') == [(100, 1.0)]
+
+
 def test_files_that_are_no_logs(tmp_path):
     (tmp_path / 'a.pth').write_bytes(b'\x80\x02\xff')
     with pytest.raises(UserError, match='a.pth is not a log of scalars'):

@@ -144,6 +144,13 @@ def test_resumed_without_a_seed(tmp_path, by_epoch):
     assert sorted(sum(whole.indices[:3] + resumed.indices[:3], [])) == list(range(12))
 
 
+def test_a_sampler_with_a_seed_of_its_own(tmp_path):
+    options = dict(train_dataloader__sampler=dict(type='DefaultSampler', shuffle=True, seed=42))
+    whole = train(tmp_path / 'whole', **options)
+    resumed = train(tmp_path / 'resumed', tmp_path / 'whole/iter_3.pth', **options)
+    assert resumed.indices == whole.indices[3:]
+
+
 def test_resumed_with_another_seed(tmp_path):
     """mmengine goes on with that of the checkpoint, and so do we."""
     train(tmp_path / 'whole')

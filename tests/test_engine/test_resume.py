@@ -129,6 +129,20 @@ def test_a_folder_that_was_copied(tmp_path, monkeypatch):
     assert checkpoints(tmp_path / 'b') == ['best_score_epoch_2.pth', 'epoch_2.pth']
 
 
+def test_resumed_in_another_folder(tmp_path, monkeypatch):
+    """Of two results, one is not better there, so that there is no file of it to be published."""
+    monkeypatch.setattr(toy_training.Rising, 'values', [])
+    options = copy.deepcopy(toy_training.BEST)
+    options['default_hooks__checkpoint'].update(save_best=['score', 'count'], published_keys=['state_dict'])
+    options['val_evaluator'] = [dict(type='Rising'), dict(type='ToyMetric')]
+    toy_training.train(tmp_path / 'a', **{**options, 'train_cfg': dict(by_epoch=True, max_epochs=1)})
+    toy_training.train(tmp_path / 'b', tmp_path / 'a/epoch_1.pth', **options)
+    assert [name.partition('-')[0] for name in checkpoints(tmp_path / 'b') if 'best' in name] == [
+        'best_score_epoch_2',
+        'best_score_epoch_2.pth',
+    ]
+
+
 @pytest.mark.parametrize('kind', [CheckpointHook, 'mmengine.CheckpointHook', 'mmengine.hooks.CheckpointHook'])
 def test_the_hook_by_its_class_or_path(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(toy_training.Rising, 'values', [])

@@ -35,9 +35,9 @@ def whole(tmp_path_factory):
     return folder
 
 
-def stop(work_dir, **options):
+def stop(work_dir, resume=None, **options):
     with pytest.raises(SystemExit) as stopped:
-        train(work_dir, **options)
+        train(work_dir, resume, **options)
     assert stopped.value.code == 75
 
 
@@ -113,6 +113,18 @@ def test_the_validation_is_made_up_for(cfg, send, tmp_path, monkeypatch):
     train(tmp_path / 'stopped', 'auto', **options)
     assert len(Rising.values) == number > 0
     assert [path.name for path in (tmp_path / 'stopped').glob('best_*')] == best != []
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_stopped_twice_in_one_validation(by_epoch, tmp_path, monkeypatch):
+    monkeypatch.setattr(Rising, 'values', [])
+    cfg = dict(by_epoch=True, max_epochs=3) if by_epoch else dict(by_epoch=False, max_iters=18, val_interval=6)
+    options = {**BEST, 'train_cfg': cfg, 'exact_resume': True}
+    whole = train(tmp_path / 'whole', **options)
+    stop(tmp_path / 'stopped', send=dict(val_iteration=1), **options)
+    stop(tmp_path / 'stopped', 'auto', send=dict(val_iteration=1), **options)
+    resumed = train(tmp_path / 'stopped', 'auto', **options)
+    assert resumed.places == whole.places[6:] and resumed.indices == whole.indices[6:]
 
 
 def test_a_loop_of_ones_own(tmp_path, capfd):

@@ -19,6 +19,8 @@ class PositionHook(Hook):
     images is that of the checkpoint's seed, which mmengine goes on with.
     """
 
+    priority = 'VERY_HIGH'  # before hooks whose processes talk to each other
+
     def before_train(self, runner) -> None:
         """Make sure that all processes begin at the same place.
 
@@ -26,7 +28,7 @@ class PositionHook(Hook):
             UserError: If they do not, since only some of them have found the checkpoint.
         """
         if is_distributed():
-            places = [torch.tensor([int(runner._resume), runner.epoch, runner.iter]) for _ in range(2)]
+            places = [torch.tensor([bool(runner._resume), runner.epoch, runner.iter]) for _ in range(2)]
             for place, operation in zip(places, ('min', 'max'), strict=True):
                 all_reduce(place, operation)
             if not torch.equal(*places):
@@ -34,6 +36,8 @@ class PositionHook(Hook):
                     f'some processes begin at iteration {places[0][2]} and others at {places[1][2]}: not all nodes see '
                     f'the checkpoints in {runner.work_dir}; --resume needs a work dir that all of them share'
                 )
+        if isinstance(runner.train_loop, ResumableLoop):
+            runner.train_loop.find_place()  # a validation may come before the first iteration
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Write it down."""
@@ -48,7 +52,7 @@ class PositionHook(Hook):
             return
         meta = checkpoint['meta']
         if meta.get('seed') is not None and not runner._randomness_cfg.get('diff_rank_seed'):
-            loop.dataloader.reseed(meta['seed'])
+            loop.dataloader.reseed(runner.seed, meta['seed'])
         loop.validation_due = meta.get('validation_due', False)
         # Without the entry, in a file of another script, this is what mmengine assumes.
         seen = meta.get('batches_of_epoch', meta['iter'] if isinstance(loop, IterLoop) else 0)

@@ -59,6 +59,10 @@ class WholeCheckpointHook(CheckpointHook):
                 self._delete(old)
                 runner.logger.info(f'The previous best checkpoint {old} is removed')
 
+    def _publish_model(self, runner, ckpt_path: str | None) -> None:
+        if ckpt_path:  # of a result that was best before, in another work dir, there is no file here
+            super()._publish_model(runner, ckpt_path)
+
     @property
     def _best(self) -> list[str | None]:
         """The best checkpoint by each of ``key_indicators``; the base class keeps one, or a dict of several."""
