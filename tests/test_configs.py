@@ -287,7 +287,8 @@ def test_predicts_at_odd_sizes(name):
     with torch.no_grad():
         check_prediction(cfg, model.test_step(data)[0])
         tta_model = MODELS.build(dict(cfg.tta_model, module=model)).eval()
-        mirrored = 'RandomFlip' in str(cfg.tta_pipeline)
+        steps = [step for options in cfg.tta_pipeline[-1]['transforms'] for step in options]
+        mirrored = any(step['type'] == 'RandomFlip' and step.get('prob') != 0 for step in steps)
         views = [data, synthetic.flipped_view(data) if mirrored else data]
         views = {key: [view[key] for view in views] for key in data}
         check_prediction(cfg, tta_model.test_step(views)[0])

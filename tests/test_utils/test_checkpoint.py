@@ -321,8 +321,8 @@ def test_missing_file(tmp_path):
     require_checkpoint('torchvision://resnet50')
     with pytest.raises(UserError, match='checkpoint nope.pth does not exist; expected a .pth or .safetensors file'):
         require_checkpoint('nope.pth')
-    for path in (tmp_path / 'nope.pth', tmp_path):
-        with pytest.raises(UserError, match='does not exist'):
+    for path, message in ((tmp_path / 'nope.pth', 'does not exist'), (tmp_path, 'is a folder; expected a .pth')):
+        with pytest.raises(UserError, match=message):
             load(path)
 
 
