@@ -9,12 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmlavit.environment import SCOPES, check_environment
 from mmlavit.errors import UserError
+from mmlavit.utils.config_types import without_initialisation
 
 from .breakdown import lavit_roles
 from .flops import Complexity, Roles, count_complexity
@@ -80,7 +81,7 @@ def model_complexity(cfg: Config, shape: tuple[int, int], roles: Roles = lavit_r
     image_shape = (_in_channels(cfg.model), *shape)
     # Each build of its own copy: some detectors write into their config.
     with DefaultScope.overwrite_default_scope(scope):
-        model_cfg = _without_downloads(cfg.model)
+        model_cfg = without_initialisation(cfg.model)
         model = MODELS.build(deepcopy(model_cfg)).eval()
         try:
             return _count(model.to('meta'), scope, image_shape, roles)
@@ -96,18 +97,6 @@ def model_complexity(cfg: Config, shape: tuple[int, int], roles: Roles = lavit_r
                 '(such as in_channels of the neck), and the image must not be too small'
             ) from error
     return complexity, [*notes, 'The model was run: a blank image, random weights, and what these led to.']
-
-
-def _without_downloads(node: Any) -> Any:
-    """Copy the config of a model without ``pretrained=True``, with which timm fetches weights where it is built."""
-    if isinstance(node, Mapping):
-        return ConfigDict(
-            {
-                key: False if key == 'pretrained' and value is True else _without_downloads(value)
-                for key, value in node.items()
-            }
-        )
-    return type(node)(map(_without_downloads, node)) if isinstance(node, (list, tuple)) else node
 
 
 def _in_channels(model: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ from mmlavit.errors import UserError
 from mmlavit.models import LaViT, WithLessAttention
 from mmlavit.utils.arguments import merge_options
 from mmlavit.utils.checkpoint import require_checkpoint
-from mmlavit.utils.config_types import model_config, type_name
+from mmlavit.utils.config_types import model_config, type_name, without_initialisation
 
 # The diagonality loss is added to a model's own losses, of which there are none. The average of weights: the
 # learning rate falls to zero, and what is saved must be the student itself.
@@ -90,7 +90,7 @@ def distillation_config(
     kept = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) not in _REPLACED_HOOKS]
     distillation = ConfigDict(
         type='DistillationHook',
-        teacher=_without_initialisation(model_config(teacher)),
+        teacher=without_initialisation(model_config(teacher)),
         checkpoint=checkpoint,
         scope=teacher.get('default_scope'),
         layerwise_iters=layerwise_iters,
@@ -142,14 +142,3 @@ def _find_pipeline(dataset: Mapping[str, Any]) -> list:
     if 'pipeline' not in dataset:
         raise UserError("the student's train_dataloader has no single pipeline, which distillation needs")
     return dataset['pipeline']
-
-
-def _without_initialisation(model: Mapping[str, Any]) -> Any:
-    """Leave out what would be downloaded or drawn for nothing."""
-    if isinstance(model, Mapping):
-        return ConfigDict(
-            {k: _without_initialisation(v) for k, v in model.items() if k not in ('init_cfg', 'pretrained')}
-        )
-    if isinstance(model, (list, tuple)):
-        return type(model)(_without_initialisation(item) for item in model)
-    return model

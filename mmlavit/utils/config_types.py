@@ -35,3 +35,21 @@ def model_config(cfg: Config) -> ConfigDict:
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
     return model
+
+
+def without_initialisation(model: Any) -> Any:
+    """Copy the config of a model without what would be downloaded or drawn for nothing.
+
+    Args:
+        model (Any): The config, or a part of it.
+
+    Returns:
+        Any: Without ``init_cfg`` and ``pretrained`` at any depth.
+    """
+    if isinstance(model, Mapping):
+        return ConfigDict(
+            {k: without_initialisation(v) for k, v in model.items() if k not in ('init_cfg', 'pretrained')}
+        )
+    if isinstance(model, (list, tuple)):
+        return type(model)(without_initialisation(item) for item in model)
+    return model
