@@ -21,6 +21,9 @@ arms = dict(
     twin=dict(
         title='all layers vanilla (the twin)', names=dict(config='configs/experiments/lavit_vanilla_nano_in30.py')
     ),
+    no_loss=dict(title='without diagonality loss', names=dict(config=_no_diag)),
+    no_ar=dict(title='without attention residual', names=dict(options='model.backbone.attention_residual=False')),
+    pool=dict(title='pooled keys', names=dict(options='model.backbone.key_reduction=pool')),
     none=dict(title='later layers: no attention', names=dict(config=_no_diag, options=_later + 'none')),
     uniform=dict(title='later layers: uniform attention', names=dict(config=_no_diag, options=_later + 'uniform')),
     shared=dict(
