@@ -32,7 +32,7 @@ def test_it_is_the_config_of_the_readme():
 
 @pytest.mark.parametrize('trainer', ['of mmdet', 'of this repository'])
 def test_first_try_trains_and_validates(project, trainer):
-    train, first_try = code_blocks(PAGE, 'bash')
+    train, first_try, *_ = code_blocks(PAGE, 'bash')
     *setup, run = train.splitlines()
     assert first_try.startswith(run)  # the same command, with options that make it short
     if trainer == 'of this repository':
