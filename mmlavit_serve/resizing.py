@@ -1,7 +1,8 @@
 """Images resized as the transforms of mmcv do it, by OpenCV or as Pillow does it.
 
 Pillow's filters are those of its C code, with weights of 22 bits: the result is equal to the byte, unless Pillow
-filters columns first, as version 13 does where an image shrinks much more in height than in width.
+filters columns first, as version 13 does for some sizes that change the ratio of height to width; grey levels then
+differ by rounding, and with few pixels by up to 31.
 """
 
 from __future__ import annotations

@@ -126,8 +126,9 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
                 names[path] = name.with_name(f'{name.name}.png')
         files = {path: out_dir / name for path, name in names.items()}
     for source, out_file in files.items():
-        if source.resolve() == out_file.resolve():
-            raise UserError(f'--out-dir {out_dir} would overwrite {source}; choose another')
+        beside = source.resolve().parent == out_file.resolve().parent  # another file of the user's
+        if source.resolve() == out_file.resolve() or (beside and out_file.exists()):
+            raise UserError(f'--out-dir {out_dir} would overwrite {out_file}; choose another')
     return video, files
 
 
@@ -220,10 +221,16 @@ def show_pictures(
             records.append(dict(picture=name, error=failed[picture]))
             print(f'{picture}: not predicted: {failed[picture]}', file=sys.stderr)
         else:
-            write_picture(out_file, result.draw(image))
             height, width = result.shape
-            records.append(dict(picture=name, height=height, width=width, **result.to_dict()))
-            print(f'{picture}: {result.describe()} -> {out_file}', flush=True)
+            entry = dict(picture=name, height=height, width=width, **result.to_dict())
+            try:
+                write_picture(out_file, result.draw(image))
+                print(f'{picture}: {result.describe()} -> {out_file}', flush=True)
+            except UserError as error:  # where the disk is full, the list cannot be written either
+                failed[picture] = str(error)
+                entry = dict(picture=name, error=failed[picture])
+                print(f'{picture}: not drawn: {failed[picture]}', file=sys.stderr)
+            records.append(entry)
         if received:
             break
     return failed
@@ -254,6 +261,8 @@ def show_video(
             frames += 1
             if received:
                 break
+    if frames < video.frames and not received:
+        print(f'{path}: only {frames} of {video.frames} frames could be read; is the file whole?', file=sys.stderr)
     pace = frames / (time.monotonic() - start)
     print(f'{path}: {frames} frames of {width}x{height}, {pace:.1f} a second -> {out_file}', flush=True)
 

@@ -63,12 +63,13 @@ class DecodedImages(CustomDataset):
         self.recipe = [sorted(transform.items()) for transform in pipeline]
         self.target_pipeline = Compose(list(targets))
         self.images: np.ndarray | None = None  # (N, H, W, 3), BGR
+        self.paths: list[str] = []
         self.labels: np.ndarray | None = None  # class scores (N, classes), or numbers of classes (N,)
         super().__init__(pipeline=pipeline, **kwargs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Give a batch of one."""
-        return self.__getitems__([index])
+        return DecodedImages.__getitems__(self, [index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """Give a batch.
@@ -86,7 +87,7 @@ class DecodedImages(CustomDataset):
         inputs = torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
         samples = []
         for index, target in zip(indices, torch.from_numpy(self.labels[indices]), strict=True):
-            sample = DataSample(metainfo=dict(sample_idx=int(index)))
+            sample = DataSample(metainfo=dict(sample_idx=int(index), img_path=self.paths[index]))
             name, value = ('gt_score', target) if target.dim() else ('gt_label', target[None])
             sample.set_field(value, name, dtype=Tensor)
             samples.append(sample)
@@ -98,7 +99,8 @@ class DecodedImages(CustomDataset):
         samples = [self.target_pipeline(dict(entry)) for entry in entries]
         names = ['gt_score' if 'gt_score' in sample else 'gt_label' for sample in samples]
         self.labels = np.stack([np.asarray(sample[name]) for sample, name in zip(samples, names, strict=True)])
-        key = json.dumps([[entry['img_path'] for entry in entries], self.recipe], default=_name_class)
+        self.paths = [entry['img_path'] for entry in entries]
+        key = json.dumps([self.paths, self.recipe], default=_name_class)
         file = os.path.join(self.cache, f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy')
         if not os.path.isfile(file):
             with ThreadPoolExecutor(_THREADS) as pool:

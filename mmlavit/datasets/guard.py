@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from mmengine.dataset import Compose
 from mmlavit.errors import DataError
 from mmlavit.utils.data_paths import is_remote
 
+from .check.coco import is_mask
 from .check.images import (
     LARGEST,
     find_fault,
@@ -22,8 +23,9 @@ from .check.images import (
     find_missing,
     has_16_bits,
     is_cut_off,
+    largest_value,
 )
-from .check.maps import MAP_LOADERS, maps_have_its_classes
+from .check.maps import MAP_LOADERS, is_panoptic, maps_have_its_classes
 
 _ADVICE = 'python tools/check_data.py CONFIG finds all such files'
 _IN_A_ROW = 100
@@ -35,24 +37,31 @@ class GuardedPipeline(Compose):
 
     Refused are files that OpenCV reads without a complaint: cut-off JPEGs, whose rest its older versions fill with
     gray, 12 bits in a 16-bit file, of which nothing remains, images that an EXIF tag turns away from their annotations,
-    label maps of another size than their image, and labels that no class has. The transforms themselves, their order
-    and their random numbers are what they were.
+    label maps of another size than their image, labels that no class has, and run-length masks that are damaged or
+    empty. The transforms themselves, their order and their random numbers are what they were.
 
     Args:
         pipeline (Compose): The transforms.
         labels (int, optional): Number of classes; None: not known.
         ignore_index (int): Label of pixels that belong to no class.
+        panoptic (bool): Whether label maps are panoptic files, with the numbers of segments.
         skip_file (str, optional): Leave such images out, as long as the dataset may draw another in its place, and
             write their names into this file. None: raise an error.
     """
 
     def __init__(
-        self, pipeline: Compose, labels: int | None = None, ignore_index: int = 255, skip_file: str | None = None
+        self,
+        pipeline: Compose,
+        labels: int | None = None,
+        ignore_index: int = 255,
+        panoptic: bool = False,
+        skip_file: str | None = None,
     ) -> None:
         super().__init__(None)
         self.transforms = pipeline.transforms
         self.labels = labels
         self.ignore_index = ignore_index
+        self.panoptic = panoptic
         self.skip_file = skip_file
         self._in_a_row = 0
 
@@ -89,7 +98,7 @@ class GuardedPipeline(Compose):
     def _transform(self, path: str, data: dict) -> dict | None:
         """Run the transforms, and look at image and label map once they are loaded."""
         height, width = data.get('height'), data.get('width')
-        seen: set[str] = set()
+        loaded, checked = None, False  # the image's height and width as it was loaded; whether its map was looked at
         for transform in self.transforms:
             try:
                 data = transform(data)
@@ -98,12 +107,12 @@ class GuardedPipeline(Compose):
             if data is None:
                 return None
             image, labels = data.get('img'), data.get('gt_seg_map')
-            if 'img' not in seen and isinstance(image, np.ndarray):
-                seen.add('img')
+            if loaded is None and isinstance(image, np.ndarray):
+                loaded = image.shape[:2]
                 self._check_image(path, image, height, width)
-            if 'map' not in seen and isinstance(labels, np.ndarray):
-                seen.add('map')
-                self._check_map(data['seg_map_path'], labels, image)
+            if not checked and isinstance(labels, np.ndarray):
+                checked = True
+                self._check_map(data['seg_map_path'], labels, loaded)
         return data
 
     def _check_image(self, path: str, image: np.ndarray, height: int | None, width: int | None) -> None:
@@ -121,11 +130,15 @@ class GuardedPipeline(Compose):
         if fault:
             raise DataError(f'{path} {fault}; {_ADVICE}')
 
-    def _check_map(self, path: str, labels: np.ndarray, image: Any) -> None:
+    def _check_map(self, path: str, labels: np.ndarray, size: tuple[int, int] | None) -> None:
+        # In tests, mmseg loads the map after it has resized the image: the size is that of before.
         fault = ''
-        if labels.ndim != 2 or (isinstance(image, np.ndarray) and labels.shape != image.shape[:2]):
-            fault = find_map_fault(path, None if image is None else image.shape[:2], None)
+        if labels.ndim != 2 or (size is not None and labels.shape != size):
+            fault = find_map_fault(path, size, None, self.panoptic)
         elif self.labels is not None:
+            # mmseg keeps the lower 8 bits of a map.
+            if labels.dtype == np.uint8 and os.path.isfile(path) and has_16_bits(path) and largest_value(path) > 255:
+                raise DataError(f'{path} has labels above 255, of which mmseg keeps 8 bits; {_ADVICE}')
             ignored = {self.ignore_index, 255}
             if ((labels >= self.labels) & ~np.isin(labels, [*ignored])).any():
                 fault = find_label_fault(labels, {*range(self.labels), *ignored})
@@ -142,6 +155,13 @@ class GuardedPipeline(Compose):
         boxes = [one.get('bbox') for one in data.get('instances') or () if one.get('bbox') is not None]
         if boxes and not np.isfinite(boxes).all():
             raise DataError(f'{path} has a box with a number that is not finite: correct the annotations; {_ADVICE}')
+        if any(getattr(transform, 'with_mask', False) for transform in self.transforms):
+            runs = [one['mask'] for one in data.get('instances') or () if isinstance(one.get('mask'), Mapping)]
+            if not all(is_mask(mask, data['height'], data['width']) for mask in runs):
+                raise DataError(
+                    f'{path} has a run-length mask that is damaged, empty or of another size: correct the annotations; '
+                    f'{_ADVICE}'
+                )
 
 
 def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> None:
@@ -162,6 +182,7 @@ def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> N
                 pipeline,
                 labels=labels if maps_have_its_classes(leaf) else None,
                 ignore_index=getattr(leaf, 'ignore_index', 255),
+                panoptic=is_panoptic(leaf),
                 skip_file=None if getattr(leaf, 'test_mode', False) else skip_file,
             )
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
-from mmlavit.datasets.check.coco import find_class_fault, reads_coco
+from mmlavit.datasets.check.coco import find_class_fault, read_coco, reads_coco
 from mmlavit.datasets.check.config import check_dataset
 from mmlavit.datasets.guard import find_leaves, guard_dataset
 from mmlavit.errors import ConfigError, DataError, UserError
@@ -109,6 +110,12 @@ class SkippedDataHook(Hook):
         self.file = file
         self._told = 0
 
+    def before_train(self, runner) -> None:
+        """Begin a new list with a new training."""
+        if not runner._resume and is_main_process():
+            self.file.unlink(missing_ok=True)
+        barrier()  # before any process adds to it
+
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
         """Look into the file, every 50 iterations."""
         if self.every_n_train_iters(runner, 50):
@@ -141,21 +148,25 @@ def _require_fitting_classes(dataset: Any, cfg: Config) -> None:
     classes, file = metainfo.get('classes'), getattr(dataset, 'ann_file', '')
     require_classes(cfg.model, metainfo, file or getattr(dataset, 'data_root', None) or type(dataset).__name__)
     if classes is not None and reads_coco(type(dataset)) and osp.isfile(file):
-        fault = find_class_fault(_read_categories(file), classes)
-        if fault:
+        names = _read_categories(file)
+        if names is None or find_class_fault(names, classes):
+            # What was found may be something else of that name. Reading it all takes seconds.
+            names = [str(category.get('name')) for category in read_coco(Path(file))[0].get('categories', [])]
+        if fault := find_class_fault(names, classes):
             raise DataError(f'{file} {fault}')
 
 
-def _read_categories(file: str) -> list[str]:
-    """Read the names of categories from a file in COCO's format, without the rest of it."""
+def _read_categories(file: str) -> list[str] | None:
+    """Read what are most likely the names of categories in COCO's format, without the rest of the file."""
     with open(file, 'rb') as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(b'[', content.rfind(b'"categories"'))
         end = content.find(b']', start)
-        while True:  # to the bracket that closes the list, not one inside
+        while 0 <= start < end:  # to the bracket that closes the list, not one inside
             try:
                 categories, _ = JSONDecoder().raw_decode(content[start : end + 1].decode())
                 return [category['name'] for category in categories]
             except ValueError:
                 end = content.find(b']', end + 1)
-                if end < 0:
-                    raise
+            except (TypeError, KeyError):
+                break
+    return None

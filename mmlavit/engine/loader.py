@@ -107,7 +107,11 @@ class _SeededItems:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __call__(self, places: Sequence[tuple[int, tuple[int, ...]]]) -> list:
+    def __call__(self, places: Sequence[tuple[int, tuple[int, ...]]]) -> Any:
+        batches = getattr(type(self.dataset), '__getitems__', None)
+        if batches is not None:  # the dataset gives whole batches
+            _seed_cpu(places[0][1])
+            return batches(self.dataset, [index for index, _ in places])
         samples = []
         for index, place in places:
             _seed_cpu(place)

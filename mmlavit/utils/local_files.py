@@ -15,6 +15,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmlavit.errors import UserError
 
 _FIRST_FILES = 1 << 18  # bytes
+_PREFIX = 40  # characters of a name that a partial file has, so that names of any length can be written
 
 
 class WholeFileBackend(LocalBackend):
@@ -41,7 +42,8 @@ def write_file(path: str | Path, content: bytes) -> None:
     one.
 
     Args:
-        path (str or Path): The file. Its folder is made if there is none.
+        path (str or Path): The file. Its folder is made if there is none. Where it is a link, what it points to is
+            written.
         content (bytes): What it is to have.
 
     Raises:
@@ -50,16 +52,17 @@ def write_file(path: str | Path, content: bytes) -> None:
     path = Path(path).expanduser()
     partial = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(os.path.realpath(path))
+        place.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder, hence on the same disk, where moving is one step.
-        handle, partial = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.partial', dir=path.parent)
+        handle, partial = tempfile.mkstemp(prefix=f'.{place.name[:_PREFIX]}.', suffix='.partial', dir=place.parent)
         with os.fdopen(handle, 'wb') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(partial, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
-        os.replace(partial, path)
-        _sync_folder(path.parent)
+        os.replace(partial, place)
+        _sync_folder(place.parent)
     except BaseException as error:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)

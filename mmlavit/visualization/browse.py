@@ -64,9 +64,11 @@ def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> 
     # Folders of classes come one after the other.
     for index in sorted({round(place) for place in np.linspace(0, len(dataset) - 1, min(number, len(dataset)))}):
         item = dataset[index]
-        image = item['inputs'].numpy().transpose(1, 2, 0)  # BGR: only the data preprocessor changes that
+        inputs, sample = item['inputs'], item['data_samples']
+        if isinstance(sample, list):  # of a dataset that gives batches, a batch of one
+            (inputs,), (sample,) = inputs, sample
+        image = inputs.numpy().transpose(1, 2, 0)  # BGR: only the data preprocessor changes that
         size = image.shape[:2]
-        sample = item['data_samples']
         drawn = draw_annotations(visualizer, image, sample, max(1, _SIDE // max(size)))
         stem = Path(sample.get('img_path') or '').stem
         yield Annotated(f'{index:06d}_{stem}'.rstrip('_'), drawn, size)

@@ -172,7 +172,10 @@ def sigmoid_focal_loss_backward(input, target, weight, grad_input, gamma, alpha)
 def _focal_loss(scores, target, weight, gamma, alpha):
     positive = target[:, None] == torch.arange(scores.shape[1], device=scores.device)
     loss = torchvision.ops.sigmoid_focal_loss(scores, positive.to(scores.dtype), alpha, gamma)
-    return loss * weight[target, None] if weight.numel() else loss
+    if not weight.numel():
+        return loss
+    weight = torch.cat([weight, weight.new_ones(1)])  # of the background, which is class C
+    return loss * weight[target, None]
 
 
 def _compute_dtype(tensor):

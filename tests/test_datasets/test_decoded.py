@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from mmlavit.datasets.decoded import CroppingDataPreprocessor, DecodedImages, keep_batch, random_resized_crop
 from mmlavit.datasets.teacher_scores import TeacherScores
+from mmlavit.engine.loader import ResumableLoader
 from mmlavit.errors import ConfigError, DataError
 
 LOAD = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(24, 20), interpolation='bicubic')]
@@ -108,3 +109,14 @@ def test_preprocessor_crops_in_training_only():
     trained = preprocessor(dict(inputs=images), training=True)['inputs']
     assert trained.shape == (2, 3, 16, 16)
     assert trained.min() >= -0.5 and trained.max() <= 127
+
+
+def test_exact_resume_and_the_names_of_files(folder):
+    plain = DataLoader(build(folder), batch_size=4, collate_fn=keep_batch)
+    loader = ResumableLoader(DataLoader(build(folder), batch_size=4, collate_fn=keep_batch), seed=0)
+    loader.start(0, 1)
+    (batch,) = loader
+    *_, wanted = plain
+    assert torch.equal(batch['inputs'], wanted['inputs'])
+    assert [sample.img_path[-7:] for sample in batch['data_samples']] == ['c/0.png', 'c/1.png']
+    assert loader.dataset[0]['inputs'].shape == (1, 3, 20, 24)

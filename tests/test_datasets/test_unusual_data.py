@@ -1,6 +1,7 @@
 """Data that is right and unlike that of the common datasets: nothing of it counts as a fault, or takes the blame."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,13 +10,17 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from mmlavit.datasets.check.coco import check_coco_file
 from mmlavit.datasets.check.config import check_dataset
 from mmlavit.datasets.check.images import read_size
 from mmlavit.datasets.guard import GuardedPipeline, guard_dataset
+from mmlavit.errors import DataError
+from mmlavit.utils.arguments import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
+ROOT = Path(__file__).parents[2]
 SIZE = (48, 64)
 rng = np.random.default_rng(0)
 
@@ -221,3 +226,116 @@ def test_nulls_and_texts_in_coco(here, part, change, message):
     (here / 'a.json').write_text(json.dumps(content))
     (finding,) = check_coco_file(here / 'a.json', ('one',), masks=False)
     assert message in finding
+
+
+def write_ade20k(labels):
+    """One image of training and validation, 48x64, with its map."""
+    root = Path('data/ade/ADEChallengeData2016')
+    for split in ('training', 'validation'):
+        for folder in ('images', 'annotations'):
+            (root / folder / split).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(root / f'images/{split}/0.jpg')
+        Image.fromarray(labels).save(root / f'annotations/{split}/0.png')
+
+
+@pytest.mark.parametrize('name', ['upernet_lavit_s.py', 'fpn_lavit_s.py'])
+def test_maps_that_are_loaded_after_resizing(name, here):
+    """In tests, mmseg resizes the image alone: predictions are compared at the size of the map."""
+    write_ade20k(rng.integers(0, 151, SIZE, np.uint8))
+    cfg = load_config(str(ROOT / 'configs' / name))
+    with enter('mmseg'):
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
+        guard_dataset(dataset, 150, None)
+        sample = dataset[0]
+    assert sample['inputs'].shape[1:] != SIZE and sample['data_samples'].gt_sem_seg.shape == SIZE
+
+
+def test_maps_of_another_size_after_resizing(here):
+    write_ade20k(rng.integers(0, 151, SIZE[::-1], np.uint8))
+    cfg = load_config(str(ROOT / 'configs/upernet_lavit_s.py'))
+    with enter('mmseg'):
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
+        guard_dataset(dataset, 150, None)
+        with pytest.raises(DataError, match='0.png is 48x64, but its image is 64x48 as it is loaded'):
+            dataset[0]
+
+
+def test_panoptic_map_after_resizing(here):
+    """A transform in the place of the one that reads segments, whose package is not installed."""
+    write_panoptic()
+
+    def load(data):
+        return dict(data, gt_seg_map=np.zeros(SIZE, np.uint8))
+
+    with enter('mmdet'):
+        steps = Compose([dict(type='LoadImageFromFile'), dict(type='Resize', scale=(32, 24))])
+        steps.transforms.append(load)
+        GuardedPipeline(steps, 200, panoptic=True)(dict(img_path='images/0.jpg', seg_map_path='maps/0.png'))
+
+
+def test_labels_beyond_8_bits(here):
+    """mmseg makes 1 of 257."""
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+    data = dict(img_path='images/0.png', seg_map_path='maps/0.png', seg_fields=[], reduce_zero_label=False)
+    for value in (1, 257):
+        cv2.imwrite('maps/0.png', np.full(SIZE, value, np.uint16))
+        with enter('mmseg'):
+            guarded = GuardedPipeline(Compose(pipeline), labels=2)
+            if value == 1:
+                assert (guarded(dict(data))['gt_seg_map'] == 1).all()
+            else:
+                with pytest.raises(DataError, match='maps/0.png has labels above 255'):
+                    guarded(dict(data))
+
+
+def rle(*counts):
+    return dict(size=list(SIZE), counts=list(counts))
+
+
+WHOLE = SIZE[0] * SIZE[1]
+COMPRESSED = coco_mask.encode(np.asfortranarray(np.eye(*SIZE, dtype=np.uint8)))['counts'].decode()
+
+
+@pytest.mark.parametrize(
+    ('mask', 'good'),
+    [
+        (rle(10, 5, WHOLE - 15), True),
+        (dict(size=list(SIZE), counts=COMPRESSED), True),
+        (rle(WHOLE), False),
+        (rle(10, 5), False),
+        (rle(10, 2 * WHOLE, 10), False),
+        (rle(10, -5, WHOLE - 5), False),
+        (dict(size=[9, 9], counts=[10, 5, 66]), False),
+        (dict(size=list(SIZE), counts=COMPRESSED[:-2]), False),
+        (dict(size=list(SIZE), counts='zzz'), False),
+    ],
+    ids=str,
+)
+def test_run_lengths(mask, good, here):
+    """They are found, and a training of masks refuses them; one of boxes does not need them."""
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
+    entry = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 5, 5], area=25, iscrowd=0, segmentation=mask)
+    image = dict(id=1, file_name='0.png', height=SIZE[0], width=SIZE[1])
+    content = dict(images=[image], annotations=[entry], categories=[dict(id=1, name='a')])
+    Path('train.json').write_text(json.dumps(content))
+    found = list(check_coco_file(Path('train.json'), ('a',), masks=True))
+    assert ['no mask with an area' in line for line in found] == [True] * (not good)
+    for with_mask in (False, True):
+        load = dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask)
+        with enter('mmdet'):
+            dataset = DATASETS.build(
+                dict(
+                    type='CocoDataset',
+                    ann_file='train.json',
+                    data_prefix=dict(img='images'),
+                    metainfo=dict(classes=('a',)),
+                    pipeline=[dict(type='LoadImageFromFile'), load],
+                )
+            )
+            guard_dataset(dataset, 1, None)
+            if good or not with_mask:
+                assert len(dataset[0]['gt_bboxes']) == 1
+            else:
+                with pytest.raises(DataError, match='0.png has a run-length mask that is damaged, empty or of'):
+                    dataset[0]

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from faults import write_coco
+from mmengine.config import Config
 from mmengine.logging import MessageHub
 
+from mmlavit.engine import data
 from mmlavit.engine.data import SkippedDataHook, _read_categories, explain_sizes
 from mmlavit.errors import ConfigError, DataError
 
@@ -45,6 +47,32 @@ def test_categories(order, tmp_path):
     content['info'] = dict(categories='of animals')
     file.write_text(json.dumps({key: content[key] for key in ('info', *order, 'annotations')}))
     assert _read_categories(str(file)) == ['one', 'two']
+
+
+def test_categories_before_something_of_that_name(tmp_path, monkeypatch):
+    """The names are then read from the whole file."""
+    file = tmp_path / 'train.json'
+    write_coco(file)
+    content = json.loads(file.read_text())
+    dataset = SimpleNamespace(metainfo=dict(classes=('one', 'two')), ann_file=str(file))
+    monkeypatch.setattr(data, 'reads_coco', lambda kind: True)
+    monkeypatch.setattr(data, 'require_classes', lambda *args: None)
+    for other in ([1], 'of animals', [dict(name='none of ours')]):
+        content = dict(categories=content['categories'], **{k: v for k, v in content.items() if k != 'categories'})
+        content['images'][0]['tag'] = dict(categories=other, more=[1])
+        file.write_text(json.dumps(content))
+        data._require_fitting_classes(dataset, Config(dict(model={})))
+    dataset.metainfo['classes'] = ('one', 'three')
+    with pytest.raises(DataError, match='has no categories three'):
+        data._require_fitting_classes(dataset, Config(dict(model={})))
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_new_training_begins_a_new_list(resume, tmp_path):
+    file = tmp_path / 'skipped.txt'
+    file.write_text('a.jpg is cut off\n')
+    SkippedDataHook(file).before_train(SimpleNamespace(_resume=resume))
+    assert file.is_file() == resume
 
 
 def test_the_message_of_a_worker():

@@ -26,7 +26,15 @@ def save(world_size, batch_size):
 
 
 @pytest.mark.parametrize(
-    ('world_size', 'batch_size', 'advice'), [(8, 2, None), (16, 1, None), (4, 2, '=4'), (1, 2, '=16'), (32, 2, '=0.5')]
+    ('world_size', 'batch_size', 'advice'),
+    [
+        (8, 2, None),
+        (16, 1, None),
+        (4, 2, '--cfg-options train_dataloader.batch_size=4'),
+        (1, 2, '--cfg-options train_dataloader.batch_size=16'),
+        (32, 2, 'another number of processes, which divides 16'),
+        (3, 2, 'another number of processes, which divides 16'),
+    ],
 )
 def test_another_number_of_processes(world_size, batch_size, advice):
     runner = make_runner(world_size, batch_size)
@@ -35,7 +43,7 @@ def test_another_number_of_processes(world_size, batch_size, advice):
     if advice:
         images = world_size * batch_size
         assert f'has {images} images per iteration, that of the checkpoint had 16' in runner.warnings[0]
-        assert runner.warnings[0].endswith(f'train_dataloader.batch_size{advice}')
+        assert runner.warnings[0].endswith(f'To go on unchanged: {advice}')
 
 
 def test_several_sources():

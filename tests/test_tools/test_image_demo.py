@@ -154,15 +154,48 @@ def decode(mask, size):
     return coco_mask.decode(coco_mask.frPyObjects(mask, *size))
 
 
-@pytest.fixture
-def video(tmp_path):
-    """Five frames of one colour each, ever brighter; five a second."""
-    path = tmp_path / 'camera.avi'
+def write_frames(folder, number):
+    """Frames of one colour each, ever brighter; five a second."""
+    path = folder / 'camera.avi'
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 5, (160, 96))
-    for index in range(5):
-        writer.write(np.full((96, 160, 3), 50 * index, np.uint8))
+    for index in range(number):
+        writer.write(np.full((96, 160, 3), 250 // number * index, np.uint8))
     writer.release()
     return path
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Five frames."""
+    return write_frames(tmp_path, 5)
+
+
+def test_a_video_that_is_cut_off(tmp_path, monkeypatch, capsys):
+    """What is there is drawn, and it is said that there should be more."""
+    checkpoint = write_checkpoint('classify_lavit_nano.py', tmp_path / 'random.pth')
+    video = write_frames(tmp_path, 20)
+    content = video.read_bytes()
+    video.write_bytes(content[: len(content) * 4 // 5])
+    image_demo(monkeypatch, video, CONFIGS / 'classify_lavit_nano.py', checkpoint, '--out-dir', tmp_path / 'out')
+    said = capsys.readouterr()
+    frames = len(json.loads((tmp_path / 'out/predictions.json').read_text()))
+    assert 0 < frames < 20 and f'only {frames} of 20 frames could be read; is the file whole?' in said.err
+    (tmp_path / 'camera.mp4').write_text('of the user')
+    with pytest.raises(SystemExit) as stopped:
+        image_demo(monkeypatch, video, CONFIGS / 'classify_lavit_nano.py', checkpoint, '--out-dir', tmp_path)
+    assert stopped.value.code == 2 and f'would overwrite {tmp_path / "camera.mp4"}' in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_drawn(tmp_path, pictures, monkeypatch, capsys):
+    """The others are, and it is listed as one that was not predicted."""
+    checkpoint = write_checkpoint('classify_lavit_nano.py', tmp_path / 'random.pth')
+    out = tmp_path / 'out'
+    (out / 'a.png').mkdir(parents=True)  # in the place of the drawing
+    with pytest.raises(SystemExit) as stopped:
+        image_demo(monkeypatch, pictures, CONFIGS / 'classify_lavit_nano.py', checkpoint, '--out-dir', out)
+    assert stopped.value.code == 1 and 'a.png: not drawn: ' in capsys.readouterr().err
+    entries = json.loads((out / 'predictions.json').read_text())
+    assert [entry['picture'] for entry in entries if 'error' in entry] == ['a.png'] and len(entries) > 1
 
 
 @pytest.mark.parametrize('name', ['upernet_lavit_nano.py', 'classify_lavit_nano.py'])

@@ -44,8 +44,22 @@ def test_mmengine_writes_through_it(tmp_path):
     }.items():
         write(str(tmp_path / path))
         assert (tmp_path / path).stat().st_size > 0
-        assert [file.name for file in (tmp_path / path).parent.iterdir() if file.is_file()].count(path[-5:]) in (0, 1)
+        assert [file.name for file in (tmp_path / path).parent.glob(f'*{(tmp_path / path).suffix}')] == [
+            (tmp_path / path).name
+        ]
     assert not list(tmp_path.rglob('*.partial'))
+
+
+def test_names_of_any_length_and_links(tmp_path):
+    name = 'ж' * 120 + '.bin'
+    write_file(tmp_path / name, b'1')
+    (tmp_path / 'disk').mkdir()
+    link = tmp_path / 'link.bin'
+    link.symlink_to('disk/real.bin')
+    for content in (b'2', b'3'):  # at first, the link points to nothing
+        write_file(link, content)
+        assert link.is_symlink() and (tmp_path / 'disk/real.bin').read_bytes() == content
+    assert (tmp_path / name).read_bytes() == b'1' and not list(tmp_path.rglob('*.partial'))
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path):

@@ -73,7 +73,10 @@ def check_coco_file(file: Path, classes: Sequence[str] | None, masks: bool, test
         yield f'{file} {problem}: get it again, or convert the annotations again'
         return
     if not content['images'] or not content['annotations']:
-        yield f'{file} has {len(content["images"])} images and {len(content["annotations"])} annotations'
+        yield (
+            f'{file} has {len(content["images"])} images and {len(content["annotations"])} annotations, expected '
+            'some of both: convert the annotations again'
+        )
         return
     for what in ('images', 'annotations', 'categories'):
         entries = content[what]
@@ -191,17 +194,55 @@ def _find_faults(
         yield 'objects have a box outside of their image, and are left out in training', _FIX
     elif x < -1 or y < -1 or x + w > image['width'] + 1 or y + h > image['height'] + 1:
         yield 'objects have a box that reaches out of their image', 'cut it off there'
-    if masks and not _is_mask(entry.get('segmentation'), image):
+    if masks and not is_mask(entry.get('segmentation'), image['height'], image['width']):
         yield 'objects have no mask with an area, which the training of masks needs', 'add it, or remove the objects'
 
 
-def _is_mask(mask: Any, image: Mapping[str, Any]) -> bool:
-    """Tell whether it is a mask with an area: a polygon at least, or run lengths of the image's size."""
+def is_mask(mask: Any, height: int, width: int) -> bool:
+    """Tell whether it is a mask with an area: a polygon at least, or run lengths of the image's size.
+
+    Args:
+        mask (Any): ``segmentation`` of an annotation.
+        height (int): Of the image.
+        width (int): Of the image.
+
+    Returns:
+        bool: Whether it is one.
+    """
     if isinstance(mask, Mapping):
-        return mask.get('size') == [image['height'], image['width']] and bool(mask.get('counts'))
+        return mask.get('size') == [height, width] and _has_area(mask.get('counts'), height, width)
     if not isinstance(mask, list):
         return False
     return any(_are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0 and _area(part) > 0 for part in mask)
+
+
+def _has_area(counts: Any, height: int, width: int) -> bool:
+    """Tell whether run lengths cover the image once, and some of it with the object."""
+    runs = _uncompress(counts) if isinstance(counts, str) else counts
+    whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
+    return whole and sum(runs) == height * width and sum(runs[1::2]) > 0
+
+
+def _uncompress(text: str) -> list[int] | None:
+    """Give the run lengths in COCO's compressed form; None if the text is no such form.
+
+    Each character has five bits of a number, lowest first, and whether more follow. From the third on, a number is the
+    difference to the last but one. https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c, rleFrString.
+    """
+    runs, value, shift = [], 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:  # negative
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return None if shift else runs
 
 
 def _area(polygon: Sequence[float]) -> float:

@@ -90,6 +90,12 @@ def has_16_bits(path: str | os.PathLike) -> bool:
     return False
 
 
+def largest_value(path: str | os.PathLike) -> int:
+    """Read the largest number in a file with one channel."""
+    with Image.open(path) as image:
+        return int(np.asarray(image).max(initial=0))
+
+
 def read_size(path: str | os.PathLike, turns: bool = True) -> tuple[int, int] | None:
     """Read the height and width that an image has once it is loaded.
 

@@ -23,10 +23,13 @@ class TotalBatchHook(Hook):
         now = images_per_iteration(runner)
         if not runner._resume or None in (before, now) or before == now:
             return
+        batch, rest = divmod(before, runner.world_size)
+        advice = f'--cfg-options train_dataloader.batch_size={batch}'
+        if rest:
+            advice = f'another number of processes, which divides {before}'
         runner.logger.warning(
             f'This training has {now} images per iteration, that of the checkpoint had {before}: learning rate and '
-            f'schedule go on as for {before}, with or without --auto-scale-lr. To go on unchanged: --cfg-options '
-            f'train_dataloader.batch_size={before / runner.world_size:g}'
+            f'schedule go on as for {before}, with or without --auto-scale-lr. To go on unchanged: {advice}'
         )
 
 
