@@ -13,6 +13,8 @@
 
 TASK ?= detection
 STACK ?= maintained
+# Where tests of other runtimes are: collecting them all again takes half a minute.
+RUNTIME_TESTS = tests/test_deployment tests/test_analysis/test_benchmark.py
 OPS ?= torchvision
 VENV ?= $(if $(filter official,$(STACK)),.venv-official,.venv)
 BIN = $(VENV)/bin
@@ -37,10 +39,13 @@ demo: install
 # from milliseconds to minutes, so who has nothing left takes from the others (worksteal). What starts
 # other runtimes comes second, in processes of its own. Exit code 5 of pytest: PYTEST_ARGS leaves nothing of a part.
 test: lint
-	@status=5; for tests in "not runtimes" runtimes; do \
-	    OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n auto --maxprocesses 4 --dist worksteal -m "$$tests" $(PYTEST_ARGS); \
+	@run() { \
+	    OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n auto --maxprocesses 4 --dist worksteal "$$@" $(PYTEST_ARGS); \
 	    case $$? in 5) ;; 0) [ $$status -ne 5 ] || status=0 ;; *) status=1 ;; esac; \
-	done; exit $$status
+	}; status=5; \
+	run -m "not runtimes"; \
+	run -m runtimes $(if $(findstring tests/,$(PYTEST_ARGS)),,$(RUNTIME_TESTS)); \
+	exit $$status
 
 lint: install
 	@"$(BIN)/ruff" check .

@@ -95,6 +95,19 @@ def build(cfg: Config) -> torch.nn.Module:
     return model.eval()
 
 
+def save_random(cfg, checkpoint):
+    """Save a checkpoint of random weights, with names and colours of as many classes as the model has."""
+    classes = {10: DIGITS, 11: ('background', *DIGITS), 150: tuple(map(str, range(150)))}[num_classes(cfg)]
+    palette = [[index, 0, 255 - index] for index in range(len(classes))]
+    meta = dict(dataset_meta=dict(classes=classes, palette=palette))
+    torch.save(dict(state_dict=build(cfg).state_dict(), meta=meta), checkpoint)
+
+
+def num_classes(cfg):
+    """The number of classes of a segmentor; all others have ten."""
+    return cfg.model.decode_head.num_classes if cfg.default_scope == 'mmseg' else 10
+
+
 def make_image(size, seed=0):
     """Noise at several scales, which gives a random model different things to see."""
     rng = np.random.default_rng(seed)

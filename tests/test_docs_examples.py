@@ -46,7 +46,8 @@ def test_scripts_print_what_they_say(block):
         exec(compile(block, 'document', 'exec'), {'__name__': 'document'})
     comments = re.findall(r'# ?(.+)$', block, re.MULTILINE)
     for line in printed.getvalue().splitlines()[:1]:
-        assert any(comment.startswith(line) for comment in comments), line
+        assert line and any(comment.startswith(line) for comment in comments), line
+    assert printed.getvalue() or 'print(' not in block
 
 
 def test_the_neck_of_the_documents_can_be_named():

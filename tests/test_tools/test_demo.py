@@ -53,7 +53,9 @@ def test_demo(folder, monkeypatch, capsys):
     shown = capsys.readouterr().out
     folder = folder / 'work_dirs/demo_classification'
     summary = json.loads((folder / 'summary.json').read_text())
-    assert 0 <= summary['metrics']['top-1 accuracy'] <= 1
+    (log,) = (folder / 'test').glob('2*/2*.json')
+    tested = json.loads(log.read_text())['accuracy/top1']
+    assert summary['metrics']['top-1 accuracy'] == pytest.approx(tested / 100)
     assert summary['seconds'].keys() == {'training', 'test', 'export', 'report'}  # the data was there
     for name, path in summary['files'].items():
         assert Path(path).exists(), name

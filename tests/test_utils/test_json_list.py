@@ -55,15 +55,21 @@ def test_killed(tmp_path):
     path = tmp_path / 'list.json'
     rng = random.Random(0)
     for _ in range(10):
+        written, tell = os.pipe()
         child = os.fork()
         if child == 0:
             with JsonList(path) as records:
                 while True:
                     records.append(dict(mask=list(range(rng.randrange(5000)))))
+                    os.write(tell, b'.')
+        os.close(tell)
         time.sleep(rng.uniform(0.02, 0.1))
+        count = len(os.read(written, 1 << 16))  # at least one
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(written)
         entries = read_entries(path)
+        assert len(entries) >= count > 0
         assert all(entry['mask'] == list(range(len(entry['mask']))) for entry in entries)
 
 
