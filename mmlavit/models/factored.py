@@ -128,13 +128,18 @@ def factor(scores: Scores, query_grid: Grid) -> FactoredScores:
     with torch.autocast(a.device.type, enabled=False):
         ups = [cached_matrix(small, large, a.device, torch.float32) for small, large in sides]
         downs = [cached_matrix(large, small, a.device, torch.float32) for small, large in sides]
-        down_up = torch.kron(*(torch.matmul(down, up) for down, up in zip(downs, ups, strict=True)))  # (n, n)
-        up = torch.kron(*ups).to(a.dtype)  # (N, n)
+        down_up = _kron(*(torch.matmul(down, up) for down, up in zip(downs, ups, strict=True)))  # (n, n)
+        up = _kron(*ups).to(a.dtype)  # (N, n)
     zeros = a.new_zeros(()).expand(batch, tokens, heads, -(keys + queries) % 8)
     query = torch.cat([a, up[:, None].expand(batch, tokens, heads, queries), zeros], dim=-1)
     coarse = resample_tokens(scores.map, scores.grid, query_grid).float().view(batch, queries, heads, keys)
     theta = torch.eye(keys, device=a.device)
     return FactoredScores(query, coarse, down_up, theta, torch.zeros_like(coarse), scores.grid, query_grid)
+
+
+def _kron(rows: Tensor, columns: Tensor) -> Tensor:
+    """Kronecker product (H * W, h * w) of matrices (H, h) and (W, w); torch's compiles anew for each size."""
+    return (rows[:, None, :, None] * columns[:, None]).flatten(2).flatten(0, 1)
 
 
 AnyScores = Scores | FactoredScores
