@@ -132,7 +132,10 @@ def test_not_on_a_cpu(dtype):
 def test_one_graph(dynamic, factors, monkeypatch):
     monkeypatch.setattr(lavit, 'factor', factored.factor)  # the list of the fixture would be guarded, too
     torch._dynamo.reset()
-    model, sizes = build(out_indices=[1]).eval(), [(160, 192), (192, 256)]  # above those that graphs are made for of their own
+    model, sizes = (
+        build(out_indices=[1]).eval(),
+        [(160, 192), (192, 256)],
+    )  # above those that graphs are made for of their own
     graphs = []
     compiled = torch.compile(
         model, fullgraph=True, dynamic=dynamic, backend=lambda graph, inputs: graphs.append(graph) or graph.forward
