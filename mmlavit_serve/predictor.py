@@ -194,7 +194,7 @@ def read_image(picture: Picture) -> np.ndarray:
         raise UserError(f'{path} cannot be read as an image; is the file whole?')
     if image.max() <= _DARK:
         values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if values.itemsize > 1 and values.max() > 0:
+        if values.itemsize > 1 and (values[..., :3] if values.ndim == 3 else values).max() > 0:  # without transparency
             raise UserError(
                 f'{path} has {8 * values.itemsize} bits in each channel, and nothing but black is left of it in 8: '
                 'convert it to 8 bits'

@@ -126,7 +126,8 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
                 names[path] = name.with_name(f'{name.name}.png')
         files = {path: out_dir / name for path, name in names.items()}
     for source, out_file in files.items():
-        beside = source.resolve().parent == out_file.resolve().parent  # another file of the user's
+        # Beside the source it may be another file of the user's, unless a run before has written there.
+        beside = source.resolve().parent == out_file.resolve().parent and not (out_dir / PREDICTIONS).exists()
         if source.resolve() == out_file.resolve() or (beside and out_file.exists()):
             raise UserError(f'--out-dir {out_dir} would overwrite {out_file}; choose another')
     return video, files
@@ -261,7 +262,7 @@ def show_video(
             frames += 1
             if received:
                 break
-    if frames < video.frames and not received:
+    if frames < 0.95 * video.frames and not received:  # some files say a few too many
         print(f'{path}: only {frames} of {video.frames} frames could be read; is the file whole?', file=sys.stderr)
     pace = frames / (time.monotonic() - start)
     print(f'{path}: {frames} frames of {width}x{height}, {pace:.1f} a second -> {out_file}', flush=True)

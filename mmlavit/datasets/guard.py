@@ -13,7 +13,7 @@ from mmengine.dataset import Compose
 from mmlavit.errors import DataError
 from mmlavit.utils.data_paths import is_remote
 
-from .check.coco import is_mask
+from .check.coco import covers
 from .check.images import (
     LARGEST,
     find_fault,
@@ -23,7 +23,7 @@ from .check.images import (
     find_missing,
     has_16_bits,
     is_cut_off,
-    largest_value,
+    read_values,
 )
 from .check.maps import MAP_LOADERS, is_panoptic, maps_have_its_classes
 
@@ -37,8 +37,8 @@ class GuardedPipeline(Compose):
 
     Refused are files that OpenCV reads without a complaint: cut-off JPEGs, whose rest its older versions fill with
     gray, 12 bits in a 16-bit file, of which nothing remains, images that an EXIF tag turns away from their annotations,
-    label maps of another size than their image, labels that no class has, and run-length masks that are damaged or
-    empty. The transforms themselves, their order and their random numbers are what they were.
+    label maps of another size than their image, labels that no class has, and run-length masks that are damaged.
+    The transforms themselves, their order and their random numbers are what they were.
 
     Args:
         pipeline (Compose): The transforms.
@@ -98,21 +98,21 @@ class GuardedPipeline(Compose):
     def _transform(self, path: str, data: dict) -> dict | None:
         """Run the transforms, and look at image and label map once they are loaded."""
         height, width = data.get('height'), data.get('width')
-        loaded, checked = None, False  # the image's height and width as it was loaded; whether its map was looked at
+        loaded = None  # the image's height and width before anything has changed them
         for transform in self.transforms:
+            self._check_runs(path, data, transform, loaded)
             try:
                 data = transform(data)
             except Exception as error:
                 raise _explain(path, data, transform, error) from error
             if data is None:
                 return None
-            image, labels = data.get('img'), data.get('gt_seg_map')
+            image = data.get('img')
             if loaded is None and isinstance(image, np.ndarray):
                 loaded = image.shape[:2]
                 self._check_image(path, image, height, width)
-            if not checked and isinstance(labels, np.ndarray):
-                checked = True
-                self._check_map(data['seg_map_path'], labels, loaded)
+            if type(transform).__name__ in MAP_LOADERS and isinstance(data.get('gt_seg_map'), np.ndarray):
+                self._check_map(data['seg_map_path'], data['gt_seg_map'], loaded, image)
         return data
 
     def _check_image(self, path: str, image: np.ndarray, height: int | None, width: int | None) -> None:
@@ -120,7 +120,8 @@ class GuardedPipeline(Compose):
             return  # from elsewhere than a local disk
         large = image.shape[0] * image.shape[1] > LARGEST
         fault = find_fault(path, decode=False) if large or is_cut_off(path) else ''
-        if not fault and image.dtype == np.uint8 and has_16_bits(path) and image.max(initial=0) <= _DARK:
+        dark = not fault and image.dtype == np.uint8 and has_16_bits(path) and image.max(initial=0) <= _DARK
+        if dark and read_values(path).max() > 0:
             fault = 'has 16 bits in each channel, and nothing but black is left of it in 8: convert it to 8 bits'
         if not fault and image.shape[:2] == (width, height) != (height, width):
             fault = (
@@ -130,15 +131,28 @@ class GuardedPipeline(Compose):
         if fault:
             raise DataError(f'{path} {fault}; {_ADVICE}')
 
-    def _check_map(self, path: str, labels: np.ndarray, size: tuple[int, int] | None) -> None:
-        # In tests, mmseg loads the map after it has resized the image: the size is that of before.
+    def _check_runs(self, path: str, data: dict, transform: Any, loaded: tuple[int, int] | None) -> None:
+        """Look at run-length masks before they are decoded, which would fill up or cut off what is damaged."""
+        decodes = getattr(transform, 'with_mask', False) and getattr(transform, 'poly2mask', False)
+        if not decodes or type(transform).__name__ != 'LoadAnnotations' or loaded is None:
+            return
+        masks = [one['mask'] for one in data.get('instances') or () if isinstance(one.get('mask'), Mapping)]
+        if not all(covers(mask, *loaded) for mask in masks):
+            raise DataError(f'{path} has a run-length mask that is damaged or of another size: correct the annotations')
+
+    def _check_map(self, path: str, labels: np.ndarray, loaded: tuple[int, int] | None, image: Any) -> None:
+        # In tests, mmseg loads the map after it has resized the image, and the map has the size of before. In training,
+        # an image may be resized to that of its map.
+        sizes = [loaded, image.shape[:2]] if isinstance(image, np.ndarray) else []
         fault = ''
-        if labels.ndim != 2 or (size is not None and labels.shape != size):
-            fault = find_map_fault(path, size, None, self.panoptic)
+        if labels.ndim != 2 or (sizes and labels.shape not in sizes):
+            fault = find_map_fault(path, loaded, None, self.panoptic)
         elif self.labels is not None:
-            # mmseg keeps the lower 8 bits of a map.
-            if labels.dtype == np.uint8 and os.path.isfile(path) and has_16_bits(path) and largest_value(path) > 255:
-                raise DataError(f'{path} has labels above 255, of which mmseg keeps 8 bits; {_ADVICE}')
+            if labels.dtype == np.uint8 and os.path.isfile(path) and has_16_bits(path):
+                values = read_values(path)
+                # mmseg keeps the lower 8 bits; those of 65535 are 255, which is ignored.
+                if np.issubdtype(values.dtype, np.integer) and ((values > 255) & (values & 255 != 255)).any():
+                    raise DataError(f'{path} has labels above 255, of which mmseg keeps 8 bits: convert it to 8 bits')
             ignored = {self.ignore_index, 255}
             if ((labels >= self.labels) & ~np.isin(labels, [*ignored])).any():
                 fault = find_label_fault(labels, {*range(self.labels), *ignored})
@@ -155,13 +169,6 @@ class GuardedPipeline(Compose):
         boxes = [one.get('bbox') for one in data.get('instances') or () if one.get('bbox') is not None]
         if boxes and not np.isfinite(boxes).all():
             raise DataError(f'{path} has a box with a number that is not finite: correct the annotations; {_ADVICE}')
-        if any(getattr(transform, 'with_mask', False) for transform in self.transforms):
-            runs = [one['mask'] for one in data.get('instances') or () if isinstance(one.get('mask'), Mapping)]
-            if not all(is_mask(mask, data['height'], data['width']) for mask in runs):
-                raise DataError(
-                    f'{path} has a run-length mask that is damaged, empty or of another size: correct the annotations; '
-                    f'{_ADVICE}'
-                )
 
 
 def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> None:

@@ -24,6 +24,8 @@ from mmlavit.models.consistency import find_class_numbers, require_classes
 from mmlavit.utils.data_paths import find_leaf_configs
 
 SKIPPED = 'skipped_data.txt'
+_CATEGORIES = re.compile(rb'"categories"\s*:\s*\[')
+_LONGEST = 1 << 20  # bytes of a list of categories that is looked for
 
 
 def watch_data(runner, cfg: Config) -> None:
@@ -159,9 +161,10 @@ def _require_fitting_classes(dataset: Any, cfg: Config) -> None:
 def _read_categories(file: str) -> list[str] | None:
     """Read what are most likely the names of categories in COCO's format, without the rest of the file."""
     with open(file, 'rb') as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(b'[', content.rfind(b'"categories"'))
+        key = _CATEGORIES.match(content, max(0, content.rfind(b'"categories"')))
+        start = key.end() - 1 if key else 0
         end = content.find(b']', start)
-        while 0 <= start < end:  # to the bracket that closes the list, not one inside
+        while key and 0 < end - start < _LONGEST:  # to the bracket that closes the list, not one inside
             try:
                 categories, _ = JSONDecoder().raw_decode(content[start : end + 1].decode())
                 return [category['name'] for category in categories]

@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mmlavit.datasets.check.coco import check_coco_file
+from mmlavit.datasets.check.coco import check_coco_file, covers
 from mmlavit.datasets.check.config import check_dataset
 from mmlavit.datasets.check.images import read_size
 from mmlavit.datasets.guard import GuardedPipeline, guard_dataset
@@ -260,17 +260,40 @@ def test_maps_of_another_size_after_resizing(here):
             dataset[0]
 
 
+class LoadPanopticAnnotations:
+    """In the place of mmdet's, whose package is not installed: gives a map of neither the image's size."""
+
+    def __call__(self, data):
+        return dict(data, gt_seg_map=np.zeros((10, 10), np.uint8))
+
+
 def test_panoptic_map_after_resizing(here):
-    """A transform in the place of the one that reads segments, whose package is not installed."""
     write_panoptic()
-
-    def load(data):
-        return dict(data, gt_seg_map=np.zeros(SIZE, np.uint8))
-
     with enter('mmdet'):
         steps = Compose([dict(type='LoadImageFromFile'), dict(type='Resize', scale=(32, 24))])
-        steps.transforms.append(load)
-        GuardedPipeline(steps, 200, panoptic=True)(dict(img_path='images/0.jpg', seg_map_path='maps/0.png'))
+        steps.transforms.append(LoadPanopticAnnotations())
+        files = dict(img_path='images/0.jpg', seg_map_path='maps/0.png')
+        GuardedPipeline(steps, 200, panoptic=True)(dict(files))
+        with pytest.raises(DataError, match='maps/0.png is not a label map'):
+            GuardedPipeline(steps, 200)(dict(files))
+
+
+def test_image_resized_to_its_smaller_map(here):
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
+    Image.fromarray(rng.integers(0, 2, (24, 32), np.uint8)).save('maps/0.png')
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(32, 24)), dict(type='LoadAnnotations')]
+    data = dict(img_path='images/0.png', seg_map_path='maps/0.png', seg_fields=[], reduce_zero_label=False)
+    with enter('mmseg'):
+        assert GuardedPipeline(Compose(pipeline), labels=2)(data)['gt_seg_map'].shape == (24, 32)
+
+
+def test_black_16_bits(here):
+    """Nothing was lost of what is black in 16 bits."""
+    cv2.imwrite('images/0.png', np.zeros((*SIZE, 3), np.uint16))
+    with enter('mmdet'):
+        assert not GuardedPipeline(Compose([dict(type='LoadImageFromFile')]))(dict(img_path='images/0.png'))[
+            'img'
+        ].any()
 
 
 def test_labels_beyond_8_bits(here):
@@ -278,12 +301,12 @@ def test_labels_beyond_8_bits(here):
     Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
     pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
     data = dict(img_path='images/0.png', seg_map_path='maps/0.png', seg_fields=[], reduce_zero_label=False)
-    for value in (1, 257):
+    for value, good in ((1, True), (65535, True), (257, False)):
         cv2.imwrite('maps/0.png', np.full(SIZE, value, np.uint16))
         with enter('mmseg'):
             guarded = GuardedPipeline(Compose(pipeline), labels=2)
-            if value == 1:
-                assert (guarded(dict(data))['gt_seg_map'] == 1).all()
+            if good:
+                assert (guarded(dict(data))['gt_seg_map'] == value % 256).all()
             else:
                 with pytest.raises(DataError, match='maps/0.png has labels above 255'):
                     guarded(dict(data))
@@ -298,31 +321,31 @@ COMPRESSED = coco_mask.encode(np.asfortranarray(np.eye(*SIZE, dtype=np.uint8)))[
 
 
 @pytest.mark.parametrize(
-    ('mask', 'good'),
+    ('mask', 'fault'),
     [
-        (rle(10, 5, WHOLE - 15), True),
-        (dict(size=list(SIZE), counts=COMPRESSED), True),
-        (rle(WHOLE), False),
-        (rle(10, 5), False),
-        (rle(10, 2 * WHOLE, 10), False),
-        (rle(10, -5, WHOLE - 5), False),
-        (dict(size=[9, 9], counts=[10, 5, 66]), False),
-        (dict(size=list(SIZE), counts=COMPRESSED[:-2]), False),
-        (dict(size=list(SIZE), counts='zzz'), False),
+        (rle(10, 5, WHOLE - 15), ''),
+        (dict(size=list(SIZE), counts=COMPRESSED), ''),
+        (rle(WHOLE), 'empty'),  # found, and a training goes on
+        (rle(10, 5), 'damaged'),
+        (rle(10, 2 * WHOLE, 10), 'damaged'),
+        (rle(10, -5, WHOLE - 5), 'damaged'),
+        (dict(size=[9, 9], counts=[10, 5, 66]), 'damaged'),
+        (dict(size=list(SIZE), counts=COMPRESSED[:-2]), 'damaged'),
+        (dict(size=list(SIZE), counts='zzz'), 'damaged'),
     ],
     ids=str,
 )
-def test_run_lengths(mask, good, here):
-    """They are found, and a training of masks refuses them; one of boxes does not need them."""
+def test_run_lengths(mask, fault, here):
+    """They are found, and a training of masks refuses those that are damaged; one of boxes does not need them."""
     Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
     entry = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 5, 5], area=25, iscrowd=0, segmentation=mask)
     image = dict(id=1, file_name='0.png', height=SIZE[0], width=SIZE[1])
     content = dict(images=[image], annotations=[entry], categories=[dict(id=1, name='a')])
     Path('train.json').write_text(json.dumps(content))
     found = list(check_coco_file(Path('train.json'), ('a',), masks=True))
-    assert ['no mask with an area' in line for line in found] == [True] * (not good)
-    for with_mask in (False, True):
-        load = dict(type='LoadAnnotations', with_bbox=True, with_mask=with_mask)
+    assert ['no mask with an area' in line for line in found] == [True] * bool(fault)
+    for options in (dict(), dict(with_mask=True, poly2mask=False), dict(with_mask=True)):
+        load = dict(type='LoadAnnotations', with_bbox=True, **options)
         with enter('mmdet'):
             dataset = DATASETS.build(
                 dict(
@@ -334,8 +357,21 @@ def test_run_lengths(mask, good, here):
                 )
             )
             guard_dataset(dataset, 1, None)
-            if good or not with_mask:
-                assert len(dataset[0]['gt_bboxes']) == 1
-            else:
-                with pytest.raises(DataError, match='0.png has a run-length mask that is damaged, empty or of'):
+            if fault == 'damaged' and options == dict(with_mask=True):
+                with pytest.raises(DataError, match='0.png has a run-length mask that is damaged or of another size'):
                     dataset[0]
+            else:
+                assert len(dataset[0]['gt_bboxes']) == 1
+
+
+@pytest.mark.parametrize(
+    'mask',
+    [
+        dict(size=SIZE, counts=np.array([10, 5, WHOLE - 15])),
+        dict(size=np.array(SIZE), counts=[10.0, 5.0, WHOLE - 15.0]),
+        dict(size=list(SIZE), counts=COMPRESSED.encode()),
+    ],
+    ids=['tuple', 'array', 'bytes'],
+)
+def test_run_lengths_that_do_not_come_from_json(mask):
+    assert covers(mask, *SIZE) and not covers(mask, SIZE[1], SIZE[0])

@@ -106,6 +106,14 @@ def test_batch(exported):
                 assert (result.labels == alone.labels).mean() > 0.999
 
 
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_as_many_threads_as_the_runtime_takes(runtime, exported):
+    pytest.importorskip(runtime)
+    image = make_image((96, 128))
+    found, expected = (Predictor(exported('upernet')[2], runtime=runtime, threads=n).predict(image) for n in (None, 1))
+    assert (found.labels == expected.labels).mean() > 0.999
+
+
 def test_fixed_size(tmp_path):
     cfg, checkpoint = make_config('retinanet'), tmp_path / 'retinanet.pth'
     cfg.model.backbone = dict(type='FourConvolutions')  # the anchors are what is constant

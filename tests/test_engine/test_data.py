@@ -59,7 +59,8 @@ def test_categories_before_something_of_that_name(tmp_path, monkeypatch):
     monkeypatch.setattr(data, 'require_classes', lambda *args: None)
     for other in ([1], 'of animals', [dict(name='none of ours')]):
         content = dict(categories=content['categories'], **{k: v for k, v in content.items() if k != 'categories'})
-        content['images'][0]['tag'] = dict(categories=other, more=[1])
+        content['images'][0]['tag'] = dict(categories=other)
+        content['images'][0]['more'] = list(range(20_000)), [[]] * 2000  # brackets, one of which is the last
         file.write_text(json.dumps(content))
         data._require_fitting_classes(dataset, Config(dict(model={})))
     dataset.metainfo['classes'] = ('one', 'three')

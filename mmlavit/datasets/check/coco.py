@@ -210,21 +210,40 @@ def is_mask(mask: Any, height: int, width: int) -> bool:
         bool: Whether it is one.
     """
     if isinstance(mask, Mapping):
-        return mask.get('size') == [height, width] and _has_area(mask.get('counts'), height, width)
+        return covers(mask, height, width) and sum(_runs(mask)[1::2]) > 0
     if not isinstance(mask, list):
         return False
     return any(_are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0 and _area(part) > 0 for part in mask)
 
 
-def _has_area(counts: Any, height: int, width: int) -> bool:
-    """Tell whether run lengths cover the image once, and some of it with the object."""
-    runs = _uncompress(counts) if isinstance(counts, str) else counts
-    whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
-    return whole and sum(runs) == height * width and sum(runs[1::2]) > 0
+def covers(mask: Mapping[str, Any], height: int, width: int) -> bool:
+    """Tell whether run lengths are of an image of that size, and cover each pixel once.
+
+    Args:
+        mask (Mapping): In COCO's format, compressed or not.
+        height (int): Of the image.
+        width (int): Of the image.
+
+    Returns:
+        bool: False if they are damaged. Empty masks cover the image, too.
+    """
+    try:
+        size, runs = [int(side) for side in mask['size']], _runs(mask)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return size == [height, width] and min(runs, default=-1) >= 0 and sum(runs) == height * width
 
 
-def _uncompress(text: str) -> list[int] | None:
-    """Give the run lengths in COCO's compressed form; None if the text is no such form.
+def _runs(mask: Mapping[str, Any]) -> list[int]:
+    """Give the run lengths of a mask as numbers; a ValueError or TypeError if they are none."""
+    counts = mask['counts']
+    if isinstance(counts, bytes):
+        counts = counts.decode('ascii')
+    return _uncompress(counts) if isinstance(counts, str) else [int(run) for run in counts]
+
+
+def _uncompress(text: str) -> list[int]:
+    """Give the run lengths in COCO's compressed form; a ValueError if the text is no such form.
 
     Each character has five bits of a number, lowest first, and whether more follow. From the third on, a number is the
     difference to the last but one. https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c, rleFrString.
@@ -233,7 +252,7 @@ def _uncompress(text: str) -> list[int] | None:
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            return None
+            raise ValueError(f'{character!r} is not part of compressed run lengths')
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -242,7 +261,9 @@ def _uncompress(text: str) -> list[int] | None:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
-    return None if shift else runs
+    if shift:
+        raise ValueError('the run lengths are cut off')
+    return runs
 
 
 def _area(polygon: Sequence[float]) -> float:

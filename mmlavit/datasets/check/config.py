@@ -166,7 +166,12 @@ def _label_values(dataset: Any) -> set[int] | None:
     if classes is None or renamed or not maps_have_its_classes(dataset):
         return None
     first = int(bool(getattr(dataset, 'reduce_zero_label', False)))
-    return {*range(len(classes) + first), getattr(dataset, 'ignore_index', 255), 255}
+    return {
+        *range(len(classes) + first),
+        getattr(dataset, 'ignore_index', 255),
+        255,
+        65535,
+    }  # the last, of 16 bits, loads as 255
 
 
 def _check_images(

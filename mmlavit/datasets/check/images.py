@@ -8,6 +8,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -90,10 +91,10 @@ def has_16_bits(path: str | os.PathLike) -> bool:
     return False
 
 
-def largest_value(path: str | os.PathLike) -> int:
-    """Read the largest number in a file with one channel."""
-    with Image.open(path) as image:
-        return int(np.asarray(image).max(initial=0))
+def read_values(path: str | os.PathLike) -> np.ndarray:
+    """Read the numbers of an image, (H, W) or (H, W, C), in the depth that the file has and without transparency."""
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    return values[..., :3] if values.ndim == 3 else values
 
 
 def read_size(path: str | os.PathLike, turns: bool = True) -> tuple[int, int] | None:
