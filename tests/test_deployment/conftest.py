@@ -24,7 +24,7 @@ def exported(tmp_path_factory):
 
     def make(kind):
         cfg = make_config(kind)
-        if kind in ('cascade', 'fpn', 'upernet'):
+        if kind in ('cascade', 'fpn', 'mask_rcnn', 'upernet'):
             # Necks and heads alone: most of an export's time goes into a LaViT, and the others have one.
             cfg.model.backbone = dict(type='FourConvolutions')
             # The pipelines of the large configs, with smaller images.
