@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from documents import code_blocks
-from exportable import KINDS, ROOT, build, make_config, make_image, save_random
+from exportable import ARCH, KINDS, ROOT, build, make_config, make_image, save_random
 from mmengine.registry import DefaultScope
 from small_vit import DIM, VIT
 
@@ -104,6 +104,26 @@ def test_batch(exported):
                 np.testing.assert_allclose(result.scores, alone.scores, rtol=1e-4, atol=1e-6)
             else:
                 assert (result.labels == alone.labels).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    'options',
+    [dict(key_reduction='pool'), dict(attention_residual=False, num_va_layers=ARCH['depths'])],
+    ids=['pooled keys', 'vanilla twin'],
+)
+def test_other_forms_of_the_backbone(options, tmp_path):
+    """Two stages of it, at other sizes than that of the export."""
+    cfg = make_config('classifier')
+    cfg.model.backbone.update(out_indices=(1,), **options)
+    cfg.model.head.in_channels = ARCH['embed_dims'][1]
+    save_random(cfg, tmp_path / 'random.pth')
+    file = export_onnx(cfg, tmp_path / 'random.pth', tmp_path / 'model.onnx')
+    for size in SIZES:
+        image = make_image(size)
+        found, expected = (
+            Predictor(*model).predict(image).scores for model in ((file,), (cfg, str(tmp_path / 'random.pth')))
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('runtime', RUNTIMES)
