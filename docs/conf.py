@@ -102,7 +102,7 @@ def prepare(app, docname: str, source: list[str]) -> None:
         return f'[{text}]({os.path.relpath(PAGES.get(target, target), page.parent)}{mark}{anchor})'
 
     source[0] = LINK.sub(turn, source[0])
-    if docname.startswith('benchmarks/'):  # reports of single runs: reached from the page that sums them up
+    if docname.startswith(('benchmarks/', 'experiments/')):  # reports, reached from the pages that sum them up
         source[0] = f'---\norphan: true\n---\n\n{source[0]}'
 
 
