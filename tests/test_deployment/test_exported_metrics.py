@@ -29,6 +29,8 @@ def test_as_the_checkpoint(kind, runtime, exported, tmp_path, monkeypatch):
     synthetic.write_handwritten(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+    # Workers would be forked beside the threads of a runtime, which can end the process.
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
     cfg.dump('config.py')
     metrics, samples = {}, {}
     for name, model, options in (
