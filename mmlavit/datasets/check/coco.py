@@ -210,7 +210,8 @@ def is_mask(mask: Any, height: int, width: int) -> bool:
         bool: Whether it is one.
     """
     if isinstance(mask, Mapping):
-        return covers(mask, height, width) and sum(_runs(mask)[1::2]) > 0
+        runs = _covering_runs(mask, height, width)
+        return runs is not None and sum(runs[1::2]) > 0
     if not isinstance(mask, list):
         return False
     return any(_are_numbers(part) and len(part) >= 6 and len(part) % 2 == 0 and _area(part) > 0 for part in mask)
@@ -227,11 +228,17 @@ def covers(mask: Mapping[str, Any], height: int, width: int) -> bool:
     Returns:
         bool: False if they are damaged. Empty masks cover the image, too.
     """
+    return _covering_runs(mask, height, width) is not None
+
+
+def _covering_runs(mask: Mapping[str, Any], height: int, width: int) -> list[int] | None:
+    """Give the run lengths of a mask; None if they do not cover an image of that size."""
     try:
         size, runs = [int(side) for side in mask['size']], _runs(mask)
     except (KeyError, TypeError, ValueError):
-        return False
-    return size == [height, width] and min(runs, default=-1) >= 0 and sum(runs) == height * width
+        return None
+    whole = size == [height, width] and min(runs, default=-1) >= 0 and sum(runs) == height * width
+    return runs if whole else None
 
 
 def _runs(mask: Mapping[str, Any]) -> list[int]:
