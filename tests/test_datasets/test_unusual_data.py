@@ -312,6 +312,16 @@ def test_labels_beyond_8_bits(here):
                     guarded(dict(data))
 
 
+def test_labels_beyond_8_bits_that_opencv_cannot_read(here):
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
+    Image.fromarray(np.full(SIZE, 257, np.uint16)).save('maps/0.tif', compression='zstd')
+    assert cv2.imread('maps/0.tif', cv2.IMREAD_UNCHANGED) is None
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+    data = dict(img_path='images/0.png', seg_map_path='maps/0.tif', seg_fields=[], reduce_zero_label=False)
+    with enter('mmseg'), pytest.raises(DataError, match='maps/0.tif has labels above 255'):
+        GuardedPipeline(Compose(pipeline), labels=2)(data)
+
+
 def rle(*counts):
     return dict(size=list(SIZE), counts=list(counts))
 

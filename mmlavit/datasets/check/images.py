@@ -94,6 +94,9 @@ def has_16_bits(path: str | os.PathLike) -> bool:
 def read_values(path: str | os.PathLike) -> np.ndarray:
     """Read the numbers of an image, (H, W) or (H, W, C), in the depth that the file has and without transparency."""
     values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:  # such as a TIFF file with a compression that only Pillow knows
+        with Image.open(path) as image:
+            values = np.asarray(image)
     return values[..., :3] if values.ndim == 3 else values
 
 
