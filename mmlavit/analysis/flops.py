@@ -107,8 +107,10 @@ class _Meter(TorchDispatchMode):
         if name == ATTENTION:
             # As a whole: every device has other kernels for it.
             query, key, value = args[:3]
-            # torch counts it for one leading dimension; some networks have windows beside the batch.
-            shapes = ((x.shape[:-3].numel(), *x.shape[-3:]) for x in (query, key, value))
+            # torch counts it for one leading dimension; some networks have windows beside the batch. Heads may share
+            # keys and values.
+            heads = query.shape[-3]
+            shapes = ((x.shape[:-3].numel(), heads, *x.shape[-2:]) for x in (query, key, value))
             self.add(name, args, sdpa_flop_count(*shapes) // 2)
             self.elements[self.path[-1], 'softmax'] += query.shape[:-1].numel() * key.shape[-2]
             return func(*args, **kwargs)

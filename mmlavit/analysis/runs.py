@@ -101,8 +101,11 @@ def each_checkpoint(run: Run) -> Iterator[int]:
     """
     before = {name: tensor.clone() for name, tensor in run.trained.model.state_dict().items()}
     try:
+        last = load_checkpoint(str(find_last_checkpoint(run.folder)))['meta']['iter']
         for path in find_checkpoints(run.folder):
             content = load_checkpoint(str(path))
+            if content['meta']['iter'] > last:  # of an earlier, longer training in the same folder
+                continue
             fit = load_weights(run.trained.model, content['state_dict'])
             if not (fit.missing or fit.misshapen):  # else of another model that was trained in the same folder
                 yield content['meta']['iter']

@@ -26,23 +26,24 @@ def plot_attention(models: Sequence[tuple[str, Sequence[LayerAttention]]], path:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    # Models of other depths have gaps: a layer stands where its stage and number are.
+    places = sorted({place_of(layer.name) for _, layers in models for layer in layers})
+    several = len({stage for stage, _ in places}) > 1
+    names = [f'{stage}.{number}' if several else str(number) for stage, number in places]
     figure = Figure(figsize=(3.2 * len(PANELS), 3.6), layout='constrained')
     for axes, (field, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for i, (_, layers) in enumerate(models):
             values = [getattr(layer, field) for layer in layers]
+            x = [places.index(place_of(layer.name)) for layer in layers]
             color = f'C{i}'
-            axes.plot(range(len(layers)), [float('nan') if v is None else v for v in values], color=color, lw=1)
-            for j, (layer, value) in enumerate(zip(layers, values, strict=True)):
+            axes.plot(x, [float('nan') if v is None else v for v in values], color=color, lw=1)
+            for j, layer, value in zip(x, layers, values, strict=True):
                 if value is not None:
                     axes.plot(j, value, 'o', color=color, markerfacecolor='white' if layer.less else color)
         axes.set_title(label, fontsize=9)
         axes.set_xlabel('layer')
         axes.set_ylim(0, 1.03)
-        longest = max((layers for _, layers in models), key=len)
-        axes.set_xlim(-0.5, len(longest) - 0.5)
-        places = [place_of(layer.name) for layer in longest]
-        several = len({stage for stage, _ in places}) > 1
-        names = [f'{stage}.{number}' if several else str(number) for stage, number in places]
+        axes.set_xlim(-0.5, len(places) - 0.5)
         axes.set_xticks(range(len(places)), names, fontsize=7)
         for j, (_, number) in enumerate(places):
             if number == 1 and j > 0:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from documents import ROOT
+from matplotlib.figure import Figure
 from mmengine.registry import MODELS
 from scipy.optimize import linear_sum_assignment
 from shell_commands import load
@@ -14,6 +15,7 @@ from small_vit import VIT
 from mmlavit import LaViT
 from mmlavit.analysis.attention import LayerAttention, choose_depths, choose_layers, measure_attention
 from mmlavit.analysis.controls import LaViTControl
+from mmlavit.analysis.saturation import plot_attention
 from mmlavit.errors import ConfigError
 from mmlavit.models.observation import observe_attention
 from mmlavit.models.plain_vit import WithLessAttention
@@ -51,6 +53,22 @@ def collect(backbone, x):
     with torch.no_grad(), observe_attention(backbone, seen.append):
         backbone(x)
     return seen
+
+
+def test_plot_of_models_of_other_depths(tmp_path, monkeypatch):
+    """Each layer stands at its stage and number."""
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *args, **kwargs: figures.append(figure))
+    models = []
+    for depths in ((1, 2), (2, 1)):
+        names = [f'stages.{stage}.blocks.{i}' for stage, depth in enumerate(depths) for i in range(depth)]
+        models.append((str(depths), [LayerAttention(name, False, *[0.5] * 5) for name in names]))
+    plot_attention(models, tmp_path / 'attention.png')
+    axes = figures[0].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ['1.1', '1.2', '2.1', '2.2']
+    lines = [[*line.get_xdata()] for line in axes.lines if len(line.get_xdata()) == 3]
+    assert lines == [[0, 2, 3], [0, 1, 2]]
+    assert [*axes.lines[-1].get_xdata()] == [1.5, 1.5]  # between the stages
 
 
 @pytest.mark.parametrize('kind', BACKBONES)

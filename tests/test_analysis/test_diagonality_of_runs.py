@@ -1,6 +1,7 @@
 """Diagonality of checkpoints, against what the hook logs in a training."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from small_vit import VIT
 from mmlavit import DiagonalityLossHook, LaViT
 from mmlavit.analysis.curves import Log
 from mmlavit.analysis.diagonality import History, measure_diagonality
+from mmlavit.analysis.runs import Run, each_checkpoint
 from mmlavit.models.plain_vit import WithLessAttention
 from mmlavit.utils.toolbox import load_toolbox
 
@@ -58,6 +60,17 @@ def test_padding_is_left_out_as_in_a_training():
     hook.detach()
     assert measure_diagonality(model.backbone, [x], [inner]).loss == pytest.approx(logged, 1e-4)
     assert measure_diagonality(model.backbone, [x]).loss != pytest.approx(logged, 1e-2)
+
+
+def test_checkpoints_of_an_earlier_training_in_the_folder(tmp_path):
+    """A second, shorter training leaves the later checkpoints of the first."""
+    model = Model(LaViT('nano', drop_path_rate=0.0)).eval()
+    for i in (1, 2, 3):
+        torch.save(dict(state_dict=model.state_dict(), meta=dict(iter=10 * i)), tmp_path / f'epoch_{i}.pth')
+    run = Run(tmp_path, SimpleNamespace(model=model), None)
+    assert list(each_checkpoint(run)) == [10, 20, 30]
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    assert list(each_checkpoint(run)) == [10, 20]
 
 
 def test_without_less_attention():

@@ -1,10 +1,13 @@
 """Experiments: what is run, in which order, what is not run again, and what the report says."""
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from mmengine.config import Config
 from scipy import stats
 from shell_commands import check
 
-from mmlavit.analysis.experiments import report
+from mmlavit.analysis.experiments import report, runs
 from mmlavit.analysis.experiments.plan import Plan
 from mmlavit.analysis.experiments.report import draw_times, interval, summarise, write_report
 from mmlavit.analysis.experiments.runs import read_results, run_plan
@@ -39,7 +42,7 @@ with open(folder.parents[2] / 'order.txt', 'a') as order:
 def write_plan(folder, arms, **changes):
     (folder / 'step.py').write_text(STEP)
     plan = dict(title='A and B', metric='mIoU', scale=10, digits=1, seeds=[0, 1, 2], reference='a')
-    plan.update(columns=dict(train='mIoU'), arms=arms, **changes)
+    plan.update({'columns': dict(train='mIoU'), 'arms': arms} | changes)
     path = folder / 'plan.py'
     path.write_text('\n'.join(f'{key} = {value!r}' for key, value in plan.items() if value is not None))
     return path
@@ -150,9 +153,73 @@ def test_a_changed_plan(tmp_path):
     assert summarise(changed, moved) == {'a': {}}
     write_report(changed, moved, moved, 'command')
     assert (
-        'Left out, since the plan was changed after they had run: a/seed_1/train, a/seed_2/train.'
-        in (moved / 'report.md').read_text()
+        'Left out, since the plan was changed after they had run, or what they read has been made anew or removed: '
+        'a/seed_1/train, a/seed_2/train.' in (moved / 'report.md').read_text()
     )
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """A teacher, and a student of it that is trained and tested."""
+    step = f'python {tmp_path / "step.py"} {{work_dir}} {{seed}}'
+    student = dict(
+        train=f'{step} 2 {{root}}/teacher/seed_0/train/last.pth',
+        train_2=f'{step} 3',
+        test=f'{step} 4 {{run}}/train/x.pth',
+    )
+    arms = dict(
+        teacher=arm(tmp_path, 1, seeds=[0, 1]), student=dict(title='S', seeds=[1], needs=['teacher'], commands=student)
+    )
+    plan = Plan.read(str(write_plan(tmp_path, arms, columns=dict(train='mIoU', test='test'), reference='teacher')))
+    root = tmp_path / 'runs'
+    run_plan(plan, plan.arms, root)
+    return plan, root
+
+
+def remake(plan, root, name):
+    (root / name).rename(root.with_name('old'))
+    run_plan(plan, plan.choose(['teacher']), root)
+
+
+def test_results_of_a_teacher_that_was_trained_anew(chain):
+    plan, root = chain
+    run_plan(plan, plan.arms, root)  # nothing to do
+    remake(plan, root, 'teacher/seed_0')
+    both = f'remove {root}/student/seed_1/train, {root}/student/seed_1/test, or undo'
+    with pytest.raises(
+        UserError, match=f'student/seed_1/train was made from an earlier {root}/teacher/seed_0/train; {both}'
+    ):
+        run_plan(plan, plan.arms, root)
+    assert summarise(plan, root)['student'] == {}
+    write_report(plan, root, root, 'command')
+    assert 'removed: student/seed_1/train, student/seed_1/test.' in (root / 'report.md').read_text()
+
+
+def test_results_of_what_was_removed(chain):
+    plan, root = chain
+    (root / 'student/seed_1/train').rename(root.with_name('old'))
+    with pytest.raises(UserError, match=f'student/seed_1/test was made from .*; remove {root}/student/seed_1/test, or'):
+        run_plan(plan, plan.arms, root)
+    assert [line.split()[0] for line in (root / 'order.txt').read_text().splitlines()].count('student') == 3
+
+
+def test_results_that_nothing_reads_may_change(chain):
+    """The student reads the teacher of seed 0; another seed is another matter."""
+    plan, root = chain
+    remake(plan, root, 'teacher/seed_1')
+    run_plan(plan, plan.arms, root)
+    assert set(summarise(plan, root)['student']) == {'train', 'test'}
+
+
+def test_results_of_earlier_versions(chain):
+    """They have not noted what they read."""
+    plan, root = chain
+    for file in root.glob('*/*/*/done.json'):
+        record = json.loads(file.read_text())
+        del record['id'], record['sources']
+        file.write_text(json.dumps(record))
+    run_plan(plan, plan.arms, root)
+    assert set(summarise(plan, root)['student']) == {'train', 'test'}
 
 
 def test_an_interrupted_command_of_a_changed_plan(tmp_path):
@@ -255,6 +322,71 @@ def test_failure(tmp_path):
     assert [path.parent.name for path in (tmp_path / 'runs').glob('*/*/train')] == ['seed_0']
     write_report(plan, tmp_path / 'runs', tmp_path / 'out', 'command')
     assert 'Nothing that gives a result has ended yet.' in (tmp_path / 'out/report.md').read_text()
+
+
+def test_failure_beside_what_still_runs(tmp_path, capsys):
+    """It is said at once."""
+    said = tmp_path / 'said'
+    waiting = f"import pathlib, time; [time.sleep(0.05) for _ in range(400) if not pathlib.Path('{said}').exists()]"
+    arms = {
+        'a': dict(title='A', seeds=[0], commands=dict(train='python -c "raise SystemExit(\'out of milk\')"')),
+        'b': dict(
+            title='B', seeds=[0], commands=dict(train=f'python -c "{waiting}; pathlib.Path(\'{said}.b\').touch()"')
+        ),
+    }
+    plan = Plan.read(str(write_plan(tmp_path, arms)))
+    output = []
+
+    def look():
+        while not any('failed: exit code 1' in text for text in output):
+            output.append(capsys.readouterr().out)
+            time.sleep(0.05)
+        assert not Path(f'{said}.b').exists()
+        said.touch()
+
+    with ThreadPoolExecutor(1) as pool:
+        watcher = pool.submit(look)
+        with pytest.raises(UserError, match='out of milk'):
+            run_plan(plan, plan.arms, tmp_path / 'runs', jobs=2)
+        watcher.result(30)
+    assert Path(f'{said}.b').exists()
+
+
+def test_interrupted(tmp_path):
+    begun = tmp_path / 'begun'
+    wait = f"import pathlib, time; pathlib.Path('{begun}').touch(); time.sleep(60)"
+    arms = dict(a=dict(title='A', commands=dict(train=f'python -c "{wait}"'), seeds=[0]))
+    tool = [sys.executable, ROOT / 'tools/analysis_tools/run_experiment.py', write_plan(tmp_path, arms)]
+    process = subprocess.Popen(
+        [*tool, '--work-dir', tmp_path / 'runs'], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert error == 'interrupted; the same command goes on from there\n'
+    assert (tmp_path / 'runs/report.md').is_file()
+
+
+def test_processors_that_may_be_used(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 3, 4, 7}, raising=False)
+    seen = []
+    monkeypatch.setattr(runs, '_run_command', lambda run, terms: seen.append(terms.threads))
+    with pytest.raises(UserError, match='has no mIoU'):
+        run_plan(plan, plan.choose(['a'], [0]), tmp_path, jobs=2)
+    assert seen == [2]
+
+
+def test_report_of_some_seeds_on_two_machines(plan, tmp_path):
+    run_plan(plan, plan.choose(['a'], [0]), tmp_path, conditions='ONE')
+    run_plan(plan, plan.choose(['a', 'b'], [2]), tmp_path, conditions='TWO')
+    write_report(plan, tmp_path, tmp_path, 'command')
+    text = (tmp_path / 'report.md').read_text()
+    assert 'Run on:\n\n- ONE: a/seed_0\n- TWO: a/seed_2, b/seed_2\n' in text
+    assert '*arm 1*, for seeds 0, 2:' in text and '*arm 2*, for seeds 2:' in text
+    assert 'step.py work_dirs/experiments/plan/b/seed_2/train 2 2\n' in text
 
 
 def test_report_beside_a_run_that_has_begun(tmp_path):

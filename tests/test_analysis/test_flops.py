@@ -190,6 +190,15 @@ def test_softmax_inside_fused_attention_is_seen():
     assert counted.elements == {('', 'softmax'): 2 * 3 * 10 * 7}
 
 
+def test_heads_that_share_keys_and_values():
+    query, key, value = torch.zeros(2, 6, 10, 8), torch.zeros(2, 2, 7, 8), torch.zeros(2, 2, 7, 8)
+    counted = count_complexity(
+        nn.Identity(), lambda: F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+    )
+    assert counted.cells == {('', 'products of activations'): 2 * 2 * 6 * 10 * 7 * 8}
+    assert counted.elements == {('', 'softmax'): 2 * 6 * 10 * 7}
+
+
 def test_attention_of_other_models_is_counted():
     """nn.MultiheadAttention: four projections and the two products, also in eval mode."""
     attention = nn.MultiheadAttention(32, 4, batch_first=True).eval()

@@ -56,6 +56,22 @@ def test_twin_and_student(folder, monkeypatch, capsys, tmp_path):
     assert cv2.imread(str(out)).shape[2] == 3
 
 
+def test_all_models_see_the_images_of_the_first(folder, monkeypatch, capsys):
+    """Without --images those of its test; the twin's own data is not there."""
+    (folder / 'masks').mkdir(exist_ok=True)
+    for i in range(2):
+        cv2.imwrite(str(folder / f'masks/{i}.png'), np.zeros((96, 128), np.uint8))
+    data = dict(data_root=str(folder), data_prefix=dict(img_path='images', seg_map_path='masks'))
+    own = folder / 'own.py'
+    own.write_text(f"_base_ = '{STUDENT}'\ntest_dataloader = dict(dataset={data})")
+    monkeypatch.chdir(folder)
+    compare = ['--compare', TWIN, folder / f'{TWIN.stem}.pth']
+    code = run_tool(monkeypatch, 'analysis_tools/analyze_attention.py', own, folder / f'{STUDENT.stem}.pth', *compare)
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert said.out.count('stages.') == 18
+
+
 def test_plain_transformer(folder, monkeypatch, capsys):
     code, said = analyze(monkeypatch, capsys, folder, folder / 'vit.py', folder / 'vit.pth', '--num-images', 1)
     assert code == 0, said.err

@@ -84,10 +84,11 @@ def main() -> None:
     with one_line_errors():
         if args.num_images < 1:
             raise UserError('--num-images must be positive')
-        models = []
+        models, paths = [], None
         for config, checkpoint in [(args.config, args.checkpoint), *args.compare]:
             trained = load_trained(config, checkpoint, args.device)
-            pictures = read_pictures(trained, choose_pictures(trained.cfg, args.images, args.num_images))
+            paths = paths or choose_pictures(trained.cfg, args.images, args.num_images)
+            pictures = read_pictures(trained, paths)
             layers = measure_attention(trained.model.backbone, (picture.inputs for picture in pictures))
             models.append((trained.name, layers))
             console.print(as_table(trained.name, layers))

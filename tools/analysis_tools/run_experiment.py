@@ -70,6 +70,9 @@ def main() -> None:
         try:
             if not args.report_only:
                 run_plan(plan, arms, root, args.jobs, f'{device} ({software})')
+        except KeyboardInterrupt:
+            print('interrupted; the same command goes on from there', file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         finally:
             write_report(plan, root, out_dir, command)
         print(out_dir / 'report.md')

@@ -82,10 +82,20 @@ def _describe_runs(plan: Plan, root: Path) -> str:
     """Say on what devices and with what versions commands have run, and what is left out of a report."""
     runs = [run for arm in plan.arms for run in runs_of(plan, arm, root)]
     stale = [str(run.folder.relative_to(root)) for run in runs if run.stale]
-    found = {run.record.get('conditions') or 'not recorded' for run in runs if run.ended and not run.stale}
-    text = f'Run on: {"; ".join(sorted(found)) or "nothing yet"}.'
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        if run.ended and not run.stale:
+            found.setdefault(run.record.get('conditions') or 'not recorded', {})[f'{run.arm.name}/seed_{run.seed}'] = (
+                None
+            )
+    text = f'Run on: {"".join(found) or "nothing yet"}.'
+    if len(found) > 1:
+        text = 'Run on:\n\n' + '\n'.join(f'- {conditions}: {", ".join(some)}' for conditions, some in found.items())
     if stale:
-        text += f'\n\nLeft out, since the plan was changed after they had run: {", ".join(stale)}.'
+        text += (
+            '\n\nLeft out, since the plan was changed after they had run, or what they read has been made anew or '
+            f'removed: {", ".join(stale)}.'
+        )
     return text
 
 
@@ -168,8 +178,9 @@ def _commands(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str
     parts = []
     for arm in plan.arms:
         if summaries[arm.name]:
-            lines = '\n'.join(plan.command(arm, name, arm.seeds[0], root) for name in arm.commands)
-            seeds = ', '.join(map(str, arm.seeds))
+            run = sorted({seed for some in summaries[arm.name].values() for seed in some.values})
+            lines = '\n'.join(plan.command(arm, name, run[0], root) for name in arm.commands)
+            seeds = ', '.join(map(str, run))
             parts.append(f'*{arm.title}*, for seeds {seeds}:\n\n```bash\n{lines}\n```\n')
     return '\n'.join(['\n## Commands\n', *parts]) if parts else ''
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -74,10 +76,42 @@ class Run:
         file = self.folder / ('done.json' if self.ended else 'begun.json')
         return json.loads(file.read_text()) if file.is_file() else {}
 
+    @cached_property
+    def reads(self) -> list[Run]:
+        """Those whose folders are in its command: of the commands before it, and of the arms that it needs."""
+        earlier = [Run(self.plan, self.arm, self.seed, name, self.root) for name in self.arm.commands]
+        earlier = earlier[: list(self.arm.commands).index(self.name)]
+        needed = [
+            run for arm in self.plan.arms if arm.name in self.arm.needs for run in runs_of(self.plan, arm, self.root)
+        ]
+        return [
+            run
+            for run in (*needed, *earlier)
+            if re.search(rf'(?<![\w.-]){re.escape(run.name_in_root)}(?![\w.-])', self.planned)
+        ]
+
     @property
-    def stale(self) -> bool:
-        """Whether what is there was made by another command than the plan has now."""
-        return self.record.get('plan') not in (None, self.planned)
+    def name_in_root(self) -> str:
+        """Its folder, wherever that of the experiment is."""
+        return self.folder.relative_to(self.root).as_posix()
+
+    def sources(self) -> dict[str, str | None]:
+        """Say which results are there of what it reads: for each folder, what names the run that ended there."""
+        return {run.name_in_root: run.record.get('id') if run.ended else 'none' for run in self.reads}
+
+    @cached_property
+    def stale(self) -> str:
+        """Why what is there is not what the plan has now would leave; '' if it is, or if nothing is there."""
+        if not self.record:
+            return ''
+        if self.record.get('plan') not in (None, self.planned):
+            return f'was made by another command than the plan has now ({self.record["plan"]})'
+        now = self.sources()
+        for run in self.reads:
+            source = self.record.get('sources', now).get(run.name_in_root)
+            if run.stale or source != now[run.name_in_root]:
+                return f'was made from an earlier {run.folder}'
+        return ''
 
     def results(self) -> list[tuple[int, float]]:
         """Read the results, if it has ended well and the plan still wants it; see :func:`read_results`."""
@@ -117,16 +151,14 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditi
         conditions (str): Device and versions, for the report.
 
     Raises:
-        UserError: If a command fails, gives no result where the table wants one, or has been run with other options; or
-            if another process runs it.
+        UserError: If a command fails, gives no result where the table wants one, or has been run with other options or
+            on other results; or if another process runs it.
     """
-    for run in [run for arm in arms for run in runs_of(plan, arm, root)]:
-        if run.stale:
-            raise UserError(
-                f'{run.folder} was made by another command than the plan has now ({run.record["plan"]}); remove it, '
-                'or undo the change'
-            )
-    terms = _Terms(max(1, (os.cpu_count() or 1) // jobs), conditions, threading.Event())
+    stale = [run for arm in arms for run in runs_of(plan, arm, root) if run.stale]
+    if stale:
+        folders = ', '.join(str(run.folder) for run in stale)
+        raise UserError(f'{stale[0].folder} {stale[0].stale}; remove {folders}, or undo the change')
+    terms = _Terms(max(1, _processors() // jobs), conditions, threading.Event())
     with ThreadPoolExecutor(jobs) as pool:
         futures: dict[str, list[Future]] = {}
         # Those that wait for nobody come first, since who waits takes up a job. The others keep their order: whom they
@@ -164,9 +196,20 @@ def _run_in_turn(runs: Sequence[Run], before: Sequence[Future], terms: _Terms) -
                 raise UserError(
                     f'{run.folder} has no {run.plan.metric} in its logs; what they have of a validation: {logged}'
                 )
-    except BaseException:
+    except BaseException as error:
+        if _running and not terms.failed.is_set():
+            print(
+                f'{time.strftime("%H:%M:%S")} failed: {error}\n(what runs beside it goes on to its end)\n', flush=True
+            )
         terms.failed.set()
         raise
+
+
+def _processors() -> int:
+    """Count those that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _run_command(run: Run, terms: _Terms) -> None:
@@ -183,7 +226,7 @@ def _run_command(run: Run, terms: _Terms) -> None:
     begun = run.record.get('conditions')
     if begun and not begun.endswith(conditions):  # it goes on elsewhere
         conditions = f'{begun}, then {conditions}'
-    record = dict(plan=run.planned, conditions=conditions)
+    record = dict(plan=run.planned, conditions=conditions, sources=run.sources())
     print(f'{time.strftime("%H:%M:%S")} {command}\n', end='', flush=True)  # in one piece: jobs print at the same time
     start = time.monotonic()
     env = {**os.environ, 'OMP_NUM_THREADS': str(terms.threads)}
@@ -198,11 +241,12 @@ def _run_command(run: Run, terms: _Terms) -> None:
             code = process.wait()
         finally:
             _running.discard(process)
-    if code:
-        last = log.read_text(errors='replace').strip().splitlines()[-1:]
-        raise UserError(f'exit code {code} from: {command}\n{"".join(last)}\n(all of its output: {log})')
-    record = dict(command=command, seconds=round(time.monotonic() - start), **record)
-    write_file(folder / 'done.json', json.dumps(record).encode())
+        if code:
+            last = log.read_text(errors='replace').strip().splitlines()[-1:]
+            raise UserError(f'exit code {code} from: {command}\n{"".join(last)}\n(all of its output: {log})')
+        seconds = round(time.monotonic() - start)
+        record = dict(command=command, seconds=seconds, id=uuid.uuid4().hex, **record)
+        write_file(folder / 'done.json', json.dumps(record).encode())
 
 
 @contextmanager
