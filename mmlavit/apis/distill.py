@@ -65,6 +65,12 @@ def distillation_config(
         raise UserError(f"model.backbone of the student's config is {kind}; expected LaViT or WithLessAttention")
     if issubclass(backbone, LaViT) and 'later' in student.model.backbone:
         raise UserError(f"model.backbone of the student's config is {kind}; expected a LaViT itself, not a control")
+    strategy = type_name(student.get('strategy') or {})
+    if strategy not in ('', 'SingleDeviceStrategy', 'DDPStrategy'):
+        raise UserError(
+            f"the student's config has strategy {strategy}, which hands out parts of the weights before the teacher's "
+            'can be copied; distil with DDPStrategy, or without a strategy'
+        )
     if iters < 1 or not 0 <= layerwise_iters <= iters:
         raise UserError(f'expected 0 <= layerwise_iters <= iters and iters > 0, got {layerwise_iters} and {iters}')
     require_checkpoint(checkpoint)

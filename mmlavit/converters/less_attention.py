@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
 from mmlavit.models import LaViT
+from mmlavit.models.arch import resolve_arch
 from mmlavit.models.lavit import LessAttention, Stage, VanillaAttention, transform_keys
 from mmlavit.models.layout import Scores
 from mmlavit.models.observation import Observed, observe_attention
@@ -52,19 +53,19 @@ def build_twin(backbone: LaViT, cfg: Mapping, teacher_state: Mapping[str, Tensor
 
     Args:
         backbone (LaViT): The student's backbone.
-        cfg (Mapping): Its config, with the teacher's ``key_reduction``.
+        cfg (Mapping): Its config, with the teacher's ``key_reduction`` and ``out_indices``.
         teacher_state (Mapping[str, Tensor]): Weights of the whole teacher, the backbone's with ``backbone.``.
 
     Returns:
         LaViT, optional: The twin, frozen, in eval mode; None if the teacher's backbone is another network or has other
-        sizes.
+        sizes. What no size shows, such as the number of heads, is for :func:`gives_the_same`.
     """
     weights = {name: value for name, value in teacher_state.items() if name.startswith('backbone.')}
     try:
         converted = convert_pvt_v2(weights).backbone
     except ConfigError:
         return None
-    depths = [len(stage.blocks) for stage in backbone.stages] + [1] * (4 - len(backbone.stages))
+    depths = resolve_arch(cfg.get('arch', 'small')).depths
     changed = dict(num_va_layers=depths, attention_residual=False, init_cfg=None, frozen_stages=-1, with_cp=False)
     twin = MODELS.build({**cfg, **changed})
     state = twin.state_dict()
@@ -72,6 +73,26 @@ def build_twin(backbone: LaViT, cfg: Mapping, teacher_state: Mapping[str, Tensor
         return None
     twin.load_state_dict({name: converted[name] for name in state})
     return twin.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def gives_the_same(twin: LaViT, teacher: nn.Module) -> bool:
+    """Tell whether a twin gives the maps of the teacher's backbone, for one small image.
+
+    Args:
+        twin (LaViT): What :func:`build_twin` gave.
+        teacher (nn.Module): The teacher's backbone, in eval mode.
+
+    Returns:
+        bool: Whether there are as many, and each has a relative squared distance below 1e-3.
+    """
+    parameter = next(teacher.parameters())
+    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(parameter)
+    given, wanted = twin.to(parameter)(image), teacher(image)
+    return len(given) == len(wanted) and all(
+        a.shape == b.shape and float((a - b).square().mean() / b.var().clamp_min(1e-12)) < 1e-3
+        for a, b in zip(given, wanted, strict=True)
+    )
 
 
 def find_twin(backbone: WithLessAttention, teacher: nn.Module) -> nn.Module | None:
@@ -84,12 +105,20 @@ def find_twin(backbone: WithLessAttention, teacher: nn.Module) -> nn.Module | No
     Returns:
         nn.Module, optional: The teacher's; None if it has other sizes or less attention itself, or is another network.
     """
-    ours, theirs = (find_transformer(some).state_dict() for some in (backbone, teacher))
-    same = all(
-        ours[name].shape == value.shape if name in ours else '.attn.qkv.' in name for name, value in theirs.items()
-    )
+    try:
+        blocks = [find_blocks(find_transformer(some)) for some in (backbone, teacher)]
+    except ConfigError:
+        return None
+    ours, theirs = ({}, {})
+    for shapes, some in ((ours, backbone), (theirs, teacher)):
+        for name, value in find_transformer(some).state_dict().items():
+            if '.attn.v.' in name:  # where the teacher has queries and keys, too
+                shapes[name.replace('.attn.v.', '.attn.qkv.')] = (3 * len(value), *value.shape[1:])
+            elif '.attn.delta_' not in name:
+                shapes[name] = tuple(value.shape)
+    heads = [[getattr(block.attn, 'heads', None) or block.attn.num_heads for block in some] for some in blocks]
     converted = any(isinstance(module, PlainLessAttention) for module in teacher.modules())
-    return teacher if same and not converted else None
+    return teacher if ours == theirs and heads[0] == heads[1] and not converted else None
 
 
 def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: nn.Module | None) -> list[str]:
@@ -113,7 +142,8 @@ def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: 
         plain = [f'backbone.{name}' for name in student.backbone.state_dict() if name not in missing]
     elif twin is not None:
         stages = student.backbone.stages
-        less = convert_pvt_v2(twin.state_dict(), [_count_vanilla(stage) for stage in stages]).backbone
+        counts = [_count_vanilla(stage) for stage in stages] + [1] * (4 - len(stages))
+        less = convert_pvt_v2(twin.state_dict(), counts).backbone
         source.update((f'backbone.{name}', value) for name, value in less.items())
         for stage in stages:
             if stage.residual is not None:
@@ -155,6 +185,8 @@ def fit_transforms(
     scores = _collect_scores(twin, batches, reference)
     fits = []
     for first, layers in chains:
+        if first + len(layers) >= len(scores):  # a stage that the teacher lacks
+            break
         current = scores[first]
         for i, (name, layer) in enumerate(layers, first + 1):
             before = _relative_error(current, scores[i])

@@ -140,7 +140,8 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
         elif name.startswith(_CLASSIFIERS):
             classifier.append(name)
         else:
-            backbone[name.removeprefix('backbone.').removeprefix('pvt_v2.')] = value
+            name = name.removeprefix('backbone.').removeprefix('timm_model.').removeprefix('pvt_v2.')
+            backbone[name] = value
     layout = _find_layout(backbone)
     if num_va_layers is not None and (len(num_va_layers) != 4 or min(num_va_layers) < 1):
         raise ConfigError(f'num_va_layers is {num_va_layers}, expected four numbers from 1 to the depths of the stages')

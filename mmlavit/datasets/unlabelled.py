@@ -47,13 +47,13 @@ def remove_labels(pipeline: Sequence[Mapping[str, Any]]) -> list[dict]:
         have.
 
     Raises:
-        UserError: If a transform mixes images with their labels.
+        UserError: If a transform needs boxes, as those that mix images do.
     """
     left = []
     for transform in pipeline:
         name = type_name(transform)
-        if name in ('Mosaic', 'MixUp', 'CopyPaste', 'CachedMosaic', 'CachedMixUp'):
-            raise UserError(f'{name} in the training pipeline mixes images by their boxes; leave it out to distil')
+        if name in ('Mosaic', 'MixUp', 'CopyPaste', 'CachedMosaic', 'CachedMixUp', 'MinIoURandomCrop'):
+            raise UserError(f'{name} in the training pipeline works by the boxes of images; leave it out to distil')
         if name.endswith('Annotations'):
             continue
         left.append({key: value for key, value in transform.items() if key != 'cat_max_ratio'})

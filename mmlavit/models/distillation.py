@@ -78,7 +78,7 @@ def relative_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of class scores.
+    """Kullback-Leibler divergence of class scores, of which softmax makes probabilities; a single one has a sigmoid.
 
     Args:
         student (Tensor): Scores of shape (B, classes) or (B, classes, h, w).
@@ -88,6 +88,8 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
         Tensor: Mean over images and positions, in nats.
     """
     student, teacher = student.float(), teacher.float()
+    if student.shape[1] == 1:  # of one class against none: a sigmoid, which is the softmax of a score and 0
+        student, teacher = (torch.cat([some, torch.zeros_like(some)], dim=1) for some in (student, teacher))
     if student.shape != teacher.shape:
         student = F.interpolate(student, teacher.shape[2:], mode='bilinear', align_corners=False)
     total = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction='none', log_target=True)

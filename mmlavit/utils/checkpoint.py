@@ -350,11 +350,26 @@ def _download(address: str) -> str:
     path = osp.join(torch.hub.get_dir(), 'checkpoints', place, name)
     if not osp.exists(path):
         os.makedirs(osp.dirname(path), exist_ok=True)
+        part = f'{path}.part'
         try:
-            torch.hub.download_url_to_file(address, path, progress=sys.stderr.isatty())
+            torch.hub.download_url_to_file(address, part, progress=sys.stderr.isatty())
         except OSError as error:
             raise UserError(f'{address} cannot be downloaded ({_first_line(error)})') from error
+        # A connection that drops is no error to torch, and what has come would be taken for the file from now on.
+        if fault := _find_damage(part):
+            os.remove(part)
+            raise UserError(f'{address} gave a file that cannot be read as a checkpoint ({fault}); try again')
+        os.replace(part, path)
     return path
+
+
+def _find_damage(path: str) -> str:
+    """Say what keeps a file from being read, other than what it could run; '' if nothing does."""
+    try:
+        _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path, 'cpu')
+    except Exception as error:  # a damaged file can end in any
+        return '' if _find_refused(path, error) else _first_line(error)
+    return ''
 
 
 def _allow_mmengine_types() -> None:

@@ -9,7 +9,7 @@ from small_vit import VIT
 from torch import nn
 
 from mmlavit import LaViT
-from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms
+from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms, gives_the_same
 from mmlavit.converters.pvt_v2 import convert_pvt_v2
 from mmlavit.models.plain_vit import WithLessAttention
 from mmlavit.utils.toolbox import load_toolbox
@@ -81,6 +81,34 @@ def test_twin_is_the_teacher():
     _, twin, _ = build_student(teacher)
     for out, expected in zip(twin(images()), teacher.backbone(images())):
         torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('change', [dict(num_heads=(1, 4, 2, 3)), dict(key_grid=2)], ids=str)
+def test_networks_that_differ_where_no_size_tells(change):
+    student, x = Detector(), dict(type='LaViT', arch=TOY, key_reduction='pool')
+    vanilla = dict(num_va_layers=TOY['depths'], attention_residual=False, key_reduction='pool')
+    for arch, same in ((TOY, True), ({**TOY, **change}, False)):
+        torch.manual_seed(0)
+        teacher = LaViT(arch, **vanilla).eval()
+        for parameter in teacher.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        twin = build_twin(student.backbone, x, {f'backbone.{k}': v for k, v in teacher.state_dict().items()})
+        assert gives_the_same(twin, teacher) == same
+    fewer = build_twin(student.backbone, {**x, 'out_indices': (1, 2)}, Detector(**vanilla).state_dict())
+    assert not gives_the_same(fewer, teacher)
+
+
+@pytest.mark.parametrize(('ours', 'theirs'), [((0, 1, 2), (0, 1, 2, 3)), ((0, 1, 2, 3), (0, 2))], ids=str)
+def test_one_of_them_has_fewer_stages(ours, theirs):
+    teacher, student = build_teacher(out_indices=theirs), Detector(out_indices=ours).eval().requires_grad_(False)
+    twin = build_twin(student.backbone, dict(type='LaViT', arch=TOY, out_indices=theirs), teacher.state_dict())
+    for out, expected in zip(twin(images()), teacher.backbone(images()), strict=True):
+        torch.testing.assert_close(out, expected, rtol=0, atol=0)
+    copied = copy_teacher(student, teacher.state_dict(), twin)
+    assert {name.split('.')[2] for name in copied if name.startswith('backbone.stages')} == {'0', '1', '2'}
+    assert [fit.name for fit in fit_transforms(student.backbone, twin, [images()])] == [
+        'stages.2.blocks.1', 'stages.2.blocks.2'
+    ]  # fmt: skip
 
 
 def test_what_is_copied():
@@ -246,6 +274,9 @@ def test_plain_transformers_that_are_no_twin():
     for other in (
         MODELS.build({**VIT, 'patch_size': 8}),
         MODELS.build({**VIT, 'arch': {**VIT['arch'], 'num_layers': 5}}),
+        MODELS.build({**VIT, 'arch': {**VIT['arch'], 'num_layers': 3}}),
+        MODELS.build({**VIT, 'arch': {**VIT['arch'], 'num_heads': 4}}),
+        MODELS.build({**VIT, 'qkv_bias': False}),
         LaViT(TOY),
         student.backbone,
     ):

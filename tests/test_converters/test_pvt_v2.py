@@ -114,6 +114,13 @@ def test_outputs_equal_timm(pvt, names, size):
             torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_names_of_a_classifier_of_mmpretrain(pvt):
+    """It has no PVTv2 of its own, but timm's."""
+    found = convert_pvt_v2({f'backbone.timm_model.{name}': value for name, value in weights(pvt).items()})
+    expected = convert_pvt_v2(weights(pvt)).backbone
+    assert found.backbone.keys() == expected.keys()
+
+
 def test_outputs_equal_mit():
     """SegFormer's backbone in mmseg has PVTv2's layers."""
     from mmseg.models import MixVisionTransformer

@@ -9,7 +9,7 @@ from torch import nn
 from mmlavit import LaViT
 from mmlavit.engine.hooks import DistillationHook
 from mmlavit.errors import ConfigError
-from mmlavit.models.distillation import find_distances
+from mmlavit.models.distillation import divergence, find_distances
 
 TOY = dict(
     embed_dims=(8, 16, 16, 24), num_heads=(1, 2, 2, 3), depths=(1, 1, 3, 2), num_va_layers=(1, 1, 1, 1),
@@ -107,6 +107,46 @@ def test_losses_are_the_literal_distances():
     assert losses.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value)
+
+
+def test_what_runs_between_losses_is_not_kept():
+    """A validation in a training, and blocks that run once more in the backward pass."""
+    model, teacher, x = build(0, with_cp=True), build_teacher(), images()
+    hook = attach(model.train(), teacher)
+    expected = model(x, None, mode='loss')
+    sum(expected.values()).backward()
+    with torch.no_grad():
+        model(images((32, 64)), None)
+        teacher(images((32, 64)), None)
+    assert hook._records == ({}, {})
+    torch.testing.assert_close(model(x, None, mode='loss'), expected)
+
+
+@pytest.mark.parametrize(
+    ('ours', 'theirs', 'blocks'), [((0, 1, 2), (0, 1, 2, 3), 5), ((0, 1, 2, 3), (1,), 2)], ids=['student', 'teacher']
+)
+def test_stages_that_both_have(ours, theirs, blocks):
+    """One of them has fewer."""
+    model, teacher, x = build(0, neck=False, out_indices=ours), build_teacher(neck=False, out_indices=theirs), images()
+    for network in (model, teacher):
+        network.head = nn.Identity()
+    attach(model, teacher)
+    losses = model(x, None, mode='loss')
+    given, wanted = (blocks_of(network.backbone, x)[0] for network in (model, teacher))
+    assert min(len(given), len(wanted)) == blocks
+    expected = sum(relative(a[2], b[2]) for a, b in zip(given, wanted)) / blocks
+    torch.testing.assert_close(losses['loss_blocks'], expected)
+    if len(wanted) == blocks:
+        with pytest.raises(ConfigError, match='layerwise_iters needs a LaViT as student, and a teacher'):
+            attach(model, teacher, layerwise_iters=1)
+
+
+def test_scores_of_one_class():
+    """A sigmoid makes a probability of it."""
+    a, b = torch.randn(2, 4, 1, 5, 6, generator=torch.Generator().manual_seed(0)).double().unbind()
+    p, q = b.sigmoid(), a.sigmoid()
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    torch.testing.assert_close(divergence(a, b).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_layers_alone_see_their_teachers_input():

@@ -73,6 +73,7 @@ def test_checkpoints_are_the_students(folder, monkeypatch, capfd, scope):
     work_dir = folder / f'out_{scope}'
     command = [HANDWRITTEN / config, teacher, checkpoint, '--images', folder / 'images', '--work-dir', work_dir]
     options = ['--layerwise-iters', 2, '--cfg-options', *SMALL, 'default_hooks.logger.interval=1']
+    options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
     code, said = distill(monkeypatch, capfd, *command, '--iters', 4, *options)
     assert code == 0, said.err
     log = [line for line in said.out.splitlines() if 'Iter(train)' in line]
@@ -93,10 +94,60 @@ def test_checkpoints_are_the_students(folder, monkeypatch, capfd, scope):
     moved = 'backbone.stages.0.blocks.1.attn.delta_theta'
     assert start[moved].any() and not torch.equal(start[moved], end[moved])
 
-    code, said = distill(monkeypatch, capfd, *command, '--iters', 6, '--resume', *options)
+    for checkpoint in (work_dir / 'iter_3.pth', work_dir / 'iter_4.pth'):
+        checkpoint.unlink()
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_2.pth'))
+    code, said = distill(monkeypatch, capfd, *command, '--iters', 4, '--resume', *options)
     assert code == 0, said.err
     assert 'Copied from the teacher' not in said.out
-    assert (work_dir / 'iter_6.pth').is_file()
+    assert [line.split('Iter(train) [')[1][:3] for line in said.out.splitlines() if 'Iter(train) [' in line] == [
+        '3/4',
+        '4/4',
+    ]
+    assert (work_dir / 'iter_4.pth').is_file()
+    # The learning rate has come to its end, and more iterations would change nothing.
+    code, said = distill(monkeypatch, capfd, *command, '--iters', 6, '--resume', *options)
+    assert code == 2 and 'ends after 4 iterations, the config one that ends after 6: resume with as many' in said.err
+
+
+def test_a_student_of_fewer_maps(folder, monkeypatch, capfd):
+    """The teacher's neck still gets all of its own."""
+    teacher, checkpoint = write_teacher(folder, 'retinanet_lavit_nano.py')
+    student = folder / 'fewer_maps.py'
+    student.write_text(
+        f"_base_ = '{HANDWRITTEN / 'retinanet_lavit_nano.py'}'\n"
+        'model = dict(backbone=dict(out_indices=(1, 2, 3)), neck=dict(in_channels=[64, 128, 192], start_level=0))\n'
+    )
+    command = [student, teacher, checkpoint, '--images', folder / 'images', '--work-dir', folder / 'fewer_maps']
+    code, said = distill(monkeypatch, capfd, *command, '--iters', 1, '--cfg-options', *SMALL)
+    assert code == 0, said.err
+    assert 'Compared with the teacher: blocks, maps, neck' in said.out
+
+
+def test_crops_of_several_sizes(folder, monkeypatch, capfd):
+    """As of ADE20K: a crop of an image that was made small is smaller. The transforms are fitted to such, too."""
+    teacher, checkpoint = write_teacher(folder, 'upernet_lavit_nano.py')
+    student = folder / 'crops.py'
+    student.write_text(
+        f"_base_ = '{HANDWRITTEN / 'upernet_lavit_nano.py'}'\n"
+        "steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),\n"
+        "         dict(type='RandomResize', scale=(160, 160), ratio_range=(0.4, 1.2), keep_ratio=True),\n"
+        "         dict(type='RandomCrop', crop_size=(128, 128), cat_max_ratio=0.75), dict(type='PackSegInputs')]\n"
+        'train_dataloader = dict(dataset=dict(pipeline=steps))\n'
+        'model = dict(data_preprocessor=dict(size=(128, 128)))\n'
+    )
+    command = [student, teacher, checkpoint, '--images', folder / 'images', '--work-dir', folder / 'crops']
+    code, said = distill(monkeypatch, capfd, *command, '--iters', 1, '--cfg-options', *SMALL)
+    assert code == 0, said.err
+    assert 'Scores of stages.2.blocks.2: relative error' in said.out
+
+
+def test_a_start_of_the_students_own(folder, monkeypatch, capfd):
+    teacher, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
+    student = HANDWRITTEN / 'classify_lavit_nano.py'
+    command = [student, teacher, checkpoint, '--images', folder / 'images', '--work-dir', folder / 'own_start']
+    code, said = distill(monkeypatch, capfd, *command, '--iters', 1, '--cfg-options', *SMALL, f'load_from={checkpoint}')
+    assert code == 2 and f'load_from is {checkpoint}, but a student starts from its teacher' in said.err
 
 
 def test_a_teacher_of_another_kind(folder, monkeypatch, capfd):
@@ -202,10 +253,14 @@ def test_a_data_set_that_mixes_images_needs_labels(folder):
         distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
 
 
-def test_strategies(folder):
+@pytest.mark.parametrize('name', ['fsdp', 'deepspeed'])
+def test_strategies(folder, name):
     """The runner that has them reads no find_unused_parameters, and refuses it."""
     _, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
-    student = load_config(str(ROOT / 'configs/distributed/mask_rcnn_lavit_s_fsdp.py'))
+    student = load_config(str(ROOT / f'configs/distributed/mask_rcnn_lavit_s_{name}.py'))
+    with pytest.raises(UserError, match='has strategy .*, which hands out parts of the weights'):
+        distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
+    student.strategy = dict(type='DDPStrategy')
     cfg = distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
     assert cfg.runner_type == 'FlexibleRunner' and 'find_unused_parameters' not in cfg
 

@@ -388,6 +388,21 @@ def test_downloads(server, tmp_path, trace):
     assert trace.exists()
 
 
+@pytest.mark.parametrize('name', ['a.pth', 'a.safetensors', 'a-0123abcd.pth'])
+def test_downloads_that_are_cut_off(server, name):
+    """What came of the file is not kept."""
+    address, folder = server
+    (save_file if name.endswith('s') else torch.save)(dict(a=torch.ones(10_000)), folder / name)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        UserError, match=f'{address}/{name} gave a file that cannot be read as a checkpoint .*; try again'
+    ):
+        load(f'{address}/{name}')
+    (folder / name).write_bytes(whole)
+    assert load(f'{address}/{name}')
+
+
 def test_downloads_of_one_name(server):
     address, folder = server
     for name in ('x', 'y'):

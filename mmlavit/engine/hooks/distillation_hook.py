@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
-from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms
+from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms, gives_the_same
 from mmlavit.errors import ConfigError
 from mmlavit.models.distillation import attention_distance, find_distances
 from mmlavit.models.lavit import LaViT
@@ -93,17 +94,14 @@ class DistillationHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         device = next(model.parameters()).device
         teacher, state = build_teacher(self.teacher_cfg, self.scope, self.checkpoint)
-        backbone = runner.cfg.model.backbone
-        reduction = self.teacher_cfg.get('backbone', {}).get('key_reduction', 'conv')
-        if isinstance(model.backbone, WithLessAttention):
-            twin = find_twin(model.backbone, teacher.backbone)
-        else:
-            twin = build_twin(model.backbone, {**backbone, 'key_reduction': reduction}, state)
+        twin = self._find_twin(model.backbone, getattr(teacher, 'backbone', None), runner.cfg.model.backbone, state)
         if twin is not None:
             teacher.backbone = twin
         teacher.to(device)
         if runner.iter == 0:
             self._start(runner, model, teacher, state, twin)
+        else:
+            _check_schedules(runner)
         self.attach(model, teacher)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -128,17 +126,18 @@ class DistillationHook(Hook):
             ConfigError: If layers are to learn alone but the teacher has other layers.
         """
         self._model, self._teacher = model, teacher.eval().requires_grad_(False)
-        comparable = _widths(model.backbone) == _widths(getattr(teacher, 'backbone', None))
-        if self.layerwise_iters and not (comparable and isinstance(model.backbone, LaViT)):
+        comparable = _count_alike(model.backbone, getattr(teacher, 'backbone', None))
+        stages = len(model.backbone.stages) if isinstance(model.backbone, LaViT) else 0
+        if self.layerwise_iters and not (stages and comparable == stages):
             raise ConfigError(
                 'DistillationHook: layerwise_iters needs a LaViT as student, and a teacher whose backbone is a PVTv2 '
                 'or a LaViT with the depths and widths of the student; set it to 0'
             )
         self._same_images = _normalise_alike(model.data_preprocessor, teacher.data_preprocessor)
-        self._records: tuple[dict, dict] = ({}, {})
+        self._records = (_Record(), _Record())
         self._handles = []
         for record, network in zip(self._records, (model, teacher), strict=True):
-            self._handles += _watch(network, record, blocks=comparable)
+            self._handles += _watch(network, record, comparable)
         # All three toolboxes call it for mode='loss', inside of the model's forward, where DDP and AMP expect it.
         model.loss = self._loss
 
@@ -149,10 +148,36 @@ class DistillationHook(Hook):
         self._handles = []
         del self._model.loss
 
+    def _find_twin(
+        self, student: nn.Module, teacher: nn.Module | None, cfg: Mapping[str, Any], state: Mapping[str, Tensor]
+    ) -> nn.Module | None:
+        """Give the teacher's backbone as the student's vanilla twin; None if it is another network."""
+        if teacher is None:
+            return None
+        if isinstance(student, WithLessAttention):
+            return find_twin(student, teacher)
+        reduction = self.teacher_cfg.get('backbone', {}).get('key_reduction', 'conv')
+        maps = getattr(teacher, 'out_indices', None) or [len(student.stages) - 1]
+        twin = build_twin(student, {**cfg, 'key_reduction': reduction, 'out_indices': tuple(maps)}, state)
+        if twin is not None and not gives_the_same(twin, teacher):
+            print_log(
+                "The teacher's backbone has the sizes of the student's, but gives other maps (other heads or "
+                'another key grid?): nothing of it is copied, and blocks are not compared',
+                'current',
+                logging.WARNING,
+            )
+            return None
+        return twin
+
     def _start(
         self, runner, model: nn.Module, teacher: nn.Module, state: Mapping[str, Tensor], twin: nn.Module | None
     ) -> None:
         """Give the student what it can have of the teacher, and save it."""
+        if runner.cfg.get('load_from'):
+            raise ConfigError(
+                f"DistillationHook: load_from is {runner.cfg.load_from}, but a student starts from its teacher's "
+                'weights; set load_from to None'
+            )
         copied = copy_teacher(model, state, twin)
         backbone = sum(name.startswith('backbone.') for name in copied)
         rest = len(copied) - backbone
@@ -170,6 +195,7 @@ class DistillationHook(Hook):
     def _loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
         """Stand for the model's own ``loss``: images (B, 3, H, W), data samples without labels."""
         student, teacher = self._records
+        student.open = teacher.open = True
         try:
             with torch.no_grad():
                 images = inputs
@@ -182,8 +208,8 @@ class DistillationHook(Hook):
                 student['logits'] = _run(self._model, inputs, data_samples)
                 distances = find_distances(student, teacher)
         finally:
-            student.clear()
-            teacher.clear()
+            student.close()
+            teacher.close()
         if not self._said and not self._layerwise:
             self._say(distances)
         return {f'loss_{name}': self.weights[name] * value for name, value in distances.items() if self.weights[name]}
@@ -200,6 +226,17 @@ class DistillationHook(Hook):
         self._said = True
 
 
+class _Record(dict):
+    """What a forward gives, for as long as a loss is computed: not in a validation, nor where layers run once more."""
+
+    open = False
+
+    def close(self) -> None:
+        """Forget it."""
+        self.open = False
+        self.clear()
+
+
 def _find_stages(backbone: nn.Module | None) -> list[Sequence[nn.Module]] | None:
     """Blocks with ``attn``, by stages; None for a backbone without such blocks."""
     if isinstance(backbone, LaViT):
@@ -210,36 +247,56 @@ def _find_stages(backbone: nn.Module | None) -> list[Sequence[nn.Module]] | None
         return None
 
 
-def _widths(backbone: nn.Module | None) -> tuple[bool, list[list[int]]] | None:
-    """Kind of a backbone and channels of each block, by stages; None for a backbone without such blocks."""
-    stages = _find_stages(backbone)
-    if stages is None:
-        return None
-    return isinstance(backbone, LaViT), [[block.attn.proj.in_features for block in blocks] for blocks in stages]
+def _count_alike(student: nn.Module, teacher: nn.Module | None) -> int:
+    """Count the stages that two backbones have alike: all that both have, or none."""
+    pair = _find_stages(student), _find_stages(teacher)
+    if None in pair or isinstance(student, LaViT) != isinstance(teacher, LaViT):
+        return 0
+    count = min(map(len, pair))
+    ours, theirs = ([[block.attn.proj.in_features for block in blocks] for blocks in stages[:count]] for stages in pair)
+    return count if ours == theirs else 0
 
 
-def _watch(network: nn.Module, record: dict[str, Any], blocks: bool) -> Iterable[RemovableHandle]:
-    """Record what backbone, neck and blocks give, and what the blocks' attention takes and gives."""
+def _watch(network: nn.Module, record: _Record, stages: int) -> Iterable[RemovableHandle]:
+    """Record what backbone, neck and the blocks of some stages give, and what their attention takes and gives."""
 
     def keep(name: str, module: nn.Module, args: tuple, output: Any) -> None:
-        record[name] = output
+        if record.open:
+            record[name] = output
 
     # Blocks and attention of a LaViT give tokens and scores, those of plain transformers tokens.
     def keep_block(module: nn.Module, args: tuple, output: Any) -> None:
-        tokens = output[0] if isinstance(output, tuple) else output
-        record.setdefault('blocks', []).append((args[0], *args[1:2], record.pop('attention'), tokens))
+        if record.open:
+            tokens = output[0] if isinstance(output, tuple) else output
+            record.setdefault('blocks', []).append((args[0], *args[1:2], record.pop('attention'), tokens))
 
     def keep_attention(module: nn.Module, args: tuple, output: Any) -> None:
-        record['attention'] = output[0] if isinstance(output, tuple) else output
+        if record.open:
+            record['attention'] = output[0] if isinstance(output, tuple) else output
 
     for name in ('backbone', 'neck'):
         if getattr(network, name, None) is not None:
             yield getattr(network, name).register_forward_hook(partial(keep, name))
-    if blocks:
-        for stage in _find_stages(network.backbone):
+    if stages:
+        for stage in _find_stages(network.backbone)[:stages]:
             for block in stage:
                 yield block.attn.register_forward_hook(keep_attention)
                 yield block.register_forward_hook(keep_block)
+
+
+def _check_schedules(runner) -> None:
+    """Raise an error if the checkpoint that a run goes on from has schedules of another length than the config."""
+    configured = runner.cfg.get('param_scheduler') or []
+    configured = [configured] if isinstance(configured, Mapping) else configured
+    restored = runner.param_schedulers
+    for cfg, scheduler in zip(configured, restored if isinstance(restored, list) else [], strict=False):
+        end = cfg.get('end')
+        if end is not None and not cfg.get('by_epoch', True) and scheduler.end != end:
+            raise ConfigError(
+                f'DistillationHook: the checkpoint has a {type(scheduler).__name__} that ends after {scheduler.end} '
+                f'iterations, the config one that ends after {end}: resume with as many iterations as before, or '
+                'distil anew in another work dir'
+            )
 
 
 def _run(model: nn.Module, inputs: Tensor, data_samples: list | None) -> Tensor | None:
@@ -287,5 +344,5 @@ def _draw_images(loader: DataLoader, model: nn.Module, teacher: nn.Module, count
     order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(0))[:count]
     for indices in order.split(loader.batch_sampler.batch_size):
         batch = loader.collate_fn([loader.dataset[int(i)] for i in indices])
-        inputs = ours(batch, False)['inputs']
+        inputs = ours(batch, True)['inputs']  # padded or cropped as in training
         yield inputs if same else _renormalise(inputs, ours, theirs)
