@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 from mmengine.device import get_device
 from rich.progress import track
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config
 from mmlavit.utils.json_list import JsonList, read_entries
-from mmlavit.utils.local_files import require_folder
+from mmlavit.utils.local_files import expand_home, require_folder
 from mmlavit.visualization.drawing import write_picture
 from mmlavit.visualization.video import write_video
 from mmlavit_serve import Predictor
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=f'{__doc__} It writes the drawn images under their own names, or the drawn video as .mp4, and '
         f'{PREDICTIONS}: a list with an entry for each image or frame, whole after each.',
-        epilog='Exit code 0: all images were predicted; 1: some were not, and are listed with the reason; 2: wrong '
+        epilog='Exit code 0: all images or frames were predicted; 1: some were not, and are listed; 2: wrong '
         'usage; 130 or 143: stopped by Ctrl-C or SIGTERM, after the image that it was at.',
     )
     parser.add_argument(
@@ -73,7 +74,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors='backslashreplace')  # names of files may have any bytes
     with one_line_errors():
-        root, out_dir = Path(args.pictures).expanduser(), Path(args.out_dir)
+        root, out_dir = expand_home(args.pictures), expand_home(args.out_dir)
         video, files = find_work(root, out_dir)
         if video and args.resume:
             raise UserError(f'--resume continues folders of images; {root} is a video and is drawn as a whole')
@@ -91,8 +92,7 @@ def main() -> None:
         done = read_done(out_dir / PREDICTIONS) if args.resume else []
         with JsonList(out_dir / PREDICTIONS, done) as records, stop_at_signals() as received:
             if video:
-                failed = {}
-                show_video(predictor, video, root, files[root], records, received)
+                failed = show_video(predictor, video, root, files[root], records, received)
             else:
                 names = {entry['picture'] for entry in done}
                 left = {path: out for path, out in files.items() if out.relative_to(out_dir).as_posix() not in names}
@@ -122,7 +122,7 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
             pictures = [path for path in pictures if results not in path.resolve().parents]
         names = {path: Path(path.name) if path == root else path.relative_to(root) for path in pictures}
         for path, name in names.items():
-            if name.suffix.lower() == '.pgm':  # which is gray, and drawings are not
+            if not can_write(name.suffix):
                 names[path] = name.with_name(f'{name.name}.png')
         files = {path: out_dir / name for path, name in names.items()}
     for source, out_file in files.items():
@@ -131,6 +131,12 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
         if source.resolve() == out_file.resolve() or (beside and out_file.exists()):
             raise UserError(f'--out-dir {out_dir} would overwrite {out_file}; choose another')
     return video, files
+
+
+def can_write(suffix: str) -> bool:
+    """Tell whether OpenCV writes drawings in files of this ending; those of PGM would be gray."""
+    # It crashes on names that are not in UTF-8.
+    return suffix.isascii() and suffix.lower() != '.pgm' and cv2.haveImageWriter(f'drawing{suffix}')
 
 
 def read_done(file: Path) -> list[dict[str, Any]]:
@@ -164,7 +170,7 @@ def finish(file: Path, failed: Mapping[Path, str], received: Sequence[int]) -> N
     """
     print(f'predictions -> {file}', flush=True)
     if failed:
-        print(f'{len(failed)} images were not predicted:', file=sys.stderr)
+        print(f'Not predicted, or not all of it: {len(failed)}', file=sys.stderr)
         for picture, reason in failed.items():
             print(f'  {picture}: {reason}', file=sys.stderr)
     if received:
@@ -229,7 +235,7 @@ def show_pictures(
                 print(f'{picture}: {result.describe()} -> {out_file}', flush=True)
             except UserError as error:  # where the disk is full, the list cannot be written either
                 failed[picture] = str(error)
-                entry = dict(picture=name, error=failed[picture])
+                entry['error'] = failed[picture]
                 print(f'{picture}: not drawn: {failed[picture]}', file=sys.stderr)
             records.append(entry)
         if received:
@@ -239,7 +245,7 @@ def show_pictures(
 
 def show_video(
     predictor: Predictor, video: Video, path: Path, out_file: Path, records: JsonList, received: Sequence[int]
-) -> None:
+) -> dict[Path, str]:
     """Draw a video, with a bar of progress.
 
     Args:
@@ -249,6 +255,9 @@ def show_video(
         out_file (Path): Where it is drawn.
         records (JsonList): Takes an entry for each frame.
         received (Sequence[int]): Signals that ask to stop, after the frame that is being drawn.
+
+    Returns:
+        dict[Path, str]: The video, if it was not read to its end, and why.
     """
     start = time.monotonic()
     width, height, frames = video.width, video.height, 0
@@ -262,10 +271,11 @@ def show_video(
             frames += 1
             if received:
                 break
-    if frames < 0.95 * video.frames and not received:  # some files say a few too many
-        print(f'{path}: only {frames} of {video.frames} frames could be read; is the file whole?', file=sys.stderr)
     pace = frames / (time.monotonic() - start)
     print(f'{path}: {frames} frames of {width}x{height}, {pace:.1f} a second -> {out_file}', flush=True)
+    if frames < 0.95 * video.frames and not received:  # some files say a few too many
+        return {path: f'only {frames} of {video.frames} frames could be read; is the file whole?'}
+    return {}
 
 
 if __name__ == '__main__':

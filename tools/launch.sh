@@ -1,6 +1,6 @@
 # What dist_*.sh and slurm_*.sh have in common; sourced by them.
 set -euo pipefail
-TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+TOOLS=$(CDPATH="" cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$TOOLS/..${PYTHONPATH:+:$PYTHONPATH}"
 
 usage() { # VARIABLES ARGUMENTS

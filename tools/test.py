@@ -6,7 +6,7 @@ from pathlib import Path
 from mmlavit.engine import local_rank, run
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import add_common_arguments, load_config, merge_test_args
-from mmlavit.utils.local_files import require_folder
+from mmlavit.utils.local_files import expand_home, require_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,6 +40,8 @@ def main() -> None:
     """Test."""
     args = parse_args()
     with one_line_errors(local_rank(args.launcher, args.local_rank)):
+        if args.out:
+            args.out = str(expand_home(args.out))
         cfg = merge_test_args(load_config(args.config, args.cfg_options), args)
         if args.out:  # before the test, not when its results are written
             require_folder(Path(args.out).parent if args.out.endswith(('.pkl', '.pickle')) else args.out, '--out')

@@ -137,6 +137,8 @@ def _find_meta(weights: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[s
     """Find names and colours of classes: those that a checkpoint came with, else those of the config's dataset."""
     meta = weights.get('meta') or {}
     found = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
+    if any(isinstance(found.get(key), str) for key in ('classes', 'CLASSES')):
+        found = {}  # a config may name a file of names, but no checkpoint what is read on this machine
     if not found:
         kind = dataset['type']
         kind = DATASETS.get(kind) if isinstance(kind, str) else kind

@@ -73,7 +73,11 @@ class ResumableLoader(DataLoader):
 
 
 class _Batches(BatchSampler):
-    """The batches of another batch sampler from some place on, optionally with a place for each index."""
+    """The batches of another batch sampler from some place on, optionally with a place for each index.
+
+    Attributes:
+        number (int): Batches of the epoch that it has gone through, those that are left out among them.
+    """
 
     def __init__(self, batches: BatchSampler, seed: tuple[int, ...] | None) -> None:
         self.batches = batches

@@ -125,12 +125,10 @@ class IterLoop(ResumableLoop, IterBasedTrainLoop):
             sampler = self.dataloader.batch_sampler.sampler
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(number)
-            # Of a resumed training, the first pass may have nothing left.
-            empty = number > 0
-            for batch in self.dataloader:
-                empty = False
-                yield batch
-            if empty:
+            before = self.dataloader.batch_sampler.number
+            yield from self.dataloader
+            # Not whether one was yielded: a resumed training may have seen all of the first passes.
+            if self.dataloader.batch_sampler.number == before:
                 raise ConfigError(NO_BATCH)
 
 

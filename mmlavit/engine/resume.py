@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -46,7 +47,10 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
             named = folder / named.name  # also if the folder was moved or copied
         if named.is_dir():
             return None
-        files = [named, *(file for file in files if file.resolve() != named.resolve())]
+        elsewhere = [] if named.parent == folder else _find_numbered(named.parent)  # in out_dir of CheckpointHook
+        elsewhere.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+        others = dict.fromkeys(file for file in (*files, *elsewhere) if file.resolve() != named.resolve())
+        files = [named, *sorted(others, key=lambda file: file.stat().st_mtime, reverse=True)]
     for file in files:
         if is_whole(file):
             return str(file)
@@ -54,7 +58,8 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
         print_log(f'{file} is {reason}; resuming from an earlier checkpoint', 'current', logging.WARNING)
     if files:
         raise UserError(
-            f'no checkpoint in {work_dir} is whole ({", ".join(file.name for file in files)}); train without --resume'
+            f'no checkpoint in {work_dir} is whole ({", ".join(file.name for file in files)}); name another with '
+            '--resume FILE, or train without --resume'
         )
     return None
 
@@ -77,6 +82,8 @@ def remove_interrupted(work_dir: str, last: str | None = None) -> None:
         last (str, optional): The newest checkpoint as far as mmengine knows, for trainings that write elsewhere.
     """
     folder = Path(work_dir)
+    if (folder / INTERRUPTED).is_dir():  # DeepSpeed's
+        shutil.rmtree(folder / INTERRUPTED)
     (folder / INTERRUPTED).unlink(missing_ok=True)
     note = folder / 'last_checkpoint'
     if note.is_file() and Path(note.read_text().strip()).name == INTERRUPTED:

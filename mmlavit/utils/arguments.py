@@ -364,7 +364,7 @@ def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Conf
     cfg = copy.deepcopy(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
+        cfg.work_dir = osp.expanduser(args.work_dir)
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('work_dirs', Path(args.config).stem)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -421,6 +421,9 @@ def _use_exported_model(cfg: Config, args: argparse.Namespace) -> None:
     if args.tta:
         raise UserError(f'--tta changes the model of the config, but {args.checkpoint} is one of its own')
     cfg.load_from = None
+    # What would change the model, or be a part of it.
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) != 'EMAHook']
+    cfg.pop('data_preprocessor', None)
     model = 'mmlavit.deployment.evaluation.ExportedModel'
     cfg.model = ConfigDict(type=model, file=args.checkpoint, runtime=args.runtime)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmlavit.errors import UserError
 
-from .local_files import write_file
+from .local_files import expand_home, write_file
 
 _END = b'\n]\n'
 
@@ -31,7 +31,7 @@ class JsonList:
     """
 
     def __init__(self, path: Path, entries: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.path = path
+        self.path = path = expand_home(path)
         lines = [json.dumps(entry) for entry in entries]
         self._empty = not lines
         content = ('[\n' + ',\n'.join(lines)).encode()

@@ -49,7 +49,7 @@ def write_file(path: str | Path, content: bytes) -> None:
     Raises:
         UserError: If the disk is full or the folder cannot be written to. A file that was there before is as it was.
     """
-    path = Path(path).expanduser()
+    path = expand_home(path)
     partial = None
     try:
         place = Path(os.path.realpath(path))
@@ -70,6 +70,17 @@ def write_file(path: str | Path, content: bytes) -> None:
             raise
         reason = error.strerror or error
         raise UserError(f'{path} was not written: {reason}; a file that was there before is as it was') from error
+
+
+def expand_home(path: str | Path) -> Path:
+    """Give a path with the home folder in the place of ``~``, which a shell leaves where it stands behind ``=``.
+
+    A name such as ``~draft.png``, of no user, stays as it is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def require_folder(folder: str | Path, option: str) -> None:

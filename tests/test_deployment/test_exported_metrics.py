@@ -31,6 +31,9 @@ def test_as_the_checkpoint(kind, runtime, exported, tmp_path, monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
     # Workers would be forked beside the threads of a runtime, which can end the process.
     cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+    # What stands in configs of mmpretrain, beside the model, and what copies models.
+    cfg.data_preprocessor = cfg.model.data_preprocessor
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='EMAHook')][: 9 * (kind == 'classifier')]
     cfg.dump('config.py')
     metrics, samples = {}, {}
     for name, model, options in (

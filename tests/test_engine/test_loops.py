@@ -47,6 +47,16 @@ def test_resumed(whole, iteration, workers, tmp_path):
         assert len(ToyData.loaded) == 2 * (12 - iteration)
 
 
+@pytest.mark.parametrize('iteration', [12, 15])
+def test_resumed_after_two_passes(iteration, tmp_path):
+    """Of a sampler with an end, in a training that counts iterations: the passes before give no batch any more."""
+    options = dict(train_cfg=dict(by_epoch=False, max_iters=20, val_interval=4))
+    seen = train(tmp_path / 'whole', **options)
+    resumed = train(tmp_path / 'resumed', tmp_path / f'whole/iter_{iteration}.pth', **options)
+    assert resumed.indices == seen.indices[iteration:] and len(resumed.indices) == 20 - iteration
+    assert same_training(tmp_path / 'whole/iter_20.pth', tmp_path / 'resumed/iter_20.pth')
+
+
 def test_resumed_twice(tmp_path):
     train(tmp_path / 'whole', train_dataloader__num_workers=2)
     train(tmp_path / 'once', tmp_path / 'whole/iter_3.pth')

@@ -176,7 +176,7 @@ def test_the_newest_whole_one(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('')  # as a process leaves it that ends while it writes
     assert found() == str(tmp_path / 'epoch_1.pth')
     damage(tmp_path / 'epoch_1.pth')
-    with pytest.raises(UserError, match='no checkpoint in .* is whole .*; train without --resume'):
+    with pytest.raises(UserError, match='no checkpoint in .* is whole .*; name another with --resume FILE, or'):
         found()
 
 
@@ -186,6 +186,28 @@ def test_a_folder_that_was_moved(tmp_path, epochs):
     train(tmp_path / 'old place', epochs)
     (tmp_path / 'old place').rename(tmp_path / 'new place')
     assert find_whole_checkpoint(str(tmp_path / 'new place')) == str(tmp_path / f'new place/epoch_{epochs}.pth')
+
+
+def test_checkpoints_in_another_folder(tmp_path):
+    """CheckpointHook has an out_dir."""
+    train(tmp_path / 'run', 3, out_dir=str(tmp_path / 'elsewhere'))
+    folder = tmp_path / 'elsewhere/run'
+    for i in (1, 2, 3):
+        os.utime(folder / f'epoch_{i}.pth', (i, i))
+    found = lambda: find_whole_checkpoint(str(tmp_path / 'run'))  # noqa: E731
+    assert found() == str(folder / 'epoch_3.pth')
+    damage(folder / 'epoch_3.pth')
+    assert found() == str(folder / 'epoch_2.pth')
+    shutil.copy(folder / 'epoch_1.pth', tmp_path / 'run' / INTERRUPTED)  # which is always here, and newer
+    assert found() == str(tmp_path / 'run' / INTERRUPTED)
+
+
+def test_an_interruption_of_deepspeed(tmp_path):
+    """Its checkpoints are folders."""
+    (tmp_path / INTERRUPTED / 'mp_rank_00').mkdir(parents=True)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    remove_interrupted(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ['last_checkpoint']
 
 
 def test_an_object_storage_is_left_to_mmengine(tmp_path):

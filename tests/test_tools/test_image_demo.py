@@ -176,7 +176,9 @@ def test_a_video_that_is_cut_off(tmp_path, monkeypatch, capsys):
     video = write_frames(tmp_path, 20)
     content = video.read_bytes()
     video.write_bytes(content[: len(content) * 4 // 5])
-    image_demo(monkeypatch, video, CONFIGS / 'classify_lavit_nano.py', checkpoint, '--out-dir', tmp_path / 'out')
+    with pytest.raises(SystemExit) as stopped:
+        image_demo(monkeypatch, video, CONFIGS / 'classify_lavit_nano.py', checkpoint, '--out-dir', tmp_path / 'out')
+    assert stopped.value.code == 1
     said = capsys.readouterr()
     frames = len(json.loads((tmp_path / 'out/predictions.json').read_text()))
     assert 0 < frames < 20 and f'only {frames} of 20 frames could be read; is the file whole?' in said.err
@@ -196,6 +198,32 @@ def test_an_image_that_cannot_be_drawn(tmp_path, pictures, monkeypatch, capsys):
     assert stopped.value.code == 1 and 'a.png: not drawn: ' in capsys.readouterr().err
     entries = json.loads((out / 'predictions.json').read_text())
     assert [entry['picture'] for entry in entries if 'error' in entry] == ['a.png'] and len(entries) > 1
+    assert all('classes' in entry or 'scores' in entry or 'label' in entry for entry in entries)
+
+
+@pytest.mark.parametrize('name', ['photo.jfif', '~draft.png', '~draft'])
+def test_names_that_are_unlike_the_others(name, tmp_path, pictures, monkeypatch):
+    """OpenCV writes no .jfif; the draft is of no user. By its path, a file may have any name."""
+    checkpoint = write_checkpoint('classify_lavit_nano.py', tmp_path / 'random.pth')
+    content = cv2.imencode('.png', np.full((64, 64, 3), 99, np.uint8))[1].tobytes()
+    (pictures / name).write_bytes(content)
+    monkeypatch.chdir(pictures)
+    image_demo(monkeypatch, name, CONFIGS / 'classify_lavit_nano.py', checkpoint, '--out-dir', tmp_path / 'out')
+    (entry,) = read_predictions(tmp_path)
+    expected = name if name.endswith('.png') else f'{name}.png'
+    assert entry['picture'] == expected and 'error' not in entry
+    assert cv2.imread(str(tmp_path / 'out' / expected)) is not None
+
+
+def test_home_folder_behind_an_equals_sign(tmp_path, pictures, monkeypatch):
+    """Where a shell leaves ~ to us. What --resume keeps is kept."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    checkpoint = write_checkpoint('classify_lavit_nano.py', tmp_path / 'random.pth')
+    for options in ([], ['--resume']):
+        image_demo(monkeypatch, pictures, CONFIGS / 'classify_lavit_nano.py', checkpoint, '--out-dir=~/out', *options)
+        assert len(read_predictions(tmp_path)) > 1
+    assert not (tmp_path / '~').exists()
 
 
 @pytest.mark.parametrize('name', ['upernet_lavit_nano.py', 'classify_lavit_nano.py'])
@@ -261,7 +289,7 @@ def test_broken_images(tmp_path, pictures, monkeypatch, capsys):
         assert reason in entries[name]['error'] and entries[name].keys() == {'picture', 'error'}
     assert entries['a.png']['classes'] and (tmp_path / 'out/a.png').is_file()
     error = capsys.readouterr().err
-    summary = error[error.index('5 images were not predicted:') :].splitlines()[1:]
+    summary = error[error.index('Not predicted, or not all of it: 5') :].splitlines()[1:]
     assert [line.split(': ')[0] for line in summary] == [f'  {pictures / name}' for name in sorted(BROKEN)]
 
 
@@ -397,6 +425,17 @@ def test_gray_images(tmp_path):
     cfg.test_dataloader.dataset.pipeline[0].color_type = 'grayscale'
     with pytest.raises(UserError, match='the model reads gray images'):
         Predictor(cfg, write_checkpoint(name, tmp_path / 'random.pth'))
+
+
+def test_a_file_of_names_that_a_checkpoint_names(tmp_path, pictures, monkeypatch):
+    """It is not read: a checkpoint may come from anybody, and what is drawn may go to others."""
+    (tmp_path / 'private.txt').write_text('\n'.join(['secret'] * 10))
+    checkpoint = write_checkpoint('classify_lavit_nano.py', tmp_path / 'random.pth')
+    content = torch.load(checkpoint)
+    content['meta']['dataset_meta'] = dict(classes=str(tmp_path / 'private.txt'))
+    torch.save(content, checkpoint)
+    image_demo(monkeypatch, pictures, CONFIGS / 'classify_lavit_nano.py', checkpoint, '--out-dir', tmp_path / 'out')
+    assert 'secret' not in (tmp_path / 'out/predictions.json').read_text()
 
 
 def test_pgm(tmp_path, pictures, monkeypatch):

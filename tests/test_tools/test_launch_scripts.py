@@ -52,6 +52,15 @@ def test_dist_train(run):
     ]
 
 
+def test_a_search_path_of_cd(run, tmp_path):
+    """With CDPATH, cd prints where it goes."""
+    env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'CDPATH': f'.:{tmp_path}'}
+    done = subprocess.run(
+        ['tools/dist_train.sh', 'config.py', '2'], cwd=TOOLS.parent, env=env, capture_output=True, text=True
+    )
+    assert str(TOOLS / 'train.py') in done.stdout.splitlines()
+
+
 def test_dist_test(run, tmp_path):
     nodes = dict(NNODES='3', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='1234')
     python = str(tmp_path / 'other python')
