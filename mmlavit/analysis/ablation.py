@@ -109,6 +109,13 @@ def _later_layers(
         if num_va_layers is None:
             raise ConfigError('num_va_layers is missing: the layers of each stage that are left alone')
         # Stages after the last of out_indices are not built.
+        depths = [len(stage.blocks) for stage in backbone.stages]
+        numbers = num_va_layers if isinstance(num_va_layers, Sequence) else []
+        fits = len(numbers) >= len(depths) and all(
+            isinstance(n, int) and 1 <= n <= depth for n, depth in zip(numbers, depths, strict=False)
+        )
+        if not fits:
+            raise ConfigError(f'num_va_layers is {num_va_layers}, expected a number from 1 to each of {depths}')
         return [block.attn for n, stage in enumerate(backbone.stages) for block in stage.blocks[num_va_layers[n] :]]
     blocks = find_blocks(find_transformer(backbone))
     if layers is None:

@@ -112,6 +112,14 @@ class PlainBiasedAttention(PlainFixedAttention):
         super().add_parameters()
         self.qk = nn.Linear(self.v.in_features, 2 * self.v.out_features, bias=self.v.bias is not None)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Load; queries and keys of a checkpoint are taken over, too."""
+        for name in ('weight', 'bias'):
+            value = state_dict.get(f'{prefix}qkv.{name}')
+            if value is not None:
+                state_dict[f'{prefix}qk.{name}'] = value[: 2 * len(value) // 3]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def attend(self, x: Tensor) -> Tensor:
         """Attend; shapes as for ``PlainLessAttention``."""
         grid = self._shared.grid
@@ -220,6 +228,8 @@ class WithLessAttentionControl(WithLessAttention):
         if not self.layers:
             raise ConfigError('layers is empty, so there is nothing to replace')
         blocks = find_blocks(find_transformer(self))
+        if later == 'biased' and not isinstance(getattr(blocks[0].attn, 'q_norm', nn.Identity()), nn.Identity):
+            raise ConfigError("later='biased' has no norms of queries and keys, as this transformer has (qk_norm)")
         for block in (blocks[i] for i in self.layers):
             _replace(block.attn, PLAIN_CONTROLS[later])
             if later == 'none':

@@ -70,7 +70,8 @@ class FactoredScores:
 
     def average(self, grid: Grid) -> Tensor:
         """Average queries to a smaller grid of S cells: (B, S, H * K)."""
-        if any(own % wanted for own, wanted in zip(self.query_grid, grid, strict=True)):
+        interpolated = any(side < own for side, own in zip(self.grid, self.query_grid, strict=True))
+        if interpolated or any(own % wanted for own, wanted in zip(self.query_grid, grid, strict=True)):
             return resample_tokens(self.map, self.grid, grid)
         with torch.autocast(self.device.type, enabled=False):
             # Cells of the reference grid lie within those of the smaller one.

@@ -82,7 +82,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         Tensor: Tokens of shape (B, N, C_out).
     """
     # Sizes are looked at last: in a trace they are symbols, on which nothing may depend.
-    if x.device.type != 'cpu' or not is_plain_eager() or torch.get_num_threads() == 1:
+    if x.device.type != 'cpu' or not is_plain_eager() or torch.get_num_threads() == 1 or not is_plain(weight):
         return F.linear(x, weight, bias)
     if x.dim() != 3 or (x.shape[0] == 1 and x.numel() <= SMALL):
         return F.linear(x, weight, bias)
@@ -160,14 +160,21 @@ def folding_pays(layer: nn.Module, tokens: int, keys: int, heads: int) -> bool:
     """
     if type(layer) is not PointwiseLinear or has_hooks(layer):
         return False
+    if is_traced():
+        return True
     channels = layer.in_features
-    return is_traced() or tokens * (channels + keys - keys * heads) > channels * keys
+    return is_plain(layer.weight) and tokens * (channels + keys - keys * heads) > channels * keys
 
 
 def has_hooks(*layers: nn.Module) -> bool:
     """Whether somebody watches a layer, or changes what goes in or comes out."""
     kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
     return any(getattr(layer, kind) for layer in layers for kind in kinds)
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is no tensor of another class, as quantisation makes them, which may know products only."""
+    return type(weight) in (Tensor, nn.Parameter)
 
 
 def is_traced() -> bool:

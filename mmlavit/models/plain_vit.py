@@ -49,6 +49,7 @@ class _Shared:
         self.reference = reference
         self.grid: Grid = reference
         self.scores: Scores | None = None  # map (B, E + h * w, H * (E + K))
+        self.running = False  # not where a checkpointed layer runs once more, in the backward pass
 
     def to_reference(self, x: Tensor, grid: Grid) -> Tensor:
         """Average tokens (B, E + h * w, C) of a grid to (B, E + K, C)."""
@@ -128,10 +129,11 @@ class PlainLessAttention(nn.Module):
 
     def pass_scores_on(self) -> None:
         """Transform the scores of the layer before, for this layer and the next one."""
-        if self._shared.scores is None:  # a checkpointed layer is run again in the backward pass
+        if not self._shared.running:
             raise ConfigError(
                 'less attention in a plain transformer does not work with gradient checkpointing of its layers, which '
-                'hand on scores; leave out activation_checkpointing, or set_grad_checkpointing'
+                'hand on scores; leave out activation_checkpointing, or set_grad_checkpointing. By itself a layer '
+                'cannot be called, either'
             )
         self._shared.scores = self.transform(self._shared.scores)
 
@@ -219,11 +221,9 @@ class WithLessAttention(BaseModule):
         reference = own if reference_grid is None else (reference_grid, reference_grid)
         self._shared = _Shared(count_extra_tokens(transformer), reference)
         transformer.patch_embed.register_forward_hook(self._find_grid)
+        self._sources = [blocks[i - 1].attn for i in self.layers if i - 1 not in self.layers]
+        self._watch_sources()
         for i in self.layers:
-            if i - 1 not in self.layers:
-                # No closure: in a copy of the model, as EMA and export make it, hooks must be about the copy.
-                attn = blocks[i - 1].attn
-                attn.qkv.register_forward_hook(partial(_record, attn, self._shared))
             blocks[i].attn = PlainLessAttention(blocks[i].attn, self._shared)
 
     @property
@@ -241,11 +241,23 @@ class WithLessAttention(BaseModule):
     def forward(self, x: Tensor) -> Any:
         """Run the transformer: images (B, 3, H, W) to what it returns."""
         share_traced_matrices(True)
+        if not torch.compiler.is_compiling():
+            self._watch_sources()
+        self._shared.running = True
         try:
             return self.backbone(x)
         finally:
             share_traced_matrices(False)
+            self._shared.running = False
             self._shared.scores = None
+
+    def _watch_sources(self) -> None:
+        """Have the layers whose scores are handed on record them, also where an adapter has replaced their linear."""
+        for attn in self._sources:
+            hooks = attn.qkv._forward_hooks.values()
+            if not any(isinstance(hook, partial) and hook.func is _record for hook in hooks):
+                # No closure: in a copy of the model, as EMA and export make it, hooks must be about the copy.
+                attn.qkv.register_forward_hook(partial(_record, attn, self._shared))
 
     def _find_grid(self, patch_embed: nn.Module, args: tuple, output: Any) -> None:
         """Read from the patch embedding into how many cells the image is divided."""
@@ -255,7 +267,9 @@ class WithLessAttention(BaseModule):
 def find_transformer(backbone: nn.Module) -> nn.Module:
     """Find the plain transformer in a backbone that may be a wrapper."""
     backbone = backbone.backbone if isinstance(backbone, WithLessAttention) else backbone
-    return getattr(backbone, 'timm_model', backbone)
+    backbone = getattr(backbone, 'timm_model', backbone)
+    # timm's features_only=True puts this around a transformer, whose layers it runs.
+    return backbone.model if type(backbone).__name__ == 'FeatureGetterNet' else backbone
 
 
 def find_blocks(transformer: nn.Module) -> Sequence[nn.Module]:
@@ -280,6 +294,9 @@ def find_blocks(transformer: nn.Module) -> Sequence[nn.Module]:
         )
     if getattr(transformer, 'rope', None) is not None:
         raise ConfigError(f'{name} has rotary embeddings, which belong to queries and keys; choose one without')
+    for bias in ('shared_rel_pos', 'rel_pos_bias'):
+        if getattr(transformer, bias, None) is not None:
+            raise ConfigError(f'{name} has {bias}, biases of positions that all layers share; choose one without')
     for block in blocks:
         attn = getattr(block, 'attn', None)
         if isinstance(attn, PlainLessAttention):
@@ -321,8 +338,12 @@ def _is_plain(value: Any, plain: Any) -> bool:
 
 def _record(attn: nn.Module, shared: _Shared, module: nn.Module, args: tuple, qkv: Tensor) -> None:
     """As a hook of ``attn.qkv``, leave the layer's scores on the reference keys to the next layer."""
+    if module is not attn.qkv:  # an adapter calls it
+        return
     scores = compute_scores(attn, qkv, partial(shared.to_reference, grid=shared.grid))  # (B, H, E + N, E + K)
-    shared.scores = Scores(scores.transpose(1, 2).flatten(2), attn.num_heads, shared.grid)
+    scores = Scores(scores.transpose(1, 2).flatten(2), attn.num_heads, shared.grid)
+    if shared.running:  # a checkpointed layer computes once more what its gradients need
+        shared.scores = scores
 
 
 def compute_scores(attn: nn.Module, qkv: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
@@ -366,6 +387,8 @@ def grid_of(patch_embed: nn.Module, size: Sequence[int], output: Any) -> Grid:
     """Give the cells of an image of that size; mmpretrain's patch embedding tells, timm's does not."""
     if isinstance(output, tuple):
         return output[1]
+    if hasattr(patch_embed, 'backbone'):  # a hybrid's, whose patches are of a network's map
+        return tuple(patch_embed.dynamic_feat_size(size))
     patch = patch_embed.patch_size
     if getattr(patch_embed, 'dynamic_img_pad', False):
         return ceil_div(size[0], patch[0]), ceil_div(size[1], patch[1])

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from small_vit import VIT
 
 from mmlavit import DiagonalityLossHook, LaViT
 from mmlavit.analysis.ablation import ablate
-from mmlavit.analysis.controls import CONTROLS, PLAIN_CONTROLS, LaViTControl
+from mmlavit.analysis.controls import CONTROLS, PLAIN_CONTROLS, LaViTControl, WithLessAttentionControl
 from mmlavit.errors import ConfigError
 from mmlavit.models import LessAttention
 from mmlavit.models.layout import Scores
@@ -196,6 +197,21 @@ def test_learned_scores_of_a_plain_transformer(later):
     assert attn.fixed.grad.abs().sum() > 0
 
 
+def test_biased_scores_start_from_a_checkpoint():
+    """Queries and keys, too."""
+    load_toolbox('mmpretrain')
+    plain = MODELS.build(VIT)
+    model = WithLessAttentionControl(VIT, [2, 3], later='biased')
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert missing == [f'backbone.layers.{i}.attn.fixed' for i in (2, 3)] and not unexpected
+    qkv, attn = plain.layers[3].attn.qkv, model.backbone.layers[3].attn
+    assert torch.equal(torch.cat([attn.qk.weight, attn.v.weight]), qkv.weight)
+    assert torch.equal(torch.cat([attn.qk.bias, attn.v.bias]), qkv.bias)
+    timm = dict(type='mmpretrain.TIMMBackbone', model_name='vit_tiny_patch16_224', depth=2, num_classes=0, qk_norm=True)
+    with pytest.raises(ConfigError, match='has no norms of queries and keys'):
+        WithLessAttentionControl(timm, [1], later='biased')
+
+
 def test_fixed_scores_of_a_pyramid():
     """In stage 4, whose grids are equal at this size."""
     model = LaViTControl('nano', drop_path_rate=0.0, later='fixed').eval()
@@ -317,6 +333,9 @@ def test_plain_layers_that_are_not_there():
         ablate(build_plain(()), 'none')
     with pytest.raises(ConfigError, match='num_va_layers is missing'):
         ablate(build(), 'none')
+    for number in (1, (1, 1), (0, 1, 1, 1), (1, 1, 1, 9)):
+        with pytest.raises(ConfigError, match=r'is .*, expected a number from 1 to each of \[2, 2, 3, 2\]'):
+            ablate(build(), 'none', num_va_layers=number)
 
 
 def test_what_is_not_there():

@@ -9,10 +9,12 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mmengine.model import BaseModule
 from mmengine.registry import init_default_scope
+from torch import nn
 
 from mmlavit import LaViT
 from mmlavit.errors import ConfigError
@@ -193,3 +195,47 @@ def test_plain_transformer_with_junk(name, junk):
         assert name in str(error)
         return
     assert model(torch.rand(1, 3, 32, 32))[0].isfinite().all()
+
+
+class ProductsOnly(torch.Tensor):
+    """A weight as those of quantisation libraries: it knows ``F.linear`` and little else."""
+
+    @staticmethod
+    def __new__(cls, weight):
+        return torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype)
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.linear:
+            x, weight, *bias = args
+            return F.linear(x, weight.weight, *bias, **kwargs)
+        if function is not torch.Tensor.detach and function.__name__ not in ('__get__', '__set__', 'requires_grad_'):
+            raise NotImplementedError(function.__name__)
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        assert function is torch.ops.aten.detach.default, function
+        return cls(args[0].weight)
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_weights_that_know_products_only(threads):
+    torch.manual_seed(0)
+    model, image = LaViT('nano').eval(), torch.randn(1, 3, 128, 160)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            wanted = model(image)
+            for module in model.modules():
+                if isinstance(module, nn.Linear):
+                    module.weight = nn.Parameter(ProductsOnly(module.weight.detach()), requires_grad=False)
+            torch.testing.assert_close(model(image), wanted, rtol=1e-3, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)

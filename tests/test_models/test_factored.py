@@ -84,6 +84,17 @@ def test_average(grid):
     torch.testing.assert_close(factors.average(grid), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(('own', 'reference', 'grid'), [((4, 32), (8, 8), (2, 4)), ((4, 56), (7, 7), (1, 7))], ids=str)
+def test_average_where_one_side_is_shorter_than_the_reference_grid(own, reference, grid):
+    """There the reference grid is interpolated, and its cells are no averages."""
+    scores = Scores(torch.randn(2, own[0] * own[1], 3 * 16), 3, own)
+    queries = reference[0] * reference[1]
+    factors = factored.factor(scores, reference)
+    factors = factors.transform(torch.randn(16, 16) / 4, torch.randn(queries, queries) / 8)
+    wanted = Scores(factors.map, 3, own).average(grid)
+    torch.testing.assert_close(factors.average(grid), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_observers_see_the_same_scores(factors):
     model, images = build(arch='small').eval(), torch.randn(1, 3, 96, 64)
     layers = {}

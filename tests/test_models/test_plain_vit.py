@@ -1,6 +1,7 @@
 """Less attention in plain transformers of mmpretrain and timm."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -114,6 +115,74 @@ def test_gradient_checkpointing_is_refused():
         model(images((64, 64)))[0].sum().backward()
 
 
+def checkpoint_blocks(model, numbers):
+    for i in numbers:
+        block = blocks_of(model)[i]
+        block.forward = partial(torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False)
+
+
+@pytest.mark.parametrize(('numbers', 'good'), [((0, 2), True), ((1,), False), ((1, 2), False), ((0, 1, 2), False)])
+def test_gradient_checkpointing_of_some_layers(numbers, good):
+    """Vanilla layers may run again; a less-attention layer would then take the scores of another."""
+    gradients = []
+    for some in ((), numbers):
+        model = build(VIT, layers=(1, 3)).train().requires_grad_(True)
+        checkpoint_blocks(model, some)
+        loss = model(images((64, 64)))[0].square().sum()
+        if some and not good:
+            with pytest.raises(ConfigError, match='does not work with gradient checkpointing of its layers'):
+                loss.backward()
+            continue
+        loss.backward()
+        assert model._shared.scores is None
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    if good:
+        torch.testing.assert_close(*gradients)
+
+
+def test_adapters_on_queries_and_keys():
+    """As LoRA puts them around a linear: the scores that are handed on are those that the layer attends with."""
+    load_toolbox('mmpretrain')
+    lora = dict(type='mmpretrain.LoRAModel', alpha=1, rank=4, targets=[dict(type='qkv')])
+    torch.manual_seed(0)
+    model = MODELS.build(dict(lora, module=dict(type='WithLessAttention', backbone=VIT, layers=[2, 3]))).eval()
+    qkv = blocks_of(model.module)[1].attn.qkv
+    assert type(qkv).__name__ == 'LoRALinear'
+    with torch.no_grad():
+        qkv.lora_up.weight.normal_(std=0.5)
+        found = model.module(images((64, 64)))[0]
+        merged = copy.deepcopy(model.module)
+        merged_qkv = blocks_of(merged)[1].attn.qkv.original_layer
+        merged_qkv.weight += qkv.scaling * qkv.lora_up.weight @ qkv.lora_down.weight
+        blocks_of(merged)[1].attn.qkv = merged_qkv
+        torch.testing.assert_close(merged(images((64, 64)))[0], found, rtol=1e-4, atol=1e-4)
+        blocks_of(merged)[1].attn.qkv.weight.zero_()
+        assert not torch.allclose(merged(images((64, 64)))[0], found, atol=1e-2)
+
+
+def test_maps_of_several_layers_of_timm():
+    """features_only=True, which gives maps to necks."""
+    model = build(dict(TIMM, features_only=True, out_indices=(1, 3)), layers=(2, 3))
+    plain = build(TIMM, layers=(2, 3))
+    state = {name.replace('timm_model.', 'timm_model.model.'): value for name, value in plain.state_dict().items()}
+    model.load_state_dict(state, strict=False)
+    maps = model(images((96, 160)))
+    assert [tuple(some.shape) for some in maps] == [(2, DIM, 6, 10)] * 2
+    blocks = blocks_of(plain)
+    seen = []
+    blocks[3].register_forward_hook(lambda module, args, output: seen.append(output))
+    plain(images((96, 160)))
+    torch.testing.assert_close(maps[1].flatten(2).mT, seen[0][:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_hybrid_of_timm():
+    """Its patches are of a ResNet's map."""
+    cfg = dict(TIMM, model_name='vit_tiny_r_s16_p8_224', img_size=128)
+    model = build(cfg, layers=(2, 3))
+    assert model(images((128, 192)))[0].shape == (2, 1 + 4 * 6, DIM)
+    assert model._shared.grid == (4, 6)
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_copies_are_on_their_own(kind):
     """As for averaged weights (EMA): a copy computes with its own layers."""
@@ -205,6 +274,7 @@ def test_gradients_reach_the_transforms():
             'rotary embeddings',
         ),
         (dict(backbone=dict(FIXED, model_name='vit_relpos_small_patch16_224')), 'has rel_pos,'),
+        (dict(backbone=dict(FIXED, model_name='vit_srelpos_small_patch16_224')), 'has shared_rel_pos'),
         (dict(backbone=dict(FIXED, model_name='beit_base_patch16_224')), 'has q_bias, v_bias'),
         (dict(backbone=dict(TIMM, model_name='vit_dlittle_patch16_reg1_gap_256')), 'has lambda_q1'),
         (dict(backbone=dict(VIT, type='mmpretrain.BEiTViT', out_type='avg_featmap')), 'relative_position_bias_table'),
