@@ -101,8 +101,9 @@ def each_checkpoint(run: Run) -> Iterator[int]:
     """
     before = {name: tensor.clone() for name, tensor in run.trained.model.state_dict().items()}
     try:
-        last = load_checkpoint(str(find_last_checkpoint(run.folder)))['meta']['iter']
-        for path in find_checkpoints(run.folder):
+        checkpoints = find_checkpoints(run.folder)
+        last = load_checkpoint(str(find_last_checkpoint(run.folder)))['meta']['iter'] if checkpoints else 0
+        for path in checkpoints:
             content = load_checkpoint(str(path))
             if content['meta']['iter'] > last:  # of an earlier, longer training in the same folder
                 continue

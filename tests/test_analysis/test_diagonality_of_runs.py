@@ -68,6 +68,7 @@ def test_checkpoints_of_an_earlier_training_in_the_folder(tmp_path):
     for i in (1, 2, 3):
         torch.save(dict(state_dict=model.state_dict(), meta=dict(iter=10 * i)), tmp_path / f'epoch_{i}.pth')
     run = Run(tmp_path, SimpleNamespace(model=model), None)
+    assert list(each_checkpoint(Run(tmp_path / 'empty', run.trained, None))) == []
     assert list(each_checkpoint(run)) == [10, 20, 30]
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
     assert list(each_checkpoint(run)) == [10, 20]
