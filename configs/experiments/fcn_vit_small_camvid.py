@@ -1,7 +1,7 @@
 # FCN on a plain vision transformer of 8 layers, street scenes.
 _base_ = ['./_base_/camvid.py', './_base_/iterations_800.py', '../_base_/default_runtime_seg.py']
 
-custom_imports = dict(imports=['mmpretrain.models'])  # the transformer is mmpretrain's
+custom_imports = dict(imports=['mmlavit', 'mmpretrain.models'])  # the transformer is mmpretrain's
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(

@@ -36,6 +36,7 @@ class ResumableLoader(DataLoader):
         batches = _Batches(loader.batch_sampler, None if seed is None else (_SAMPLE, seed, rank))
         super().__init__(**{name: getattr(loader, name) for name in names}, batch_sampler=batches)
         self.seed = seed
+        self.rank = rank
         if seed is not None:
             # By this method torch asks a dataset for a batch. A wrapper around the dataset would hide it from hooks
             # that change its pipeline.
@@ -123,14 +124,15 @@ class _SeededItems:
         return samples
 
 
-def seed_iteration(seed: int, iteration: int) -> None:
+def seed_iteration(seed: int, iteration: int, rank: int) -> None:
     """Make what this process draws depend on the iteration alone, not on what was drawn before.
 
     Args:
         seed (int): Seed of the training.
         iteration (int): Number of the iteration in the whole training.
+        rank (int): Number of this process, so that each drops and mixes in its own way.
     """
-    torch.manual_seed(_seed_cpu((_ITERATION, seed, iteration)))  # on all devices
+    torch.manual_seed(_seed_cpu((_ITERATION, seed, iteration, rank)))  # on all devices
 
 
 def _seed_cpu(place: Sequence[int]) -> int:

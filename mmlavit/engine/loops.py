@@ -63,7 +63,7 @@ class ResumableLoop:
     def run_iter(self, *args) -> None:
         """Train one iteration; the arguments are those of mmengine's loop."""
         if self.dataloader.seed is not None:
-            seed_iteration(self.dataloader.seed, self._iter)
+            seed_iteration(self.dataloader.seed, self._iter, self.dataloader.rank)
         super().run_iter(*args)
 
     def find_place(self) -> None:

@@ -223,6 +223,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> Config:
     """
     for key in options:
         _check_key(cfg, key)
+        _check_use(cfg, key)
     merged = copy.deepcopy(cfg)
     merged.merge_from_dict(dict(options))
     return merged
@@ -251,6 +252,36 @@ def _check_key(cfg: Config, key: str) -> None:
                 f'--cfg-options {key}: {walked} is {node!r} and has no entries; set {walked} itself instead'
             )
         walked = f'{walked}.{part}' if walked else part
+
+
+def _check_use(cfg: Config, key: str) -> None:
+    """Raise a UserError if ``key`` is of a part that other places of a config file have copied, and nothing reads."""
+    first, _, rest = key.partition('.')
+    if first not in cfg or first in _OPTIONAL_KEYS or not isinstance(cfg[first], (str, list, tuple, Mapping)):
+        return
+    copies = [place for name in cfg if name in _OPTIONAL_KEYS for place in _find_copies(cfg[name], cfg[first], name)]
+    if copies:
+        raise UserError(
+            f'--cfg-options {key} has no effect: {first} was used when the config was read, and nothing reads it any '
+            f'more; set {" and ".join(f"{place}.{rest}".rstrip(".") for place in copies)}'
+        )
+
+
+def _find_copies(node: Any, part: Any, walked: str) -> Iterator[str]:
+    """Yield the places below ``node`` that have ``part``, or all that ``part`` has."""
+    if isinstance(node, Mapping) and isinstance(part, Mapping):
+        if part and all(name in node and node[name] == value for name, value in part.items()):
+            yield walked
+            return
+    elif node == part:
+        yield walked
+        return
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _find_copies(value, part, f'{walked}.{name}')
+    elif isinstance(node, (list, tuple)):
+        for number, value in enumerate(node):
+            yield from _find_copies(value, part, f'{walked}.{number}')
 
 
 def _check_new_key(key: str, walked: str, part: str, node: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import multiprocessing
 from toy_training import ToyData, same_training, train
 
+from mmlavit.engine import loops, runner
 from mmlavit.engine.hooks.position_hook import PositionHook
 from mmlavit.engine.loops import EpochLoop, IterLoop, find_loop
 from mmlavit.errors import ConfigError, UserError
@@ -55,6 +56,20 @@ def test_resumed_after_two_passes(iteration, tmp_path):
     resumed = train(tmp_path / 'resumed', tmp_path / f'whole/iter_{iteration}.pth', **options)
     assert resumed.indices == seen.indices[iteration:] and len(resumed.indices) == 20 - iteration
     assert same_training(tmp_path / 'whole/iter_20.pth', tmp_path / 'resumed/iter_20.pth')
+
+
+def test_each_process_draws_numbers_of_its_own(tmp_path, monkeypatch):
+    """Else all would drop the same paths and mix images in the same way."""
+    monkeypatch.setattr(runner, 'get_rank', lambda: 3)
+    seen, draw = [], loops.seed_iteration
+    monkeypatch.setattr(loops, 'seed_iteration', lambda *place: (seen.append(place), draw(*place)))
+    train(tmp_path)
+    assert [place[1:] for place in seen] == [(i, 3) for i in range(12)]
+    numbers = []
+    for place in ((0, 5, 0), (0, 5, 1), (0, 6, 0), (0, 5, 0)):
+        loops.seed_iteration(*place)
+        numbers.append(torch.rand(2).tolist())
+    assert numbers[0] == numbers[3] and len({tuple(some) for some in numbers}) == 3
 
 
 def test_resumed_twice(tmp_path):

@@ -278,6 +278,29 @@ def test_bad_options(key, message):
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ('key', 'places'),
+    [
+        ('steps.0.type', 'train_dataloader.dataset.pipeline.0.type and test_dataloader.dataset.pipeline.0.type'),
+        ('steps', 'train_dataloader.dataset.pipeline and test_dataloader.dataset.pipeline'),
+        ('lavit.arch', 'model.backbone.arch'),
+        ('lavit.with_cp', 'model.backbone.with_cp'),
+        ('kind', 'train_dataloader.dataset.type and val_dataloader.dataset.type and test_dataloader.dataset.type'),
+    ],
+)
+def test_options_without_effect(key, places):
+    """They change what the file has copied to the places that count."""
+    steps = [dict(type='LoadImageFromFile'), dict(type='Pack')]
+    cfg = make_config(steps=steps, lavit=dict(arch='small'), kind='A')
+    with pytest.raises(UserError, match=f'--cfg-options {key} has no effect: .*; set {places}$'):
+        merge_options(cfg, {key: 'x'})
+
+
+def test_options_of_ones_own():
+    """A hook may read them."""
+    assert merge_options(make_config(mine=dict(a=1), number=2), {'mine.a': 3, 'number': 4}).mine.a == 3
+
+
 def test_blame_options():
     def build(arch):
         return arch

@@ -4,6 +4,7 @@ _base_ = './mask_rcnn_lavit.py'
 
 model = dict(
     type='CascadeRCNN',
+    rpn_head=dict(loss_bbox=dict(type='SmoothL1Loss', beta=1 / 9)),
     roi_head=dict(
         type='CascadeRoIHead',
         num_stages=3,
@@ -24,6 +25,7 @@ model = dict(
         ],
     ),
     train_cfg=dict(
+        rpn=dict(allowed_border=0),
         rpn_proposal=dict(max_per_img=2000),
         rcnn=[
             dict(

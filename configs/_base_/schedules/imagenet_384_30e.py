@@ -13,7 +13,7 @@ param_scheduler = [
     ),
     dict(
         type='CosineAnnealingLR',
-        eta_min=2e-7,
+        eta_min_ratio=0.01,
         by_epoch=True,
         begin=5,
         end=30,
