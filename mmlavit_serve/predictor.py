@@ -66,7 +66,7 @@ class Predictor:
         if isinstance(model, (str, os.PathLike)) and Path(model).suffix == '.onnx':
             if checkpoint is not None:
                 raise UserError(f'{model} has its weights inside; expected no checkpoint beside it')
-            path = Path(model).expanduser()
+            path = Path(os.path.expanduser(model))
             self.model = ExportedModel(path, runtime or 'onnxruntime', device, score_thr, threads, memory_limit)
             return
         if runtime not in (None, 'torch'):
@@ -116,7 +116,7 @@ class Predictor:
             UserError: If there is nothing to read, or, without ``keep_going``, at the first that cannot be used.
         """
         if isinstance(pictures, (str, os.PathLike)):
-            path = _expand_home(pictures)
+            path = Path(os.path.expanduser(pictures))
             pictures = Video(path) if is_video(path) else find_images(path)
         if batch_size < 1:
             raise UserError(f'batch_size is {batch_size}, expected 1 or more')
@@ -181,7 +181,7 @@ def read_image(picture: Picture) -> np.ndarray:
                 'order blue, green, red as cv2.imread gives it'
             )
         return picture
-    path = _expand_home(picture)
+    path = Path(os.path.expanduser(picture))
     if not path.is_file():
         raise UserError(f'{path} does not exist; expected an image')
     try:
@@ -200,14 +200,6 @@ def read_image(picture: Picture) -> np.ndarray:
                 'convert it to 8 bits'
             )
     return image
-
-
-def _expand_home(path: str | os.PathLike) -> Path:
-    """Give a path with the home folder in the place of ``~``; a name such as ``~draft.png`` stays as it is."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
 
 
 def find_images(path: Path) -> list[Path]:

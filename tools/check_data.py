@@ -11,6 +11,7 @@ from mmlavit.datasets.check.config import check_config
 from mmlavit.datasets.check.named import DATA_SETS
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, load_config
+from mmlavit.utils.local_files import expand_home
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,7 +33,7 @@ def parse_args() -> argparse.Namespace:
         'names', nargs='+', metavar='NAME|CONFIG', help=f'{", ".join(DATA_SETS)}, or config files (.py)'
     )
     parser.add_argument(
-        '--root', type=Path, metavar='DIR', help='where the dataset is, if it is not where configs expect it'
+        '--root', type=expand_home, metavar='DIR', help='where the dataset is, if it is not where configs expect it'
     )
     parser.add_argument(
         '--decode',

@@ -21,6 +21,7 @@ from mmlavit.datasets.handwritten import UNFINISHED
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.data_paths import missing_data
+from mmlavit.utils.local_files import expand_home
 from mmlavit.visualization.annotated import read_examples
 from mmlavit.visualization.drawing import make_sheet, write_picture
 from mmlavit_serve import Predictor
@@ -81,7 +82,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--task', choices=list(TASKS), default='detection')
-    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo_<task>')
+    parser.add_argument('--work-dir', type=expand_home, help='default: work_dirs/demo_<task>')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to the training and the test'
     )

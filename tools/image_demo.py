@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 from mmengine.device import get_device
 from rich.progress import track
 
@@ -23,7 +22,7 @@ from mmlavit.utils.local_files import expand_home, require_folder
 from mmlavit.visualization.drawing import write_picture
 from mmlavit.visualization.video import write_video
 from mmlavit_serve import Predictor
-from mmlavit_serve.predictor import find_images
+from mmlavit_serve.predictor import IMAGES, find_images
 from mmlavit_serve.video import VIDEOS, Video, is_video
 
 PREDICTIONS = 'predictions.json'
@@ -134,9 +133,8 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
 
 
 def can_write(suffix: str) -> bool:
-    """Tell whether OpenCV writes drawings in files of this ending; those of PGM would be gray."""
-    # It crashes on names that are not in UTF-8.
-    return suffix.isascii() and suffix.lower() != '.pgm' and cv2.haveImageWriter(f'drawing{suffix}')
+    """Tell whether drawings are written in files of this ending; those of PGM would be gray."""
+    return suffix.lower() in IMAGES and suffix.lower() != '.pgm'
 
 
 def read_done(file: Path) -> list[dict[str, Any]]:

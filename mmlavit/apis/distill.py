@@ -57,7 +57,7 @@ def distillation_config(
         Config: For ``mmlavit.engine.run``.
 
     Raises:
-        UserError: If the student has no LaViT, or a number is out of its range.
+        UserError: If the student has no LaViT or a strategy that shares out its weights, or a number is out of range.
     """
     kind = student.model.get('backbone', {}).get('type')
     backbone = MODELS.get(kind) if isinstance(kind, str) else kind

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmlavit.deployment.quantization import INT8_RUNTIMES, is_quantised, to_fp16, to_int8
 from mmlavit.errors import UserError
+from mmlavit.utils.local_files import expand_home
 from mmlavit_serve.exported import ExportedModel
 from mmlavit_serve.predictor import find_images, read_image
 
@@ -70,7 +71,7 @@ def quantize_onnx(
     if precision == 'fp16':
         to_fp16(model, partial)
     else:
-        found = find_images(Path(pictures).expanduser())
+        found = find_images(expand_home(pictures))
         places = sorted({round(place) for place in np.linspace(0, len(found) - 1, min(len(found), number))})
         to_int8(model, partial, _examples(exported, [found[place] for place in places]), runtime)
     os.replace(partial, out_file)

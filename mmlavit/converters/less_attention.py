@@ -109,16 +109,24 @@ def find_twin(backbone: WithLessAttention, teacher: nn.Module) -> nn.Module | No
         blocks = [find_blocks(find_transformer(some)) for some in (backbone, teacher)]
     except ConfigError:
         return None
-    ours, theirs = ({}, {})
-    for shapes, some in ((ours, backbone), (theirs, teacher)):
-        for name, value in find_transformer(some).state_dict().items():
-            if '.attn.v.' in name:  # where the teacher has queries and keys, too
-                shapes[name.replace('.attn.v.', '.attn.qkv.')] = (3 * len(value), *value.shape[1:])
-            elif '.attn.delta_' not in name:
-                shapes[name] = tuple(value.shape)
+    ours, theirs = ([_teachable(block) for block in some] for some in blocks)
     heads = [[getattr(block.attn, 'heads', None) or block.attn.num_heads for block in some] for some in blocks]
+    outside = [find_transformer(some).state_dict() for some in (backbone, teacher)]  # norms at the end may differ
+    fits = all(value.shape == outside[0][name].shape for name, value in outside[1].items() if name in outside[0])
     converted = any(isinstance(module, PlainLessAttention) for module in teacher.modules())
-    return teacher if ours == theirs and heads[0] == heads[1] and not converted else None
+    return teacher if ours == theirs and heads[0] == heads[1] and fits and not converted else None
+
+
+def _teachable(block: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's parameters by their names in a vanilla layer, without those that only a student has."""
+    shapes = {name: tuple(value.shape) for name, value in block.state_dict().items()}
+    for name in [name for name in shapes if name.startswith(('attn.delta_', 'attn.fixed', 'attn.qk.'))]:
+        del shapes[name]
+    for name in ('weight', 'bias'):
+        if f'attn.v.{name}' in shapes:  # where the teacher has queries and keys, too
+            channels, *rest = shapes.pop(f'attn.v.{name}')
+            shapes[f'attn.qkv.{name}'] = (3 * channels, *rest)
+    return shapes
 
 
 def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: nn.Module | None) -> list[str]:
@@ -138,8 +146,10 @@ def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: 
     source = {name: value for name, value in teacher_state.items() if not name.startswith('backbone.')}
     plain = []
     if twin is not None and isinstance(student.backbone, WithLessAttention):
-        missing = student.backbone.load_state_dict(twin.state_dict(), strict=False).missing_keys
-        plain = [f'backbone.{name}' for name in student.backbone.state_dict() if name not in missing]
+        inner = find_transformer(student.backbone)
+        place = next(name for name, module in student.named_modules() if module is inner)
+        missing = inner.load_state_dict(find_transformer(twin).state_dict(), strict=False).missing_keys
+        plain = [f'{place}.{name}' for name in inner.state_dict() if name not in missing]
     elif twin is not None:
         stages = student.backbone.stages
         counts = [_count_vanilla(stage) for stage in stages] + [1] * (4 - len(stages))

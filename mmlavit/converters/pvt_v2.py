@@ -141,6 +141,7 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
             classifier.append(name)
         else:
             name = name.removeprefix('backbone.').removeprefix('timm_model.').removeprefix('pvt_v2.')
+            name = re.sub(r'^stages_(\d)', r'stages.\1', name)  # timm's with features_only=True
             backbone[name] = value
     layout = _find_layout(backbone)
     if num_va_layers is not None and (len(num_va_layers) != 4 or min(num_va_layers) < 1):

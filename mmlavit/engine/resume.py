@@ -20,7 +20,7 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
     """Find the newest checkpoint of a training that is whole.
 
     mmengine takes the one that ``last_checkpoint`` names, without looking. Here that one comes first, too, and if it is
-    damaged or missing, the newest other.
+    damaged or missing, the newest other: in the folder, or beside the one that is named, if the folder has none.
 
     Args:
         work_dir (str): Where the training writes.
@@ -47,8 +47,8 @@ def find_whole_checkpoint(work_dir: str) -> str | None:
             named = folder / named.name  # also if the folder was moved or copied
         if named.is_dir():
             return None
-        elsewhere = [] if named.parent == folder else _find_numbered(named.parent)  # in out_dir of CheckpointHook
-        elsewhere.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+        # In out_dir of CheckpointHook; not in the original of a folder that was copied, which has checkpoints itself.
+        elsewhere = [] if _find_numbered(folder) else _find_numbered(named.parent)
         others = dict.fromkeys(file for file in (*files, *elsewhere) if file.resolve() != named.resolve())
         files = [named, *sorted(others, key=lambda file: file.stat().st_mtime, reverse=True)]
     for file in files:

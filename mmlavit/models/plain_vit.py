@@ -49,7 +49,16 @@ class _Shared:
         self.reference = reference
         self.grid: Grid = reference
         self.scores: Scores | None = None  # map (B, E + h * w, H * (E + K))
-        self.running = False  # not where a checkpointed layer runs once more, in the backward pass
+        self.running = False
+
+    def require_forward(self) -> None:
+        """Raise an error in a layer that is not called by the forward of :class:`WithLessAttention`."""
+        if not self.running:
+            raise ConfigError(
+                'less attention in a plain transformer does not work with gradient checkpointing of its layers, which '
+                'hand on scores: leave out activation_checkpointing or set_grad_checkpointing. And call '
+                'WithLessAttention, not the transformer in it'
+            )
 
     def to_reference(self, x: Tensor, grid: Grid) -> Tensor:
         """Average tokens (B, E + h * w, C) of a grid to (B, E + K, C)."""
@@ -129,11 +138,11 @@ class PlainLessAttention(nn.Module):
 
     def pass_scores_on(self) -> None:
         """Transform the scores of the layer before, for this layer and the next one."""
-        if not self._shared.running:
+        self._shared.require_forward()
+        if self._shared.scores is None:
             raise ConfigError(
-                'less attention in a plain transformer does not work with gradient checkpointing of its layers, which '
-                'hand on scores; leave out activation_checkpointing, or set_grad_checkpointing. By itself a layer '
-                'cannot be called, either'
+                'the layer before has handed on no scores: an adapter has replaced its qkv; run the model once before '
+                'it is compiled or exported'
             )
         self._shared.scores = self.transform(self._shared.scores)
 
@@ -340,10 +349,9 @@ def _record(attn: nn.Module, shared: _Shared, module: nn.Module, args: tuple, qk
     """As a hook of ``attn.qkv``, leave the layer's scores on the reference keys to the next layer."""
     if module is not attn.qkv:  # an adapter calls it
         return
+    shared.require_forward()
     scores = compute_scores(attn, qkv, partial(shared.to_reference, grid=shared.grid))  # (B, H, E + N, E + K)
-    scores = Scores(scores.transpose(1, 2).flatten(2), attn.num_heads, shared.grid)
-    if shared.running:  # a checkpointed layer computes once more what its gradients need
-        shared.scores = scores
+    shared.scores = Scores(scores.transpose(1, 2).flatten(2), attn.num_heads, shared.grid)
 
 
 def compute_scores(attn: nn.Module, qkv: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:

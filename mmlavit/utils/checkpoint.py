@@ -18,6 +18,7 @@ import pickle
 import re
 import sys
 import tarfile
+import uuid
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmlavit.errors import UserError
 
 from .config_types import type_name
+from .local_files import expand_home
 
 # torch's own switches. The first is what --trust-checkpoint sets, so that it reaches every process of a run.
 _TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
@@ -197,7 +199,7 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
         return Path(_download(path))
     if _is_address(path):
         raise UserError(f'{path} has no file on this machine; expected a file, mmlavit://NAME or https://...')
-    return Path(path).expanduser()
+    return expand_home(path)
 
 
 def require_checkpoint(path: str, what: str = 'checkpoint') -> None:
@@ -350,7 +352,7 @@ def _download(address: str) -> str:
     path = osp.join(torch.hub.get_dir(), 'checkpoints', place, name)
     if not osp.exists(path):
         os.makedirs(osp.dirname(path), exist_ok=True)
-        part = f'{path}.part'
+        part = f'{path}.{uuid.uuid4().hex}.part'  # several processes may fetch it
         try:
             torch.hub.download_url_to_file(address, part, progress=sys.stderr.isatty())
         except OSError as error:

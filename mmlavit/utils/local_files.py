@@ -75,12 +75,9 @@ def write_file(path: str | Path, content: bytes) -> None:
 def expand_home(path: str | Path) -> Path:
     """Give a path with the home folder in the place of ``~``, which a shell leaves where it stands behind ``=``.
 
-    A name such as ``~draft.png``, of no user, stays as it is.
+    Unlike ``Path.expanduser`` it leaves a name such as ``~draft.png``, of no user, as it is.
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
+    return Path(os.path.expanduser(path))
 
 
 def require_folder(folder: str | Path, option: str) -> None:

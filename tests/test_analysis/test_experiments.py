@@ -187,7 +187,7 @@ def test_results_of_a_teacher_that_was_trained_anew(chain):
     remake(plan, root, 'teacher/seed_0')
     both = f'remove {root}/student/seed_1/train, {root}/student/seed_1/test, or undo'
     with pytest.raises(
-        UserError, match=f'student/seed_1/train was made from an earlier {root}/teacher/seed_0/train; {both}'
+        UserError, match=f'student/seed_1/train was made from what is no longer in {root}/teacher/seed_0/train; {both}'
     ):
         run_plan(plan, plan.arms, root)
     assert summarise(plan, root)['student'] == {}
@@ -338,7 +338,8 @@ def test_failure_beside_what_still_runs(tmp_path, capsys):
     output = []
 
     def look():
-        while not any('failed: exit code 1' in text for text in output):
+        end = time.monotonic() + 15
+        while not any('failed: exit code 1' in text for text in output) and time.monotonic() < end:
             output.append(capsys.readouterr().out)
             time.sleep(0.05)
         assert not Path(f'{said}.b').exists()

@@ -9,9 +9,10 @@ from small_vit import VIT
 from torch import nn
 
 from mmlavit import LaViT
+from mmlavit.analysis.controls import WithLessAttentionControl
 from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms, gives_the_same
 from mmlavit.converters.pvt_v2 import convert_pvt_v2
-from mmlavit.models.plain_vit import WithLessAttention
+from mmlavit.models.plain_vit import WithLessAttention, find_transformer
 from mmlavit.utils.toolbox import load_toolbox
 
 TOY = dict(
@@ -281,6 +282,37 @@ def test_plain_transformers_that_are_no_twin():
         student.backbone,
     ):
         assert find_twin(student.backbone, other) is None
+
+
+@pytest.mark.parametrize('later', ['fixed', 'biased', 'shared', 'uniform', 'none'])
+def test_plain_controls_as_students(later):
+    teacher, _ = build_plain()
+    student = Classifier(WithLessAttentionControl({**VIT, 'final_norm': False}, (2, 3), later=later))
+    assert find_twin(student.backbone, teacher.backbone) is teacher.backbone
+    copied = copy_teacher(student, teacher.state_dict(), teacher.backbone)
+    own = {name.rpartition('attn.')[2] for name in student.state_dict() if name not in copied}
+    assert own == ({'fixed'} if later in ('fixed', 'biased') else set())
+
+
+@pytest.mark.parametrize('maps', [False, True])
+def test_plain_transformers_of_timm(maps):
+    """features_only=True puts one more module around it."""
+    timm = dict(
+        type='mmpretrain.TIMMBackbone',
+        model_name='vit_tiny_patch16_224',
+        img_size=64,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+    )
+    load_toolbox('mmpretrain')
+    student = Classifier(WithLessAttention(dict(timm, features_only=True), (2, 3)))
+    teacher = Classifier(MODELS.build(dict(timm, features_only=True) if maps else dict(timm, num_classes=0)))
+    assert find_twin(student.backbone, teacher.backbone) is teacher.backbone
+    copied = copy_teacher(student, teacher.state_dict(), teacher.backbone)
+    state, source = student.state_dict(), find_transformer(teacher.backbone).state_dict()
+    name = 'backbone.backbone.timm_model.model.blocks.3.attn.v.weight'
+    assert name in copied and torch.equal(state[name], source['blocks.3.attn.qkv.weight'][64:])
 
 
 @pytest.mark.parametrize('size', [64, 96], ids=['own size', 'another size'])

@@ -115,19 +115,20 @@ def test_gradient_checkpointing_is_refused():
         model(images((64, 64)))[0].sum().backward()
 
 
-def checkpoint_blocks(model, numbers):
+def checkpoint_blocks(model, numbers, reentrant):
     for i in numbers:
         block = blocks_of(model)[i]
-        block.forward = partial(torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=reentrant)
 
 
-@pytest.mark.parametrize(('numbers', 'good'), [((0, 2), True), ((1,), False), ((1, 2), False), ((0, 1, 2), False)])
-def test_gradient_checkpointing_of_some_layers(numbers, good):
-    """Vanilla layers may run again; a less-attention layer would then take the scores of another."""
+@pytest.mark.parametrize('reentrant', [False, True])
+@pytest.mark.parametrize(('numbers', 'good'), [((0, 3), True), ((1,), False), ((2,), False), ((1, 2), False)])
+def test_gradient_checkpointing_of_some_layers(numbers, good, reentrant):
+    """Layers whose scores nobody takes may run again; others would take the scores of another layer, or of no use."""
     gradients = []
     for some in ((), numbers):
-        model = build(VIT, layers=(1, 3)).train().requires_grad_(True)
-        checkpoint_blocks(model, some)
+        model = build(VIT, layers=(2,)).train().requires_grad_(True)
+        checkpoint_blocks(model, some, reentrant)
         loss = model(images((64, 64)))[0].square().sum()
         if some and not good:
             with pytest.raises(ConfigError, match='does not work with gradient checkpointing of its layers'):
@@ -158,6 +159,17 @@ def test_adapters_on_queries_and_keys():
         torch.testing.assert_close(merged(images((64, 64)))[0], found, rtol=1e-4, atol=1e-4)
         blocks_of(merged)[1].attn.qkv.weight.zero_()
         assert not torch.allclose(merged(images((64, 64)))[0], found, atol=1e-2)
+
+
+def test_adapters_of_a_model_that_has_not_run():
+    model = WithLessAttention(VIT, [2, 3]).eval()
+    attn = blocks_of(model)[1].attn
+    attn.qkv = torch.nn.Sequential(attn.qkv)
+    with pytest.raises(ConfigError, match='run the model once before it is compiled or exported'):
+        torch.export.export(model, (images((64, 64)),))
+    expected = model(images((64, 64)))[0]
+    exported = torch.export.export(model, (images((64, 64)),)).module()
+    torch.testing.assert_close(exported(images((64, 64)))[0], expected)
 
 
 def test_maps_of_several_layers_of_timm():

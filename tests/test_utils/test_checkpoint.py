@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 from mmlavit.errors import UserError
 from mmlavit.utils import checkpoint as module
 from mmlavit.utils.checkpoint import (
+    find_checkpoint,
     load_checkpoint,
     load_from_local,
     require_checkpoint,
@@ -401,6 +403,16 @@ def test_downloads_that_are_cut_off(server, name):
         load(f'{address}/{name}')
     (folder / name).write_bytes(whole)
     assert load(f'{address}/{name}')
+
+
+def test_downloads_by_several_processes(server):
+    """As those of a training, each of which reads a teacher."""
+    address, folder = server
+    save_file(dict(a=torch.ones(300_000)), folder / 'a.safetensors')
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(find_checkpoint, [f'{address}/a.safetensors'] * 4))
+    assert len(set(found)) == 1
+    assert [path.name for path in found[0].parent.iterdir()] == ['a.safetensors']
 
 
 def test_downloads_of_one_name(server):

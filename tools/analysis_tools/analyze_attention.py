@@ -4,7 +4,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.logging import MMLogger
 from rich.console import Console
@@ -17,6 +16,7 @@ from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch
 from mmlavit.utils.arguments import add_trust_argument, figure
 from mmlavit.utils.config_types import type_name
+from mmlavit.utils.local_files import expand_home
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config of a classifier, detector or segmentor')
     parser.add_argument('checkpoint', help='its weights')
     parser.add_argument(
-        '--images', type=Path, help="an image or a folder of them (default: those of the config's test)"
+        '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
     )
     parser.add_argument('--num-images', type=int, default=16, metavar='N', help='at most so many (default: 16)')
     parser.add_argument(

@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from mmlavit.analysis.curves import MAIN_KEYS, Log, draw_panels, main_keys, make_panel, resolve_keys
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import figure
+from mmlavit.utils.local_files import expand_home
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,7 +22,7 @@ def parse_args() -> argparse.Namespace:
         'A training that was resumed in its work dir is one curve.'
     )
     parser.add_argument(
-        'logs', type=Path, nargs='+', metavar='LOG', help='work dir of a training, or a scalars.json below it'
+        'logs', type=expand_home, nargs='+', metavar='LOG', help='work dir of a training, or a scalars.json below it'
     )
     parser.add_argument(
         '--keys',

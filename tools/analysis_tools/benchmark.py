@@ -5,7 +5,6 @@ import argparse
 import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -24,6 +23,7 @@ from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, parse_input, 
 from mmlavit.analysis.benchmark.worker import DTYPES, Settings, Worker, WorkerError
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import positive
+from mmlavit.utils.local_files import expand_home
 
 GROWTH_SUBJECTS = ['lavit_s', 'lavit_s_pool', 'pvt_v2_b2_mmdet', 'swin_t_mmdet']
 GROWTH_INPUTS = [parse_input(text) for text in ('1x224x224', '1x512x512', '1x800x1344', '1x1024x2048')]
@@ -78,7 +78,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--profile', metavar='NAME', help='instead, list the operators of one backbone by time')
     parser.add_argument(
-        '--out-dir', type=Path, metavar='DIR', default='work_dirs/benchmark', help='default: %(default)s'
+        '--out-dir', type=expand_home, metavar='DIR', default='work_dirs/benchmark', help='default: %(default)s'
     )
     return parser.parse_args()
 

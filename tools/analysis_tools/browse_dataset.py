@@ -10,6 +10,7 @@ from mmengine.visualization import Visualizer
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, load_config
+from mmlavit.utils.local_files import expand_home
 from mmlavit.visualization.browse import browse
 from mmlavit.visualization.drawing import write_picture
 
@@ -30,7 +31,10 @@ def parse_args() -> argparse.Namespace:
         help='how many images, spread evenly over the dataset; default: %(default)s',
     )
     parser.add_argument(
-        '--out-dir', type=Path, metavar='DIR', help='where images go; default: outputs/<name of the config>_<split>'
+        '--out-dir',
+        type=expand_home,
+        metavar='DIR',
+        help='where images go; default: outputs/<name of the config>_<split>',
     )
     parser.add_argument('--show', action='store_true', help='show them in a window instead (needs a screen)')
     parser.add_argument(

@@ -10,6 +10,7 @@ from mmlavit.analysis.pyramid import observe_pyramid, plot_pyramid
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, add_trust_argument, figure
+from mmlavit.utils.local_files import expand_home
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config of a classifier, detector or segmentor')
     parser.add_argument('checkpoint', help='its weights')
     parser.add_argument(
-        '--images', type=Path, help="an image or a folder of them (default: those of the config's test)"
+        '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
     )
     parser.add_argument('--num-images', type=int, default=2, metavar='N', help='at most so many (default: 2)')
     parser.add_argument('--out', type=figure, default=Path('outputs/pyramid.png'), help='default: %(default)s')

@@ -5,7 +5,6 @@ import argparse
 import shlex
 import sys
 import warnings
-from pathlib import Path
 
 from mmengine.logging import MMLogger
 
@@ -14,6 +13,7 @@ from mmlavit.analysis.runs import open_run
 from mmlavit.analysis.trained import choose_pictures
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
+from mmlavit.utils.local_files import expand_home
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,21 +22,25 @@ def parse_args() -> argparse.Namespace:
         description=f'{__doc__} What is not there (validation, less attention, ...) is left out with a sentence.',
         epilog='What the pictures show: docs/pictures.md.',
     )
-    parser.add_argument('work_dir', type=Path, help='work dir of a training, with its config, checkpoint and log')
-    parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='weights (default: the last of the training)')
+    parser.add_argument(
+        'work_dir', type=expand_home, help='work dir of a training, with its config, checkpoint and log'
+    )
+    parser.add_argument(
+        '--checkpoint', type=expand_home, metavar='FILE', help='weights (default: the last of the training)'
+    )
     parser.add_argument(
         '--compare',
-        type=Path,
+        type=expand_home,
         nargs='+',
         default=[],
         metavar='WORK_DIR',
         help='draw these trainings, too: that of the vanilla twin, or that without the diagonality loss',
     )
     parser.add_argument(
-        '--images', type=Path, help="an image or a folder of them (default: those of the config's test)"
+        '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
     )
     parser.add_argument('--num-images', type=int, default=2, metavar='N', help='at most so many (default: 2)')
-    parser.add_argument('--out-dir', type=Path, help='default: report, in the work dir')
+    parser.add_argument('--out-dir', type=expand_home, help='default: report, in the work dir')
     parser.add_argument('--device', default='cpu', help='default: %(default)s')
     add_trust_argument(parser)
     return parser.parse_args()

@@ -18,6 +18,7 @@ from mmlavit.analysis.experiments.report import draw_times, write_report
 from mmlavit.analysis.experiments.runs import run_plan
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import positive
+from mmlavit.utils.local_files import expand_home
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,12 +40,12 @@ def parse_args() -> argparse.Namespace:
         metavar='N',
         help='commands at a time (default: %(default)s); each gets its share of the processors',
     )
-    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/experiments/<name of the plan>')
-    parser.add_argument('--out-dir', type=Path, help='where the report goes; default: the work dir')
+    parser.add_argument('--work-dir', type=expand_home, help='default: work_dirs/experiments/<name of the plan>')
+    parser.add_argument('--out-dir', type=expand_home, help='where the report goes; default: the work dir')
     parser.add_argument(
         '--times',
         nargs='+',
-        type=Path,
+        type=expand_home,
         default=[],
         metavar='REPORT',
         help='also draw results against time, times.png: report.json of benchmark.py with the configs of the arms',

@@ -24,6 +24,7 @@ from mmengine.runner import Runner
 from mmlavit.datasets.handwritten import HandwrittenConfig, generate
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
+from mmlavit.utils.local_files import expand_home
 from mmlavit_serve import Predictor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,7 +187,7 @@ def parse_args() -> argparse.Namespace:
     for command in (training, prediction):
         command.add_argument('--every', type=int, default=10, help='steps between readings; default: %(default)s')
         command.add_argument('--trim', action='store_true', help='call malloc_trim before each reading')
-        command.add_argument('--out', type=Path, help='where the readings go, as JSON')
+        command.add_argument('--out', type=expand_home, help='where the readings go, as JSON')
     return parser.parse_args()
 
 

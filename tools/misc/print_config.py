@@ -2,11 +2,10 @@
 """Print a config as a run would see it: bases merged, --cfg-options applied."""
 
 import argparse
-from pathlib import Path
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, load_config
-from mmlavit.utils.local_files import require_folder
+from mmlavit.utils.local_files import expand_home, require_folder
 
 FORMATS = ('.py', '.json', '.yml', '.yaml')
 
@@ -17,7 +16,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     add_options_argument(parser, 'change the config, as in train.py, e.g. model.backbone.arch=tiny')
     parser.add_argument(
-        '--save-path', type=Path, metavar='FILE', help=f'write it to a file instead, ending in {", ".join(FORMATS)}'
+        '--save-path',
+        type=expand_home,
+        metavar='FILE',
+        help=f'write it to a file instead, ending in {", ".join(FORMATS)}',
     )
     return parser.parse_args()
 

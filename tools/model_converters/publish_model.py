@@ -2,11 +2,11 @@
 """Make a checkpoint of a training ready to be given away: weights, classes and config only."""
 
 import argparse
-from pathlib import Path
 
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
 from mmlavit.utils.checkpoint import find_checkpoint, load_checkpoint
+from mmlavit.utils.local_files import expand_home
 from mmlavit.utils.publishing import find_paths, save_published, strip_checkpoint
 
 
@@ -21,7 +21,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('checkpoint', help='checkpoint of a training')
     parser.add_argument(
-        'out', type=Path, help='such as DIR/lavit_s.pth or DIR/lavit_s.safetensors; written is DIR/lavit_s-<hash>.pth'
+        'out',
+        type=expand_home,
+        help='such as DIR/lavit_s.pth or DIR/lavit_s.safetensors; written is DIR/lavit_s-<hash>.pth',
     )
     parser.add_argument(
         '--weights',

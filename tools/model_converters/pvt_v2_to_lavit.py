@@ -3,7 +3,6 @@
 
 import argparse
 import io
-from pathlib import Path
 
 import torch
 
@@ -11,7 +10,7 @@ from mmlavit.converters.pvt_v2 import convert_pvt_v2
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
 from mmlavit.utils.checkpoint import load_checkpoint
-from mmlavit.utils.local_files import write_file
+from mmlavit.utils.local_files import expand_home, write_file
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,7 +22,7 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options model.backbone.init_cfg.checkpoint=OUT, a whole model by load_from=OUT.'
     )
     parser.add_argument('source', help='PVTv2 checkpoint (.pth or .safetensors)')
-    parser.add_argument('out', type=Path, help='file to write (.pth)')
+    parser.add_argument('out', type=expand_home, help='file to write (.pth)')
     parser.add_argument(
         '--num-va-layers',
         type=int,

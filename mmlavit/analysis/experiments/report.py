@@ -81,10 +81,10 @@ def _column(plan: Plan, arm: Arm, name: str, root: Path) -> dict[int, list[tuple
 def _describe_runs(plan: Plan, root: Path) -> str:
     """Say on what devices and with what versions commands have run, and what is left out of a report."""
     runs = [run for arm in plan.arms for run in runs_of(plan, arm, root)]
-    stale = [str(run.folder.relative_to(root)) for run in runs if run.stale]
+    stale = [str(run.folder.relative_to(root)) for run in runs if run.why_stale]
     found: dict[str, dict[str, None]] = {}
     for run in runs:
-        if run.ended and not run.stale:
+        if run.ended and not run.why_stale:
             found.setdefault(run.record.get('conditions') or 'not recorded', {})[f'{run.arm.name}/seed_{run.seed}'] = (
                 None
             )

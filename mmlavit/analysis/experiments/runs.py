@@ -78,17 +78,24 @@ class Run:
 
     @cached_property
     def reads(self) -> list[Run]:
-        """Those whose folders are in its command: of the commands before it, and of the arms that it needs."""
+        """Those whose folders are in its command: of the commands before it, and of the arms that it needs.
+
+        Also where the command names the folder that has those of all commands of an arm and a seed.
+        """
         earlier = [Run(self.plan, self.arm, self.seed, name, self.root) for name in self.arm.commands]
         earlier = earlier[: list(self.arm.commands).index(self.name)]
         needed = [
             run for arm in self.plan.arms if arm.name in self.arm.needs for run in runs_of(self.plan, arm, self.root)
         ]
-        return [
-            run
-            for run in (*needed, *earlier)
-            if re.search(rf'(?<![\w.-]){re.escape(run.name_in_root)}(?![\w.-])', self.planned)
-        ]
+        return [run for run in (*needed, *earlier) if run.is_named_in(self.planned)]
+
+    def is_named_in(self, planned: str) -> bool:
+        """Tell whether a command names its folder, or one in it, or the one that it is in."""
+        own = self.folder.relative_to(self.root)
+        name, parent = re.escape(own.as_posix()), re.escape(own.parent.as_posix())
+        begin = r'(?:(?<![\w./-])|(?<![\w./-])\./)'
+        found = re.search(rf'{begin}(?:{name}(?![\w.-])|{parent}/?(?![\w./-]))', planned)
+        return found is not None
 
     @property
     def name_in_root(self) -> str:
@@ -100,7 +107,7 @@ class Run:
         return {run.name_in_root: run.record.get('id') if run.ended else 'none' for run in self.reads}
 
     @cached_property
-    def stale(self) -> str:
+    def why_stale(self) -> str:
         """Why what is there is not what the plan has now would leave; '' if it is, or if nothing is there."""
         if not self.record:
             return ''
@@ -109,13 +116,13 @@ class Run:
         now = self.sources()
         for run in self.reads:
             source = self.record.get('sources', now).get(run.name_in_root)
-            if run.stale or source != now[run.name_in_root]:
-                return f'was made from an earlier {run.folder}'
+            if run.why_stale or source != now[run.name_in_root]:
+                return f'was made from what is no longer in {run.folder}'
         return ''
 
     def results(self) -> list[tuple[int, float]]:
         """Read the results, if it has ended well and the plan still wants it; see :func:`read_results`."""
-        return read_results(self.folder, self.plan.metric) if self.ended and not self.stale else []
+        return read_results(self.folder, self.plan.metric) if self.ended and not self.why_stale else []
 
 
 def runs_of(plan: Plan, arm: Arm, root: Path) -> list[Run]:
@@ -127,11 +134,13 @@ class _Terms(NamedTuple):
     """How the commands of a plan are run.
 
     Args:
+        jobs (int): Commands at a time.
         threads (int): Threads of each.
         conditions (str): Device and versions.
         failed (threading.Event): Set once any has failed.
     """
 
+    jobs: int
     threads: int
     conditions: str
     failed: threading.Event
@@ -154,11 +163,11 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditi
         UserError: If a command fails, gives no result where the table wants one, or has been run with other options or
             on other results; or if another process runs it.
     """
-    stale = [run for arm in arms for run in runs_of(plan, arm, root) if run.stale]
+    stale = [run for arm in arms for run in runs_of(plan, arm, root) if run.why_stale]
     if stale:
         folders = ', '.join(str(run.folder) for run in stale)
-        raise UserError(f'{stale[0].folder} {stale[0].stale}; remove {folders}, or undo the change')
-    terms = _Terms(max(1, _processors() // jobs), conditions, threading.Event())
+        raise UserError(f'{stale[0].folder} {stale[0].why_stale}; remove {folders}, or undo the change')
+    terms = _Terms(jobs, max(1, _processors() // jobs), conditions, threading.Event())
     with ThreadPoolExecutor(jobs) as pool:
         futures: dict[str, list[Future]] = {}
         # Those that wait for nobody come first, since who waits takes up a job. The others keep their order: whom they
@@ -197,7 +206,7 @@ def _run_in_turn(runs: Sequence[Run], before: Sequence[Future], terms: _Terms) -
                     f'{run.folder} has no {run.plan.metric} in its logs; what they have of a validation: {logged}'
                 )
     except BaseException as error:
-        if _running and not terms.failed.is_set():
+        if terms.jobs > 1 and not terms.failed.is_set():  # else it is told at once
             print(
                 f'{time.strftime("%H:%M:%S")} failed: {error}\n(what runs beside it goes on to its end)\n', flush=True
             )
@@ -231,6 +240,8 @@ def _run_command(run: Run, terms: _Terms) -> None:
     start = time.monotonic()
     env = {**os.environ, 'OMP_NUM_THREADS': str(terms.threads)}
     with log.open('ab') as output, _locked(folder) as lock:
+        if (folder / 'done.json').is_file():  # another process was faster
+            return
         write_file(folder / 'begun.json', json.dumps(record).encode())
         try:
             process = subprocess.Popen(words, stdout=output, stderr=output, env=env, pass_fds=[lock])

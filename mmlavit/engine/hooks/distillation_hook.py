@@ -33,9 +33,9 @@ class DistillationHook(Hook):
     The model stays what it is, so checkpoints, resuming, AMP, DDP and the log are those of any training. What is
     compared, each where both models have it in the same shape, and logged under these names:
 
-    * ``loss_blocks``: tokens after each block, if the teacher's backbone is a PVTv2 or a LaViT of vanilla layers with
-      the student's sizes; it then runs as the student's vanilla twin. Or if it is the plain transformer that the
-      student's ``WithLessAttention`` has.
+    * ``loss_blocks``: tokens after each block of the stages that both have, if the teacher's backbone is a PVTv2 or a
+      LaViT of vanilla layers with the student's sizes; it then runs as the student's vanilla twin. Or if it is the
+      plain transformer that the student's ``WithLessAttention`` has.
     * ``loss_maps``: the maps of the backbone, which neck or head read.
     * ``loss_neck``: the maps of the neck, which the heads of a detector read.
     * ``loss_logits``: the class scores of classifiers and segmentors, by Kullback-Leibler divergence.
@@ -120,7 +120,8 @@ class DistillationHook(Hook):
 
         Args:
             model (nn.Module): The student, with ``backbone`` a LaViT or a ``WithLessAttention``; not wrapped.
-            teacher (nn.Module): The teacher. Blocks are compared if its backbone has the same kind, depths and widths.
+            teacher (nn.Module): The teacher. Blocks are compared if its backbone has the same kind, depths and widths,
+                as far as both have stages.
 
         Raises:
             ConfigError: If layers are to learn alone but the teacher has other layers.
@@ -157,7 +158,9 @@ class DistillationHook(Hook):
         if isinstance(student, WithLessAttention):
             return find_twin(student, teacher)
         reduction = self.teacher_cfg.get('backbone', {}).get('key_reduction', 'conv')
-        maps = getattr(teacher, 'out_indices', None) or [len(student.stages) - 1]
+        # Of timm, a PVTv2 gives the map of its last stage, or with features_only=True those that it says.
+        features = getattr(getattr(teacher, 'timm_model', None), 'feature_info', None)
+        maps = getattr(teacher, 'out_indices', None) or getattr(features, 'out_indices', None) or [3]
         twin = build_twin(student, {**cfg, 'key_reduction': reduction, 'out_indices': tuple(maps)}, state)
         if twin is not None and not gives_the_same(twin, teacher):
             print_log(
