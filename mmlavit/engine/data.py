@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os.path as osp
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from json import JSONDecoder
 from pathlib import Path
@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 
 from mmlavit.datasets.check.coco import find_class_fault, read_coco, reads_coco
 from mmlavit.datasets.check.config import check_dataset
+from mmlavit.datasets.check.folders import find_other_folders
+from mmlavit.datasets.check.maps import find_zero_label_fault
 from mmlavit.datasets.guard import find_leaves, guard_dataset
 from mmlavit.errors import ConfigError, DataError, UserError
 from mmlavit.models.consistency import find_class_numbers, require_classes
@@ -41,6 +43,7 @@ def watch_data(runner, cfg: Config) -> None:
     build = runner.build_dataloader
     skip_file = osp.join(cfg.work_dir, SKIPPED) if cfg.get('skip_broken_data') else None
     numbers = [number for _, number in find_class_numbers(cfg.model, 'model')]
+    folders: dict[str, Mapping[str, int]] = {}
 
     def guard(dataset: Any, training: bool) -> None:
         guard_dataset(dataset, min(numbers, default=None), skip_file if training else None)
@@ -54,6 +57,9 @@ def watch_data(runner, cfg: Config) -> None:
             raise _explain(dataloader, cfg, error) from error
         for leaf in find_leaves(loader.dataset):
             _require_fitting_classes(leaf, cfg)
+            steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
+            if fault := find_other_folders(leaf, folders) or find_zero_label_fault(leaf, steps):
+                raise DataError(fault)
         guard(loader.dataset, dataloader is runner._train_dataloader)
         return loader
 

@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset
 from mmlavit.environment import SCOPES
 from mmlavit.errors import STOPPED_CODE, ConfigError
 from mmlavit.models.consistency import require_channels
-from mmlavit.utils.arguments import blame_options
+from mmlavit.utils.blame import blame_config
 from mmlavit.utils.checkpoint import require_checkpoints
 from mmlavit.utils.config_types import type_name
 from mmlavit.utils.data_paths import require_data
@@ -36,6 +36,7 @@ from .hooks.checkpoint_fit_hook import CheckpointFitHook, CheckpointFormatHook
 from .hooks.position_hook import PositionHook
 from .hooks.stop_hook import StopHook, TrainingStopped
 from .hooks.total_batch_hook import TotalBatchHook
+from .hooks.warm_up_hook import WarmUpHook
 from .loader import ResumableLoader
 from .loops import NO_BATCH, EpochLoop, find_loop
 from .resume import find_whole_checkpoint, has_begun
@@ -86,7 +87,7 @@ def run(
             init_gloo(launcher, cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout'))
     metrics, stopped = None, False
     try:
-        with blame_options(options), explain_sizes():
+        with blame_config(cfg, options), explain_sizes():
             metrics = _run(cfg, mode, notes)
     except TrainingStopped:
         stopped = True
@@ -137,7 +138,7 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
     if mode == 'test':
         return runner.test()
     stop = StopHook()
-    for hook in (TotalBatchHook(), PositionHook(), stop):
+    for hook in (TotalBatchHook(), WarmUpHook(), PositionHook(), stop):
         runner.register_hook(hook)
     try:
         runner.train()

@@ -12,7 +12,6 @@ import sysconfig
 import textwrap
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +186,12 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     except UserError:
         raise
     except Exception as error:  # a config is a program, whose mistakes are its own
+        missing = re.match(r'(mmseg\w+|mmdet\w+|mmpretrain) is not installed, please install', str(error))
+        if missing and isinstance(error, ModuleNotFoundError):
+            raise UserError(
+                f'config {path} inherits from {missing[1]}, which mmengine looks for under that name. Do not install '
+                'it if you have its maintained build: inherit from a copy of its file (docs/faq.md)'
+            ) from error
         reason = textwrap.shorten(str(error), 300, placeholder=' ...')
         raise UserError(
             f'config {path} cannot be read: {type(error).__name__}: {reason}{_place_in_config(error)}'
@@ -292,29 +297,6 @@ def _check_new_key(key: str, walked: str, part: str, node: Mapping[str, Any]) ->
     hint = f'; did you mean {close[0]}?' if close else ''
     if part not in known and (close or not walked):
         raise UserError(f'--cfg-options {key}: {walked or "the config"} has no {part!r}{hint}')
-
-
-@contextmanager
-def blame_options(options: Mapping[str, Any] | None) -> Iterator[None]:
-    """Report an argument that a class refuses as a mistake in ``--cfg-options``, if it came from there.
-
-    Args:
-        options (Mapping, optional): Dotted keys given on the command line.
-
-    Raises:
-        UserError: If a ``TypeError`` names an unexpected keyword that is part of an option's key.
-    """
-    try:
-        yield
-    except TypeError as error:
-        found = re.search(r"(\S+)\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        for key in (options or {}) if found else ():
-            if found[2] in key.split('.'):
-                owner = found[1].removesuffix('.__init__')
-                raise UserError(
-                    f'--cfg-options {key}: {owner} takes no argument {found[2]!r}; check its spelling'
-                ) from error
-        raise
 
 
 def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:

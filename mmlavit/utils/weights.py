@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mmlavit.errors import UserError, first_few
 
+_LEAST = 0.1  # of the tensors; another depth of the same widths leaves more
+
 
 class Fit(NamedTuple):
     """How the tensors of a file fit a model that they were loaded into.
@@ -106,7 +108,7 @@ def load_what_fits(model: nn.Module, state: Mapping[str, Tensor], path: str) -> 
         path (str): File or address they are from, for the messages.
 
     Raises:
-        UserError: If nothing fits.
+        UserError: If nothing fits, or less than a tenth.
     """
     fit = load_weights(model, state)
     if not fit.loaded:
@@ -114,6 +116,11 @@ def load_what_fits(model: nn.Module, state: Mapping[str, Tensor], path: str) -> 
         if any(name.startswith('backbone.') for name in state):
             advice = "; it is of a whole model: add prefix='backbone.' to init_cfg"
         raise UserError(f'nothing in {path} fits {type(model).__name__}: {fit.describe()}{advice}')
+    if fit.loaded < _LEAST * fit.total:
+        raise UserError(
+            f'{path} is of another model: of {fit.total} tensors of {type(model).__name__} {fit.loaded} fit; '
+            f'{fit.describe()}; does arch fit the checkpoint?'
+        )
     rest = fit.describe()
     level = logging.WARNING if fit.missing or fit.misshapen else logging.INFO
     what = f'{fit.loaded} of {fit.total} tensors of {type(model).__name__}'

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from mmlavit.datasets.check.coco import check_coco_file, covers
 from mmlavit.datasets.check.config import check_dataset
 from mmlavit.datasets.check.images import read_size
+from mmlavit.datasets.check.maps import find_zero_label_fault
 from mmlavit.datasets.guard import GuardedPipeline, guard_dataset
 from mmlavit.errors import DataError
 from mmlavit.utils.arguments import load_config
@@ -320,6 +321,28 @@ def test_labels_beyond_8_bits_that_opencv_cannot_read(here):
     data = dict(img_path='images/0.png', seg_map_path='maps/0.tif', seg_fields=[], reduce_zero_label=False)
     with enter('mmseg'), pytest.raises(DataError, match='maps/0.tif has labels above 255'):
         GuardedPipeline(Compose(pipeline), labels=2)(data)
+
+
+@pytest.mark.parametrize(('ours', 'theirs', 'good'), [(False, True, False), (True, True, True), (False, None, True)])
+def test_what_label_0_means(here, ours, theirs, good):
+    """To the dataset and to the transform; mmseg would stop at the first image, and blame that."""
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save('maps/0.png')
+    step = dict(type='LoadAnnotations', reduce_zero_label=theirs)
+    dataset = dict(
+        type='BaseSegDataset',
+        data_prefix=dict(img_path='images', seg_map_path='maps'),
+        img_suffix='.png',
+        metainfo=dict(classes=('a', 'b')),
+        reduce_zero_label=ours,
+        pipeline=[dict(type='LoadImageFromFile'), step],
+    )
+    with enter('mmseg'):
+        built = DATASETS.build(ConfigDict(dataset))
+        found = list(check_dataset(ConfigDict(dataset), dict(decode_head=dict(num_classes=2)), 'the data', 0))
+        found.append(find_zero_label_fault(built, built.pipeline.transforms))
+    message = 'reduce_zero_label is True in LoadAnnotations, but False in BaseSegDataset: set both alike'
+    assert [message in line for line in found if line] == [True] * (2 * (not good))
 
 
 def rle(*counts):

@@ -11,7 +11,6 @@ from mmengine.optim import OptimWrapper
 from mmlavit.errors import UserError
 from mmlavit.utils.arguments import (
     add_common_arguments,
-    blame_options,
     load_config,
     merge_options,
     merge_test_args,
@@ -301,19 +300,13 @@ def test_options_of_ones_own():
     assert merge_options(make_config(mine=dict(a=1), number=2), {'mine.a': 3, 'number': 4}).mine.a == 3
 
 
-def test_blame_options():
-    def build(arch):
-        return arch
-
-    with pytest.raises(UserError, match=r"--cfg-options model.backbone.depth: \S*build takes no argument 'depth'"):
-        with blame_options({'model.backbone.arch': 1, 'model.backbone.depth': 1}):
-            build(depth=1)
-    with pytest.raises(TypeError), blame_options({'model.backbone.arch': 1}):
-        build(depth=1)  # not from the command line, hence a bug
-    with pytest.raises(TypeError), blame_options(None):
-        build(depth=1)
-    with pytest.raises(TypeError, match='unsupported'), blame_options({'a': 1}):
-        1 + 'a'  # noqa: B018
+def test_a_toolbox_that_is_not_found_by_its_name(tmp_path, monkeypatch):
+    """mmengine's advice would replace the maintained build."""
+    (tmp_path / 'config.py').write_text(
+        "raise ModuleNotFoundError('mmsegmentation is not installed, please install mmsegmentation manually')"
+    )
+    with pytest.raises(UserError, match='inherits from mmsegmentation, .* Do not install it if you have its maint'):
+        load_config(str(tmp_path / 'config.py'))
 
 
 def test_a_config_that_is_no_python(tmp_path):

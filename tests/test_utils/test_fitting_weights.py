@@ -58,6 +58,14 @@ def test_what_does_not_fit(told):
         load_what_fits(Net(), state, 'x.pth')
 
 
+def test_weights_of_another_model(told):
+    """Of which next to nothing fits."""
+    nano = LaViT('nano').state_dict()
+    with pytest.raises(UserError, match=r'x.pth is of another model: of \d+ tensors of LaViT 4 fit; .*; does arch fit'):
+        load_what_fits(LaViT('small'), nano, 'x.pth')
+    load_what_fits(LaViT('nano', num_va_layers=(2, 2, 3, 2)), nano, 'x.pth')
+
+
 def test_another_head(told):
     """As for fine-tuning: loaded is what fits, told is the rest, all of it."""
     state = Net().state_dict() | {'head.weight': torch.ones(5, 4), 'head.bias': torch.ones(5)}

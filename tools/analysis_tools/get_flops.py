@@ -17,7 +17,8 @@ from mmlavit.analysis.breakdown import Row, break_down, part_of
 from mmlavit.analysis.complexity import DEFAULT_SHAPES, find_config, model_complexity
 from mmlavit.analysis.flops import Complexity
 from mmlavit.errors import one_line_errors
-from mmlavit.utils.arguments import add_options_argument, blame_options, load_config
+from mmlavit.utils.arguments import add_options_argument, load_config
+from mmlavit.utils.blame import blame_config
 
 STAGES = range(4)
 
@@ -69,7 +70,7 @@ def main() -> None:
     with one_line_errors():
         cfg = read_config(args.config, args.cfg_options)
         shape = args.shape or DEFAULT_SHAPES.get(cfg.get('default_scope'))
-        with blame_options(args.cfg_options):
+        with blame_config(cfg, args.cfg_options):
             first, notes = model_complexity(cfg, shape)
         compared = [(f'{args.config}, changed' if args.cfg_options else args.config, first)]
         for name in args.compare:

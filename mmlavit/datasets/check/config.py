@@ -24,8 +24,9 @@ from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, is_remo
 from mmlavit.utils.toolbox import load_toolbox
 
 from .coco import check_coco_file, reads_coco
+from .folders import check_folders, find_other_folders
 from .images import find_fault, find_file_fault, find_map_fault, find_missing, read_size
-from .maps import describe_loading, is_panoptic, maps_have_its_classes
+from .maps import describe_loading, find_zero_label_fault, is_panoptic, maps_have_its_classes
 
 _SPLITS = ('train', 'val', 'test')
 
@@ -57,18 +58,25 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
         require_channels(cfg.model)
     except ConfigError as error:
         yield str(error)
-    seen = []
+    seen: list[dict] = []
+    folders: dict[str, Mapping[str, int]] = {}
     for split in _SPLITS:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in find_leaf_configs(loader.dataset) if loader is not None else ():
             data = {key: value for key, value in dataset.items() if key not in ('pipeline', 'test_mode', 'filter_cfg')}
             if data not in seen:
                 seen.append(data)
-                yield from check_dataset(ConfigDict(dataset), cfg.model, f'{split}_dataloader', decode)
+                place = f'{split}_dataloader'
+                yield from check_dataset(ConfigDict(dataset), cfg.model, place, decode, folders=folders)
 
 
 def check_dataset(
-    dataset: ConfigDict, model: Mapping[str, Any], place: str, decode: int | None, annotations_only: bool = False
+    dataset: ConfigDict,
+    model: Mapping[str, Any],
+    place: str,
+    decode: int | None,
+    annotations_only: bool = False,
+    folders: dict[str, Mapping[str, int]] | None = None,
 ) -> Iterator[str]:
     """Yield what is wrong with one dataset.
 
@@ -78,6 +86,7 @@ def check_dataset(
         place (str): What messages call the dataset where it has no annotation file.
         decode (int, optional): As for :func:`check_config`.
         annotations_only (bool): Whether to leave images alone.
+        folders (dict, optional): Class folders of the datasets before, as for :func:`find_other_folders`.
 
     Yields:
         str: As of :func:`check_config`.
@@ -115,6 +124,11 @@ def check_dataset(
         require_classes(model, built.metainfo, place)
     except ConfigError as error:
         yield str(error)
+    yield from check_folders(built)
+    if fault := find_zero_label_fault(built, dataset.get('pipeline') or ()):
+        yield f'{place}: {fault}'
+    if fault := find_other_folders(built, {} if folders is None else folders):
+        yield fault
     entries = [built.get_data_info(i) for i in range(len(built))]
     yield from _check_labels(entries, classes, model, _ann_file(dataset) or place)
     if not annotations_only:

@@ -70,3 +70,26 @@ def maps_have_its_classes(dataset: Any) -> bool:
         bool: True where they are.
     """
     return not hasattr(dataset, 'COCOAPI') or is_panoptic(dataset)
+
+
+def find_zero_label_fault(dataset: Any, pipeline: Sequence[Any]) -> str:
+    """Say whether a dataset and the transform that loads its maps disagree on what label 0 means.
+
+    Args:
+        dataset (Dataset): A dataset of mmseg; others have no such setting.
+        pipeline (Sequence): Its transforms, or their configs.
+
+    Returns:
+        str: The fault; '' if there is none.
+    """
+    ours = getattr(dataset, 'reduce_zero_label', None)
+    for step in pipeline:
+        is_config = isinstance(step, Mapping)
+        name = type_name(step) if is_config else type(step).__name__
+        theirs = step.get('reduce_zero_label') if is_config else getattr(step, 'reduce_zero_label', None)
+        if name == 'LoadAnnotations' and None not in (ours, theirs) and bool(ours) != bool(theirs):
+            return (
+                f'reduce_zero_label is {theirs} in LoadAnnotations, but {ours} in {type(dataset).__name__}: set both '
+                'alike (True where label 0 is no class, and is to be ignored)'
+            )
+    return ''

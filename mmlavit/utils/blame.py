@@ -1,0 +1,107 @@
+"""Mistakes in a config that show only when its parts are built: unknown types, arguments that nobody takes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mmengine.registry
+from mmengine.config import Config
+from mmengine.registry import Registry
+
+from mmlavit.errors import UserError
+
+from .config_types import type_name
+
+
+@contextmanager
+def blame_config(cfg: Config | Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Report a type or an argument that is not known as a mistake of the user, if the config has it.
+
+    Args:
+        cfg (Config or Mapping): The config that is run.
+        options (Mapping, optional): Dotted keys given on the command line.
+
+    Raises:
+        UserError: If a ``TypeError`` names an unexpected keyword, or a ``KeyError`` an unknown type, that stands in the
+            config.
+    """
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        text = str(error.args[0]) if error.args else ''
+        cfg = cfg._cfg_dict if isinstance(cfg, Config) else cfg
+        mistake = _find_unknown_argument(cfg, options or {}, text) or _find_unknown_type(cfg, text)
+        if not mistake:
+            raise
+        raise UserError(mistake) from error
+
+
+def _find_unknown_argument(cfg: Mapping[str, Any], options: Mapping[str, Any], text: str) -> str:
+    found = re.search(r"(\S+)\(\) got an unexpected keyword argument '(\w+)'", text)
+    if not found:
+        return ''
+    owner, name = found[1].removesuffix('.__init__'), found[2]
+    for key in options:
+        if name in key.split('.'):
+            return f'--cfg-options {key}: {owner} takes no argument {name!r}; check its spelling'
+    for place, node in _walk(cfg):
+        if type_name(node) == owner.rpartition('.')[2] and name in node:
+            close = difflib.get_close_matches(name, _arguments(owner), n=1)
+            hint = f'did you mean {close[0]}?' if close else 'check its spelling.'
+            return (
+                f'{place}: {owner} takes no argument {name!r}; {hint} If it is left over from the type of a base '
+                'config, add _delete_=True beside the new type'
+            )
+    return ''
+
+
+def _find_unknown_type(cfg: Mapping[str, Any], text: str) -> str:
+    found = re.search(r'^(\S+) is not in the (\S+) registry', text)
+    for place, node in _walk(cfg) if found else ():
+        if node.get('type') == found[1]:
+            known = {name.lower(): name for name in _known_types()}
+            close = difflib.get_close_matches(found[1].lower(), known, n=1)
+            hint = f'did you mean {known[close[0]]}?' if close else 'check its spelling.'
+            return (
+                f'{place}: no {found[1]} is registered in {found[2]}; {hint} A class of your own has to be imported: '
+                "custom_imports=dict(imports=['its.module'])"
+            )
+    return ''
+
+
+def _walk(node: Any, place: str = '') -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield all dicts of a config and where they stand."""
+    if isinstance(node, Mapping):
+        if place:
+            yield place, node
+        entries = node.items()
+    else:
+        entries = enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for name, child in entries:
+        yield from _walk(child, f'{place}.{name}' if place else str(name))
+
+
+def _registries() -> Iterator[Registry]:
+    for registry in vars(mmengine.registry).values():
+        if isinstance(registry, Registry):
+            yield registry
+            yield from registry.children.values()
+
+
+def _known_types() -> list[str]:
+    return sorted({name for registry in _registries() for name in registry.module_dict})
+
+
+def _arguments(owner: str) -> list[str]:
+    """Names of the arguments of a registered class."""
+    name = owner.rpartition('.')[2]
+    found = next((registry.module_dict[name] for registry in _registries() if name in registry.module_dict), None)
+    try:
+        return [] if found is None else [*inspect.signature(found).parameters]
+    except (TypeError, ValueError):
+        return []

@@ -1,0 +1,25 @@
+"""What is said about a warm-up that is too long."""
+
+import pytest
+from toy_training import train
+
+LINEAR = dict(type='LinearLR', start_factor=0.01, begin=0)
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'said'),
+    [
+        (dict(LINEAR, by_epoch=False, end=500), 'warms up for 500 iterations, and the training has 12: set param_sch'),
+        (dict(LINEAR, by_epoch=False, end=5), 'warms up for 5 iterations'),
+        (dict(LINEAR, by_epoch=True, end=1), 'warms up for 1 epochs, and the training has 2'),
+        (dict(LINEAR, by_epoch=True, end=1, convert_to_iter_based=True), 'warms up for 6 iterations'),
+        (dict(LINEAR, by_epoch=False, end=4), None),
+        (dict(LINEAR, by_epoch=False, start_factor=1.0, end_factor=0.0, end=12), None),
+    ],
+)
+def test_warm_up(tmp_path, schedule, said):
+    train(tmp_path, param_scheduler=[schedule])
+    (log,) = tmp_path.glob('2*/2*.log')
+    text = log.read_text()
+    assert ('The learning rate warms up' in text) == (said is not None)
+    assert said is None or said in text

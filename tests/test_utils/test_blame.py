@@ -1,0 +1,76 @@
+"""Mistakes in a config that show when its parts are built: one line that says where and what to do."""
+
+import pytest
+from documents import ROOT
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+from tool_runs import run_tool
+
+from mmlavit.errors import UserError
+from mmlavit.utils.arguments import load_config
+from mmlavit.utils.blame import blame_config
+from mmlavit.utils.toolbox import load_toolbox
+
+
+def build(cfg, registry=MODELS, options=None):
+    load_toolbox('mmdet')
+    with DefaultScope.overwrite_default_scope('mmdet'), blame_config(dict(part=cfg), options):
+        registry.build(cfg)
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (
+            dict(type='LaViT', num_va_layer=1),
+            r"^part: LaViT takes no argument 'num_va_layer'; did you mean num_va_layers\?",
+        ),
+        (
+            dict(type='LaViT', depth=50),
+            "takes no argument 'depth'; .* left over .* add _delete_=True beside the new type",
+        ),
+        (dict(type='LAViT'), r'^part: no LAViT is registered in \S+; did you mean LaViT\?'),
+        (
+            dict(type='Qqqqq'),
+            'no Qqqqq is registered in .*; check its spelling. A class of your own has to be imported',
+        ),
+    ],
+)
+def test_mistakes(cfg, message):
+    with pytest.raises(UserError, match=message):
+        build(cfg)
+
+
+def test_hooks():
+    with pytest.raises(UserError, match=r'part: no EMAHok is registered in \S+; did you mean EMAHook\?'):
+        build(dict(type='EMAHok'), HOOKS)
+
+
+def test_options_come_first():
+    cfg = dict(type='LaViT', archh='nano')
+    with pytest.raises(UserError, match="^--cfg-options model.backbone.archh: LaViT takes no argument 'archh'; check"):
+        build(cfg, options={'model.backbone.archh': 'nano'})
+
+
+def test_mistakes_of_code_keep_their_trace():
+    """What the config does not have is no mistake in it."""
+    for error in (
+        TypeError("LaViT.__init__() got an unexpected keyword argument 'depth'"),
+        TypeError('unsupported'),
+        KeyError('LAViT is not in the mmdet::model registry'),
+        KeyError(),
+    ):
+        with pytest.raises(type(error)), blame_config(dict(model=dict(type='LaViT', arch='nano')), {'a': 1}):
+            raise error
+
+
+def test_in_a_training(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(str(ROOT / 'configs/handwritten/classify_lavit_nano.py'))
+    cfg.model.backbone.num_va_layer = 1
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.data_root = 'data'
+        (tmp_path / 'data' / loader.dataset.data_prefix / '0').mkdir(parents=True, exist_ok=True)
+    cfg.dump('config.py')
+    code = run_tool(monkeypatch, 'train.py', 'config.py', '--work-dir', tmp_path / 'run')
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert code == 2 and error.startswith("error: model.backbone: LaViT takes no argument 'num_va_layer'; did you mean")
