@@ -160,4 +160,7 @@ def find_label_fault(values: np.ndarray, labels: Collection[int] | None) -> str:
     if not strange:
         return ''
     shown = ', '.join(map(str, strange[:5])) + (', ...' if len(strange) > 5 else '')
-    return f'has labels that no class has ({shown}): correct them, or set what is ignored to 255'
+    known = [label for label in labels if label not in (255, 65535)]
+    one_more = strange[0] == max(known, default=-1) + 1
+    advice = ', or if labels begin at 1 set reduce_zero_label=True' if one_more else ''
+    return f'has labels that no class has ({shown}): correct them, or set what is ignored to 255{advice}'
