@@ -57,6 +57,7 @@ def parse(path, args, monkeypatch, capsys):
 
 def check_python(args, monkeypatch, capsys):
     first, *rest = args
+    first = first.replace('$TOOLS/', 'tools/')  # from a project of one's own
     if first == '-c':
         compile(rest[0], 'command', 'exec')
         return None
