@@ -345,6 +345,26 @@ def test_what_label_0_means(here, ours, theirs, good):
     assert [message in line for line in found if line] == [True] * (2 * (not good))
 
 
+@pytest.mark.parametrize(('value', 'noted'), [(255, True), (1, False)])
+def test_masks_of_0_and_255(here, value, noted):
+    """All that is not background would be ignored."""
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(f'images/{i}.png')
+        Image.fromarray(np.where(np.eye(*SIZE), value, 0).astype(np.uint8)).save(f'maps/{i}.png')
+    dataset = ConfigDict(
+        type='BaseSegDataset',
+        data_prefix=dict(img_path='images', seg_map_path='maps'),
+        img_suffix='.png',
+        metainfo=dict(classes=('a', 'b')),
+    )
+    with enter('mmseg'):
+        found = list(check_dataset(dataset, dict(decode_head=dict(num_classes=2)), 'the data', None))
+    note = (
+        'note: the label maps that were looked at have no label but 0 beside 255, which is ignored: maps of 0 and 255'
+    )
+    assert [line.startswith(note) for line in found] == [True] * noted
+
+
 def rle(*counts):
     return dict(size=list(SIZE), counts=list(counts))
 

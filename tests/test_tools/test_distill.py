@@ -94,6 +94,8 @@ def test_checkpoints_are_the_students(folder, monkeypatch, capfd, scope):
     moved = 'backbone.stages.0.blocks.1.attn.delta_theta'
     assert start[moved].any() and not torch.equal(start[moved], end[moved])
 
+    if scope != 'mmseg':  # once is enough
+        return
     for checkpoint in (work_dir / 'iter_3.pth', work_dir / 'iter_4.pth'):
         checkpoint.unlink()
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_2.pth'))

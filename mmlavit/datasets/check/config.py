@@ -25,7 +25,7 @@ from mmlavit.utils.toolbox import load_toolbox
 
 from .coco import check_coco_file, reads_coco
 from .folders import check_folders, find_other_folders
-from .images import find_fault, find_file_fault, find_map_fault, find_missing, read_size
+from .images import find_fault, find_file_fault, find_map_fault, find_missing, read_labels, read_size
 from .maps import describe_loading, find_zero_label_fault, is_panoptic, maps_have_its_classes
 
 _SPLITS = ('train', 'val', 'test')
@@ -202,6 +202,7 @@ def _check_images(
     if decode is not None:
         drawn = set(random.sample(drawn, min(decode, len(entries))))
     found: dict[str, list[str]] = {}
+    seen: set[int] = set()
 
     def note(path: str, fault: str) -> None:
         if fault:
@@ -227,11 +228,17 @@ def _check_images(
             if not loading.maps:
                 note(entry['seg_map_path'], find_missing(entry['seg_map_path']))
             elif number in drawn:
-                note(entry['seg_map_path'], map_fault(entry['seg_map_path'], size, labels))
+                fault = map_fault(entry['seg_map_path'], size, labels)
+                note(entry['seg_map_path'], fault)
+                seen |= set() if fault or labels is None else read_labels(entry['seg_map_path'])
             elif not osp.isfile(entry['seg_map_path']):
                 note(entry['seg_map_path'], 'does not exist, though its image does: add it, or remove the image')
     for fault, paths in found.items():
         yield from _tell(paths, fault)
+    ignored = {getattr(dataset, 'ignore_index', 255), 255, 65535}
+    if len(seen - ignored) == 1 and len(dataset.metainfo['classes']) > 1:
+        beside = ' beside 255, which is ignored: maps of 0 and 255 have to be of 0 and 1' if 255 in seen else ''
+        yield f'note: the label maps that were looked at have no label but {min(seen - ignored)}{beside}'
 
 
 def _tell(paths: Sequence[str], fault: str) -> Iterator[str]:

@@ -152,6 +152,12 @@ def find_map_fault(
     return find_label_fault(values, labels)
 
 
+def read_labels(path: str | os.PathLike) -> set[int]:
+    """Read which labels a map has."""
+    with Image.open(path) as image:
+        return set(np.unique(np.asarray(image)).tolist())
+
+
 def find_label_fault(values: np.ndarray, labels: Collection[int] | None) -> str:
     """Say which labels of a map (H, W) are not among those that may be there; '' if none."""
     if labels is None:
