@@ -34,6 +34,7 @@ from .data import explain_sizes, watch_data
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
 from .hooks.checkpoint_fit_hook import CheckpointFitHook, CheckpointFormatHook
 from .hooks.position_hook import PositionHook
+from .hooks.rates_hook import RatesHook
 from .hooks.stop_hook import StopHook, TrainingStopped
 from .hooks.total_batch_hook import TotalBatchHook
 from .hooks.warm_up_hook import WarmUpHook
@@ -138,7 +139,7 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
     if mode == 'test':
         return runner.test()
     stop = StopHook()
-    for hook in (TotalBatchHook(), WarmUpHook(), PositionHook(), stop):
+    for hook in (TotalBatchHook(), WarmUpHook(), RatesHook(), PositionHook(), stop):
         runner.register_hook(hook)
     try:
         runner.train()
