@@ -58,7 +58,8 @@ def watch_data(runner, cfg: Config) -> None:
         for leaf in find_leaves(loader.dataset):
             _require_fitting_classes(leaf, cfg)
             steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
-            if fault := find_other_folders(leaf, folders) or find_zero_label_fault(leaf, steps):
+            other = find_other_folders(leaf, folders) if numbers else ''  # without classes, labels may be unused
+            if fault := other or find_zero_label_fault(leaf, steps):
                 raise DataError(fault)
         guard(loader.dataset, dataloader is runner._train_dataloader)
         return loader

@@ -228,10 +228,21 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> Config:
     """
     for key in options:
         _check_key(cfg, key)
-        _check_use(cfg, key)
+        _check_use(cfg, key, options)
     merged = copy.deepcopy(cfg)
     merged.merge_from_dict(dict(options))
+    for key in options:  # mmengine takes one of the two, and the last word is the user's
+        if key.endswith('.eta_min') and isinstance(schedule := _find(merged, key.rpartition('.')[0]), dict):
+            schedule.pop('eta_min_ratio', None)
     return merged
+
+
+def _find(cfg: Config, key: str) -> Any:
+    """Give what is at a dotted key."""
+    node = cfg
+    for part in key.split('.'):
+        node = node[int(part) if isinstance(node, list) else part]
+    return node
 
 
 def _check_key(cfg: Config, key: str) -> None:
@@ -259,17 +270,24 @@ def _check_key(cfg: Config, key: str) -> None:
         walked = f'{walked}.{part}' if walked else part
 
 
-def _check_use(cfg: Config, key: str) -> None:
+def _check_use(cfg: Config, key: str, options: Mapping[str, Any]) -> None:
     """Raise a UserError if ``key`` is of a part that other places of a config file have copied, and nothing reads."""
     first, _, rest = key.partition('.')
-    if first not in cfg or first in _OPTIONAL_KEYS or not isinstance(cfg[first], (str, list, tuple, Mapping)):
+    if first not in cfg or first in _OPTIONAL_KEYS or not _is_telling(first, cfg[first]):
         return
     copies = [place for name in cfg if name in _OPTIONAL_KEYS for place in _find_copies(cfg[name], cfg[first], name)]
-    if copies:
+    if copies and not all(any(f'{option}.'.startswith(f'{place}.') for option in options) for place in copies):
         raise UserError(
             f'--cfg-options {key} has no effect: {first} was used when the config was read, and nothing reads it any '
             f'more; set {" and ".join(f"{place}.{rest}".rstrip(".") for place in copies)}'
         )
+
+
+def _is_telling(name: str, value: Any) -> bool:
+    """Whether something equal elsewhere in a config is most likely a copy, and no coincidence."""
+    if isinstance(value, str):
+        return '/' in value or name.endswith('type')
+    return isinstance(value, (list, tuple, Mapping)) and bool(value)
 
 
 def _find_copies(node: Any, part: Any, walked: str) -> Iterator[str]:

@@ -6,13 +6,15 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
 from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry
 
+from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
 
 from .config_types import type_name
@@ -64,8 +66,12 @@ def _find_unknown_type(cfg: Mapping[str, Any], text: str) -> str:
     found = re.search(r'^(\S+) is not in the (\S+) registry', text)
     for place, node in _walk(cfg) if found else ():
         if node.get('type') == found[1]:
+            wanted = found[1].rpartition('.')[2]
+            elsewhere = _find_elsewhere(found[2].rpartition('::')[2], wanted)
+            if elsewhere:
+                return f'{place}: no {found[1]} is registered in {found[2]}; did you mean {" or ".join(elsewhere)}?'
             known = {name.lower(): name for name in _known_types()}
-            close = difflib.get_close_matches(found[1].lower(), known, n=1)
+            close = difflib.get_close_matches(wanted.lower(), known, n=1)
             hint = f'did you mean {known[close[0]]}?' if close else 'check its spelling.'
             return (
                 f'{place}: no {found[1]} is registered in {found[2]}; {hint} A class of your own has to be imported: '
@@ -95,6 +101,17 @@ def _registries() -> Iterator[Registry]:
 
 def _known_types() -> list[str]:
     return sorted({name for registry in _registries() for name in registry.module_dict})
+
+
+def _find_elsewhere(kind: str, name: str) -> list[str]:
+    """Look for a class in the registries of that kind of all toolboxes that are installed."""
+    found = []
+    for root in vars(mmengine.registry).values():
+        for scope in SCOPES if isinstance(root, Registry) and root.name == kind else ():
+            with suppress(Exception), redirect_stdout(StringIO()):  # a toolbox that cannot be imported
+                if root.get(f'{scope}.{name}') is not None:
+                    found.append(f'{scope}.{name}')
+    return found
 
 
 def _arguments(owner: str) -> list[str]:

@@ -108,7 +108,7 @@ def load_what_fits(model: nn.Module, state: Mapping[str, Tensor], path: str) -> 
         path (str): File or address they are from, for the messages.
 
     Raises:
-        UserError: If nothing fits, or less than a tenth.
+        UserError: If nothing fits, or less than a tenth of both the file and the model.
     """
     fit = load_weights(model, state)
     if not fit.loaded:
@@ -116,7 +116,8 @@ def load_what_fits(model: nn.Module, state: Mapping[str, Tensor], path: str) -> 
         if any(name.startswith('backbone.') for name in state):
             advice = "; it is of a whole model: add prefix='backbone.' to init_cfg"
         raise UserError(f'nothing in {path} fits {type(model).__name__}: {fit.describe()}{advice}')
-    if fit.loaded < _LEAST * fit.total:
+    offered = fit.loaded + len(fit.misshapen) + len(fit.unknown)
+    if fit.loaded < _LEAST * min(fit.total, offered):  # heads alone, or an adapter, are few and fit
         raise UserError(
             f'{path} is of another model: of {fit.total} tensors of {type(model).__name__} {fit.loaded} fit; '
             f'{fit.describe()}; does arch fit the checkpoint?'

@@ -39,6 +39,15 @@ def test_transforms(keys, expected, frozen):
     assert len(said) == len(expected) and all(part in line for part, line in zip(expected, said))
 
 
+def test_adapters():
+    model = LaViT('nano')
+    for module in model.modules():
+        if hasattr(module, 'delta_psi'):
+            module.v = nn.Sequential(module.v)
+    wrapper = build_optim_wrapper(model, dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05)))
+    RatesHook().before_train(SimpleNamespace(model=model, optim_wrapper=wrapper, logger=None))
+
+
 def test_without_an_optimizer_or_less_attention():
     for model in (nn.Linear(2, 2), LaViT('nano')):
         RatesHook().before_train(SimpleNamespace(model=model, optim_wrapper=object(), logger=None))

@@ -9,11 +9,12 @@ LINEAR = dict(type='LinearLR', start_factor=0.01, begin=0)
 @pytest.mark.parametrize(
     ('schedule', 'said'),
     [
-        (dict(LINEAR, by_epoch=False, end=500), 'warms up for 500 iterations, and the training has 12: set param_sch'),
-        (dict(LINEAR, by_epoch=False, end=5), 'warms up for 5 iterations'),
-        (dict(LINEAR, by_epoch=True, end=1), 'warms up for 1 epochs, and the training has 2'),
-        (dict(LINEAR, by_epoch=True, end=1, convert_to_iter_based=True), 'warms up for 6 iterations'),
+        (dict(LINEAR, by_epoch=False, end=500), 'warms up for 500 of 12 iterations: shorten it'),
+        (dict(LINEAR, by_epoch=False, end=5), 'warms up for 5 of 12 iterations'),
+        (dict(LINEAR, by_epoch=True, end=1), 'warms up for 1 of 2 epochs'),
+        (dict(LINEAR, by_epoch=True, end=1, convert_to_iter_based=True), 'warms up for 6 of 12 iterations'),
         (dict(LINEAR, by_epoch=False, end=4), None),
+        (dict(LINEAR, type='LinearMomentum', by_epoch=False, end=12), None),
         (dict(LINEAR, by_epoch=False, start_factor=1.0, end_factor=0.0, end=12), None),
     ],
 )

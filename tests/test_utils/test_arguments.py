@@ -284,20 +284,35 @@ def test_bad_options(key, message):
         ('steps', 'train_dataloader.dataset.pipeline and test_dataloader.dataset.pipeline'),
         ('lavit.arch', 'model.backbone.arch'),
         ('lavit.with_cp', 'model.backbone.with_cp'),
-        ('kind', 'train_dataloader.dataset.type and val_dataloader.dataset.type and test_dataloader.dataset.type'),
+        (
+            'dataset_type',
+            'train_dataloader.dataset.type and val_dataloader.dataset.type and test_dataloader.dataset.type',
+        ),
     ],
 )
 def test_options_without_effect(key, places):
     """They change what the file has copied to the places that count."""
     steps = [dict(type='LoadImageFromFile'), dict(type='Pack')]
-    cfg = make_config(steps=steps, lavit=dict(arch='small'), kind='A')
+    cfg = make_config(steps=steps, lavit=dict(arch='small'), dataset_type='A')
     with pytest.raises(UserError, match=f'--cfg-options {key} has no effect: .*; set {places}$'):
         merge_options(cfg, {key: 'x'})
 
 
 def test_options_of_ones_own():
     """A hook may read them."""
-    assert merge_options(make_config(mine=dict(a=1), number=2), {'mine.a': 3, 'number': 4}).mine.a == 3
+    cfg = make_config(mine=dict(a=1), number=2, mode='small', empty=[])
+    merged = merge_options(cfg, {'mine.a': 3, 'number': 4, 'mode': 'max', 'empty': [1]})
+    assert (merged.mine.a, merged.mode) == (3, 'max')
+    both = {'lavit.arch': 'tiny', 'model.backbone.arch': 'tiny'}  # where somebody sets all of it
+    assert merge_options(make_config(lavit=dict(arch='small')), both).lavit.arch == 'tiny'
+
+
+def test_the_floor_of_a_cosine():
+    """By its value, or by its share of the rate."""
+    cfg = make_config()
+    cfg.param_scheduler[1] = dict(type='CosineAnnealingLR', eta_min_ratio=0.01)
+    merged = merge_options(cfg, {'param_scheduler.1.eta_min': 1e-6})
+    assert merged.param_scheduler[1] == dict(type='CosineAnnealingLR', eta_min=1e-6)
 
 
 def test_a_toolbox_that_is_not_found_by_its_name(tmp_path, monkeypatch):

@@ -40,6 +40,13 @@ def test_mistakes(cfg, message):
         build(cfg)
 
 
+def test_a_class_of_another_toolbox():
+    with pytest.raises(
+        UserError, match=r'no EncoderDecoder is registered in \S+; did you mean mmseg.EncoderDecoder\?$'
+    ):
+        build(dict(type='EncoderDecoder'))
+
+
 def test_hooks():
     with pytest.raises(UserError, match=r'part: no EMAHok is registered in \S+; did you mean EMAHook\?'):
         build(dict(type='EMAHok'), HOOKS)

@@ -64,6 +64,8 @@ def test_weights_of_another_model(told):
     with pytest.raises(UserError, match=r'x.pth is of another model: of \d+ tensors of LaViT 4 fit; .*; does arch fit'):
         load_what_fits(LaViT('small'), nano, 'x.pth')
     load_what_fits(LaViT('nano', num_va_layers=(2, 2, 3, 2)), nano, 'x.pth')
+    few = {name: nano[name] for name in list(nano)[:3]}  # as of a head alone
+    load_what_fits(LaViT('nano'), few, 'x.pth')
 
 
 def test_another_head(told):

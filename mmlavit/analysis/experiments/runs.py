@@ -114,9 +114,10 @@ class Run:
         if self.record.get('plan') not in (None, self.planned):
             return f'was made by another command than the plan has now ({self.record["plan"]})'
         now = self.sources()
+        noted = self.record.get('sources', {})  # nothing by earlier versions
         for run in self.reads:
-            source = self.record.get('sources', now).get(run.name_in_root)
-            if run.why_stale or source != now[run.name_in_root]:
+            name = run.name_in_root
+            if run.why_stale or noted.get(name, now[name]) != now[name]:
                 return f'was made from what is no longer in {run.folder}'
         return ''
 

@@ -67,7 +67,9 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
             if data not in seen:
                 seen.append(data)
                 place = f'{split}_dataloader'
-                yield from check_dataset(ConfigDict(dataset), cfg.model, place, decode, folders=folders)
+                # A test may be on other data.
+                compared = None if split == 'test' else folders
+                yield from check_dataset(ConfigDict(dataset), cfg.model, place, decode, folders=compared)
 
 
 def check_dataset(
@@ -127,8 +129,9 @@ def check_dataset(
     yield from check_folders(built)
     if fault := find_zero_label_fault(built, dataset.get('pipeline') or ()):
         yield f'{place}: {fault}'
-    if fault := find_other_folders(built, {} if folders is None else folders):
-        yield fault
+    if folders is not None and any(find_class_numbers(model, 'model')):  # else labels may not be classes
+        fault = find_other_folders(built, folders)
+        yield from [fault] if fault else []
     entries = [built.get_data_info(i) for i in range(len(built))]
     yield from _check_labels(entries, classes, model, _ann_file(dataset) or place)
     if not annotations_only:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from mmlavit.errors import first_few
 
 
@@ -35,12 +37,14 @@ def find_other_folders(dataset: Any, known: dict[str, Mapping[str, int]]) -> str
 
 def check_folders(dataset: Any) -> Iterator[str]:
     """Yield the class folders of a dataset that have no image of a known ending."""
-    folders = getattr(dataset, 'folder_to_idx', None) or {}
-    seen = {dataset.get_data_info(i)['gt_label'] for i in range(len(dataset))} if folders else set()
+    folders = getattr(dataset, 'folder_to_idx', None)
+    if not folders or getattr(dataset, '_indices', None) is not None:  # of a part of it, nothing follows
+        return
+    seen = {int(x) for i in range(len(dataset)) for x in np.ravel(dataset.get_data_info(i).get('gt_label', []))}
     empty = [name for name, number in folders.items() if number not in seen]
     if empty:
         endings = ', '.join(sorted(dataset.extensions))
         yield (
-            f'{dataset.img_prefix} has {len(empty):,} class folders without an image ({first_few(empty)}; looked for '
-            f'are {endings}): add images, or remove the folders in all splits'
+            f'note: {dataset.img_prefix} has {len(empty):,} class folders without an image ({first_few(empty)}; looked '
+            f'for are {endings})'
         )

@@ -162,11 +162,12 @@ def find_label_fault(values: np.ndarray, labels: Collection[int] | None) -> str:
     """Say which labels of a map (H, W) are not among those that may be there; '' if none."""
     if labels is None:
         return ''
-    strange = sorted(set(np.unique(values).tolist()) - set(labels))
+    found = set(np.unique(values).tolist())
+    strange = sorted(found - set(labels))
     if not strange:
         return ''
     shown = ', '.join(map(str, strange[:5])) + (', ...' if len(strange) > 5 else '')
     known = [label for label in labels if label not in (255, 65535)]
-    one_more = strange[0] == max(known, default=-1) + 1
-    advice = ', or if labels begin at 1 set reduce_zero_label=True' if one_more else ''
+    shifted = 0 not in found and strange[0] == max(known, default=-1) + 1
+    advice = '; if labels begin at 1, reduce_zero_label=True in mmseg' if shifted else ''
     return f'has labels that no class has ({shown}): correct them, or set what is ignored to 255{advice}'

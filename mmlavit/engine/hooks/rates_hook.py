@@ -21,7 +21,7 @@ class RatesHook(Hook):
         for layer in model.modules():
             if not isinstance(layer, (LessAttention, PlainLessAttention)) or not hasattr(layer, 'delta_psi'):
                 continue
-            values = groups.get(id(layer.v.weight))
+            values = groups.get(id(getattr(layer.v, 'weight', None)))  # none of an adapter's
             for transform in (groups.get(id(layer.delta_psi)), groups.get(id(layer.delta_theta))):
                 if values is None or transform is None:  # frozen, or in pieces
                     continue

@@ -13,13 +13,14 @@ class WarmUpHook(Hook):
     def before_train(self, runner) -> None:
         """Compare the schedules with the length of the training."""
         schedulers = runner.param_schedulers
-        for number, scheduler in enumerate(schedulers if isinstance(schedulers, list) else []):
+        for scheduler in schedulers if isinstance(schedulers, list) else []:
             rises = getattr(scheduler, 'start_factor', 1.0) < getattr(scheduler, 'end_factor', 1.0)
-            if not rises or scheduler.begin > 0:
+            if not rises or scheduler.begin > 0 or scheduler.param_name != 'lr':
                 continue
-            unit, whole = ('epochs', runner.max_epochs) if scheduler.by_epoch else ('iterations', runner.max_iters)
-            if scheduler.end > _SHARE * whole:
+            unit = 'epochs' if scheduler.by_epoch else 'iterations'
+            whole = getattr(runner.train_loop, f'max_{"epochs" if scheduler.by_epoch else "iters"}', None)
+            if whole is not None and scheduler.end > _SHARE * whole:
                 runner.logger.warning(
-                    f'The learning rate warms up for {scheduler.end} {unit}, and the training has {whole}: set '
-                    f'param_scheduler.{number}.end, or train for longer'
+                    f'The learning rate warms up for {scheduler.end} of {whole} {unit}: shorten it in param_scheduler, '
+                    'or train for longer'
                 )
