@@ -128,6 +128,7 @@ def make_quick(model: ConfigDict) -> None:
         rcnn = model.train_cfg.rcnn
         for stage in rcnn if isinstance(rcnn, list) else [rcnn]:
             stage.sampler.num = 16
+        model.train_cfg.rpn.allowed_border = -1  # anchors of the higher levels reach out of small pictures
         model.test_cfg.rpn.max_per_img = 20
     test_cfg = (model.get('test_cfg') or {}).get('rcnn', model.get('test_cfg'))
     if 'score_thr' in (test_cfg or {}):
