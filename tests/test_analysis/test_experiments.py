@@ -358,9 +358,14 @@ def test_interrupted(tmp_path):
     wait = f"import pathlib, time; pathlib.Path('{begun}').touch(); time.sleep(60)"
     arms = dict(a=dict(title='A', commands=dict(train=f'python -c "{wait}"'), seeds=[0]))
     tool = [sys.executable, ROOT / 'tools/analysis_tools/run_experiment.py', write_plan(tmp_path, arms)]
-    process = subprocess.Popen(
-        [*tool, '--work-dir', tmp_path / 'runs'], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    # Tests that run in the background of a shell ignore SIGINT, and what they start inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [*tool, '--work-dir', tmp_path / 'runs'], stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not begun.exists():
         assert process.poll() is None
         time.sleep(0.1)
