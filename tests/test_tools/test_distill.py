@@ -65,6 +65,20 @@ def distill(monkeypatch, capfd, *args):
     return code, capfd.readouterr()
 
 
+def distill_once(monkeypatch, capfd, folder, student, teacher, checkpoint, *options):
+    """One iteration."""
+    command = [
+        student,
+        teacher,
+        checkpoint,
+        '--images',
+        folder / 'images',
+        '--work-dir',
+        folder / f'out_{student.stem}',
+    ]
+    return distill(monkeypatch, capfd, *command, '--iters', 1, '--cfg-options', *SMALL, *options)
+
+
 @pytest.mark.parametrize('scope', TASKS)
 def test_checkpoints_are_the_students(folder, monkeypatch, capfd, scope):
     """Layers alone, then all; stopped and continued."""
@@ -120,8 +134,7 @@ def test_a_student_of_fewer_maps(folder, monkeypatch, capfd):
         f"_base_ = '{HANDWRITTEN / 'retinanet_lavit_nano.py'}'\n"
         'model = dict(backbone=dict(out_indices=(1, 2, 3)), neck=dict(in_channels=[64, 128, 192], start_level=0))\n'
     )
-    command = [student, teacher, checkpoint, '--images', folder / 'images', '--work-dir', folder / 'fewer_maps']
-    code, said = distill(monkeypatch, capfd, *command, '--iters', 1, '--cfg-options', *SMALL)
+    code, said = distill_once(monkeypatch, capfd, folder, student, teacher, checkpoint)
     assert code == 0, said.err
     assert 'Compared with the teacher: blocks, maps, neck' in said.out
 
@@ -138,8 +151,7 @@ def test_crops_of_several_sizes(folder, monkeypatch, capfd):
         'train_dataloader = dict(dataset=dict(pipeline=steps))\n'
         'model = dict(data_preprocessor=dict(size=(128, 128)))\n'
     )
-    command = [student, teacher, checkpoint, '--images', folder / 'images', '--work-dir', folder / 'crops']
-    code, said = distill(monkeypatch, capfd, *command, '--iters', 1, '--cfg-options', *SMALL)
+    code, said = distill_once(monkeypatch, capfd, folder, student, teacher, checkpoint)
     assert code == 0, said.err
     assert 'Scores of stages.2.blocks.2: relative error' in said.out
 
@@ -147,8 +159,7 @@ def test_crops_of_several_sizes(folder, monkeypatch, capfd):
 def test_a_start_of_the_students_own(folder, monkeypatch, capfd):
     teacher, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
     student = HANDWRITTEN / 'classify_lavit_nano.py'
-    command = [student, teacher, checkpoint, '--images', folder / 'images', '--work-dir', folder / 'own_start']
-    code, said = distill(monkeypatch, capfd, *command, '--iters', 1, '--cfg-options', *SMALL, f'load_from={checkpoint}')
+    code, said = distill_once(monkeypatch, capfd, folder, student, teacher, checkpoint, f'load_from={checkpoint}')
     assert code == 2 and f'load_from is {checkpoint}, but a student starts from its teacher' in said.err
 
 
@@ -165,8 +176,7 @@ def test_a_teacher_of_another_kind(folder, monkeypatch, capfd):
     load_toolbox('mmdet')
     with DefaultScope.overwrite_default_scope('mmdet'):
         torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), folder / 'resnet.pth')
-    command = [student, path, folder / 'resnet.pth', '--images', folder / 'images', '--work-dir', folder / 'resnet']
-    code, said = distill(monkeypatch, capfd, *command, '--iters', 1, '--cfg-options', *SMALL)
+    code, said = distill_once(monkeypatch, capfd, folder, student, path, folder / 'resnet.pth')
     assert code == 0, said.err
     assert 'Copied from the teacher: 0 tensors of the backbone' in said.out
     assert 'Compared with the teacher: neck' in said.out

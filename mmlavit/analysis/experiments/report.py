@@ -81,7 +81,7 @@ def _column(plan: Plan, arm: Arm, name: str, root: Path) -> dict[int, list[tuple
 def _describe_runs(plan: Plan, root: Path) -> str:
     """Say on what devices and with what versions commands have run, and what is left out of a report."""
     runs = [run for arm in plan.arms for run in runs_of(plan, arm, root)]
-    stale = [str(run.folder.relative_to(root)) for run in runs if run.why_stale]
+    stale = [run.name_in_root for run in runs if run.why_stale]
     found: dict[str, dict[str, None]] = {}
     for run in runs:
         if run.ended and not run.why_stale:

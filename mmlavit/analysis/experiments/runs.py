@@ -91,11 +91,9 @@ class Run:
 
     def is_named_in(self, planned: str) -> bool:
         """Tell whether a command names its folder, or one in it, or the one that it is in."""
-        own = self.folder.relative_to(self.root)
-        name, parent = re.escape(own.as_posix()), re.escape(own.parent.as_posix())
-        begin = r'(?:(?<![\w./-])|(?<![\w./-])\./)'
-        found = re.search(rf'{begin}(?:{name}(?![\w.-])|{parent}/?(?![\w./-]))', planned)
-        return found is not None
+        name = re.escape(self.name_in_root)
+        parent = re.escape(self.name_in_root.rpartition('/')[0])
+        return bool(re.search(rf'(?<![\w./-])(?:\./)?(?:{name}(?![\w.-])|{parent}/?(?![\w./-]))', planned))
 
     @property
     def name_in_root(self) -> str:

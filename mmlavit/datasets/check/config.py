@@ -205,7 +205,8 @@ def _check_images(
     if decode is not None:
         drawn = set(random.sample(drawn, min(decode, len(entries))))
     found: dict[str, list[str]] = {}
-    seen: set[int] = set()
+    seen: set[int] = set()  # labels, until there are two
+    ignored = {getattr(dataset, 'ignore_index', 255), 255, 65535}
 
     def note(path: str, fault: str) -> None:
         if fault:
@@ -233,12 +234,12 @@ def _check_images(
             elif number in drawn:
                 fault = map_fault(entry['seg_map_path'], size, labels)
                 note(entry['seg_map_path'], fault)
-                seen |= set() if fault or labels is None else read_labels(entry['seg_map_path'])
+                if not fault and labels is not None and len(seen - ignored) < 2:
+                    seen |= read_labels(entry['seg_map_path'])
             elif not osp.isfile(entry['seg_map_path']):
                 note(entry['seg_map_path'], 'does not exist, though its image does: add it, or remove the image')
     for fault, paths in found.items():
         yield from _tell(paths, fault)
-    ignored = {getattr(dataset, 'ignore_index', 255), 255, 65535}
     if len(seen - ignored) == 1 and len(dataset.metainfo['classes']) > 1:
         beside = ' beside 255, which is ignored: maps of 0 and 255 have to be of 0 and 1' if 255 in seen else ''
         yield f'note: the label maps that were looked at have no label but {min(seen - ignored)}{beside}'
