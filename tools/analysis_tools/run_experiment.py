@@ -50,7 +50,11 @@ def parse_args() -> argparse.Namespace:
         metavar='REPORT',
         help='also draw results against time, times.png: report.json of benchmark.py with the configs of the arms',
     )
-    parser.add_argument('--report-only', action='store_true', help='run nothing, report what has ended')
+    parser.add_argument(
+        '--report-only',
+        action='store_true',
+        help='run nothing, report what has ended; needs the work dir of an earlier run',
+    )
     return parser.parse_args()
 
 
