@@ -345,6 +345,21 @@ def test_focal_loss(device, gamma, alpha):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(('gamma', 'alpha'), [(0.5, 0.25), (2.0, 1.5), (1.0, -1.0)])
+def test_gradient_of_focal_loss_where_scores_are_certain(device, gamma, alpha):
+    """The derivative by hand, in double precision; alpha weighs literally, also outside 0 to 1."""
+    values = torch.tensor([-100.0, -30.0, -20.0, -1.0, 0.0, 1.0, 20.0, 30.0, 100.0], dtype=torch.float64)
+    scores = values.float()[:, None].to(device).requires_grad_()
+    for target in (0, 1):  # the class, and the background
+        classes = torch.full((len(values),), target, device=device)
+        (gradient,) = torch.autograd.grad(ops.sigmoid_focal_loss(scores, classes, gamma, alpha, None, 'sum'), scores)
+        x = values if target else -values  # as if for the background
+        p = x.sigmoid()
+        expected = p**gamma * (p + gamma * (1 - p) * nn.functional.softplus(x))
+        expected = expected * (1 - alpha) if target else expected * -alpha
+        torch.testing.assert_close(gradient[:, 0].double().cpu(), expected, rtol=1e-5, atol=1e-30)
+
+
 @pytest.mark.parametrize('reduction', ['mean', 'sum'])
 def test_focal_loss_reduced_and_weighted(device, reduction):
     """The weight is that of the sample's class."""

@@ -10,6 +10,15 @@ usage() { # VARIABLES ARGUMENTS
 dist_usage() { usage 'NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1 PORT=29500' "$1"; }
 slurm_usage() { usage "GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5 SRUN_ARGS=''" "$1"; }
 
+# Fails unless all of them are whole numbers, the first at least 1 or a word of torchrun's.
+are_numbers() { # PROCESSES NNODES NODE_RANK PORT
+    case $1 in auto | cpu | gpu) set -- 1 "${@:2}" ;; 0) return 1 ;; esac
+    local number
+    for number; do
+        case $number in '' | *[!0-9]*) return 1 ;; esac
+    done
+}
+
 dist_run() { # PROCESSES SCRIPT ARGUMENTS...
     exec "${PYTHON:-python}" -m mmlavit.engine.launch \
         --nnodes="${NNODES:-1}" \

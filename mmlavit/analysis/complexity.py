@@ -90,6 +90,8 @@ def model_complexity(cfg: Config, shape: tuple[int, int], roles: Roles = lavit_r
         model = MODELS.build(deepcopy(model_cfg)).eval()
         try:
             complexity, notes = _count(model, scope, image_shape, roles)
+        except UserError as error:  # an operator that is not there
+            raise UserError(f'{cfg.filename} cannot be counted: {error}') from error
         except Exception as error:  # an image too small, or a model that upstream gave no mode='tensor'
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
             raise UserError(

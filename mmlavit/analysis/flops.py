@@ -107,12 +107,12 @@ class _Meter(TorchDispatchMode):
         if name == ATTENTION:
             # As a whole: every device has other kernels for it.
             query, key, value = args[:3]
-            # torch counts it for one leading dimension; some networks have windows beside the batch. Heads may share
-            # keys and values.
-            heads = query.shape[-3]
-            shapes = ((x.shape[:-3].numel(), heads, *x.shape[-2:]) for x in (query, key, value))
+            # torch counts it for one leading dimension; some networks have windows beside the batch. Heads and images
+            # may share keys and values.
+            batch = torch.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value))).numel()
+            shapes = ((batch, query.shape[-3], *x.shape[-2:]) for x in (query, key, value))
             self.add(name, args, sdpa_flop_count(*shapes) // 2)
-            self.elements[self.path[-1], 'softmax'] += query.shape[:-1].numel() * key.shape[-2]
+            self.elements[self.path[-1], 'softmax'] += batch * query.shape[-3:-1].numel() * key.shape[-2]
             return func(*args, **kwargs)
         kind = _ELEMENTWISE.get(name) or _ELEMENTWISE.get(name.removesuffix('_'))
         if packet not in flop_registry and kind is None:

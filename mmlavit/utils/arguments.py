@@ -392,6 +392,8 @@ def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Conf
         raise UserError(f'config {args.config} has no {mode}_dataloader, so it cannot {mode}')
     if cfg.get('model') is None:
         raise UserError(f'config {args.config} has no model, so it cannot {mode}; is it a part of others (_base_)?')
+    if mode == 'train' and cfg.get('optim_wrapper') is None:
+        raise UserError(f'config {args.config} has no optim_wrapper, so it cannot train')
     cfg = copy.deepcopy(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:

@@ -171,7 +171,11 @@ def sigmoid_focal_loss_backward(input, target, weight, grad_input, gamma, alpha)
 
 def _focal_loss(scores, target, weight, gamma, alpha):
     positive = target[:, None] == torch.arange(scores.shape[1], device=scores.device)
-    loss = torchvision.ops.sigmoid_focal_loss(scores, positive.to(scores.dtype), alpha, gamma)
+    # In logarithms: torchvision's power has an infinite derivative where gamma < 1 and a score is certain, hence NaN.
+    log_p, log_not_p = torch.nn.functional.logsigmoid(scores), torch.nn.functional.logsigmoid(-scores)
+    log_true = torch.where(positive, log_p, log_not_p)  # of the probability of what is true
+    log_false = torch.where(positive, log_not_p, log_p)
+    loss = -torch.where(positive, alpha, 1 - alpha) * (gamma * log_false).exp() * log_true
     if not weight.numel():
         return loss
     weight = torch.cat([weight, weight.new_ones(1)])  # of the background, which is class C

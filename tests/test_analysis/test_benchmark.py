@@ -382,12 +382,28 @@ def test_compile_measures_both(tool, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('options', 'reference'),
+    [('', 'lavit_s_compile'), ('--ratio-to lavit_t', 'lavit_t_compile'), ('--runtime compile eager', 'lavit_s')],
+)
+def test_reference_in_any_runtime(tool, monkeypatch, tmp_path, options, reference):
+    def compare(subjects, sizes, settings, **options):
+        return [Comparison(sizes[0], [replace(measured('x', [[1.0]], memory=1.0), subject=s) for s in subjects])]
+
+    monkeypatch.setattr(tool, 'compare', compare)
+    given = f'--subjects lavit_t lavit_s --inputs 224 --runtime compile {options} --out-dir'.split()
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *given, str(tmp_path)])
+    tool.main()
+    assert json.loads((tmp_path / 'report.json').read_text())['reference'] == reference
+
+
+@pytest.mark.parametrize(
     ('options', 'message'),
     [
         ('--subjects lavit_x', 'unknown backbone lavit_x; known are lavit_t'),
         ('--inputs 64x64', "unknown input '64x64'"),
         ('--inputs', '--inputs names none'),
         ('--subjects lavit_t --ratio-to resnet50', '--ratio-to resnet50 is not among'),
+        ('--subjects lavit_t --out-dir setup.py', 'cannot write to the folder setup.py (File exists)'),
         ('--profile vgg', 'unknown backbone vgg'),
         ('--growth vgg', 'unknown backbone vgg'),
         pytest.param(

@@ -199,6 +199,14 @@ def test_heads_that_share_keys_and_values():
     assert counted.elements == {('', 'softmax'): 2 * 6 * 10 * 7}
 
 
+@pytest.mark.parametrize('batches', [(2, 1, 1), (1, 2, 2), (1, 1, 2)])
+def test_images_that_share_queries_or_keys(batches):
+    query, key, value = (torch.zeros(batch, 3, length, 8) for batch, length in zip(batches, (10, 7, 7)))
+    counted = count_complexity(nn.Identity(), lambda: F.scaled_dot_product_attention(query, key, value))
+    assert counted.cells == {('', 'products of activations'): 2 * 2 * 3 * 10 * 7 * 8}
+    assert counted.elements == {('', 'softmax'): 2 * 3 * 10 * 7}
+
+
 def test_attention_of_other_models_is_counted():
     """nn.MultiheadAttention: four projections and the two products, also in eval mode."""
     attention = nn.MultiheadAttention(32, 4, batch_first=True).eval()

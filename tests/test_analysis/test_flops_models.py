@@ -88,7 +88,7 @@ def test_published_figures_of_others(name, shape, published, params):
 class Asking(nn.Module):
     """A model that a device without numbers cannot run: it looks at one, and calls an operator in C++."""
 
-    def __init__(self, fails=False, writes=None):
+    def __init__(self, fails=None, writes=None):
         super().__init__()
         from mmcv.ops import RoIAlign
 
@@ -99,8 +99,8 @@ class Asking(nn.Module):
 
     def forward(self, x, samples, mode):
         x = self.align(self.conv(x), x.new_tensor([[0, 0, 0, 2, 2]]))
-        if self.fails or x.sum().item() > 1e9:
-            raise TypeError('no tensor\nmode')
+        if x.sum().item() > 1e9 or self.fails:
+            raise self.fails
         return x
 
 
@@ -130,10 +130,16 @@ def test_nothing_is_downloaded(monkeypatch):
     assert asked and not any(asked)
 
 
+def test_operators_that_are_not_there():
+    cfg = asking(fails=UserError('some_op is none of the ops'))
+    with pytest.raises(UserError, match='asking.py cannot be counted: some_op is none of the ops$'):
+        model_complexity(cfg, (5, 6))
+
+
 def test_models_that_cannot_run():
     message = 'asking.py cannot be counted at 5x6: TypeError: no tensor mode'
     with pytest.raises(UserError, match=message):
-        model_complexity(asking(fails=True), (5, 6))
+        model_complexity(asking(fails=TypeError('no tensor\nmode')), (5, 6))
 
 
 @pytest.mark.parametrize(

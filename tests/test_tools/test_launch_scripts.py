@@ -41,6 +41,23 @@ def test_usage(script, run):
         assert error.startswith('usage: ') and error.count('\n') == 1
 
 
+@pytest.mark.parametrize(
+    ('gpus', 'variables'), [('--resume', {}), ('0', {}), ('2x', {}), ('2', dict(NNODES='x')), ('2', dict(PORT='a'))]
+)
+def test_numbers(run, gpus, variables):
+    """Without them, torch ends in a traceback, or with a usage of its own."""
+    for script, args in ('dist_train.sh', ['config.py']), ('dist_test.sh', ['config.py', 'some.pth']):
+        code, words, error = run(script, *args, gpus, '--resume', **variables)
+        assert (code, words) == (2, [])
+        assert error.startswith('usage: ') and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('gpus', ['auto', 'gpu', 'cpu'])
+def test_words_of_torchrun(run, gpus):
+    _, words, _ = run('dist_train.sh', 'config.py', gpus)
+    assert f'--nproc_per_node={gpus}' in words
+
+
 def test_dist_train(run):
     code, words, _ = run('dist_train.sh', 'a config.py', '2', '--cfg-options', 'a=1 2', 'b=3')
     assert code == 0

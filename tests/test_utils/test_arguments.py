@@ -127,6 +127,14 @@ def test_missing_loader():
         merge_test_args(cfg, test_args())
 
 
+def test_missing_optimizer():
+    cfg = make_config()
+    cfg.pop('optim_wrapper')
+    with pytest.raises(UserError, match='some_model.py has no optim_wrapper, so it cannot train'):
+        merge_train_args(cfg, train_args())
+    merge_test_args(cfg, test_args())
+
+
 def test_checkpoint_is_loaded():
     cfg = merge_test_args(make_config(resume=True), test_args())
     assert (cfg.load_from, cfg.resume) == ('some.pth', False)

@@ -23,7 +23,7 @@ from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, parse_input, 
 from mmlavit.analysis.benchmark.worker import DTYPES, Settings, Worker, WorkerError
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import positive
-from mmlavit.utils.local_files import expand_home
+from mmlavit.utils.local_files import expand_home, require_folder
 
 GROWTH_SUBJECTS = ['lavit_s', 'lavit_s_pool', 'pvt_v2_b2_mmdet', 'swin_t_mmdet']
 GROWTH_INPUTS = [parse_input(text) for text in ('1x224x224', '1x512x512', '1x800x1344', '1x1024x2048')]
@@ -129,9 +129,14 @@ def benchmark(args: argparse.Namespace, settings: Settings) -> None:
     sizes = [parse_input(text) for text in args.inputs]
     growth_subjects = [] if args.growth is None else resolve_subjects(args.growth or GROWTH_SUBJECTS)
     names = [subject.name for subject in subjects]
-    reference = args.ratio_to or ('lavit_s' if 'lavit_s' in names else names[0])
-    if reference not in names:
-        raise UserError(f'--ratio-to {reference} is not among the backbones measured: {", ".join(names)}')
+    # By its full name, or in the first runtime that measures it.
+    wanted = args.ratio_to or 'lavit_s'
+    reference = next((name for name in names if name == wanted), None)
+    reference = reference or next((subject.name for subject in subjects if subject.backbone == wanted), None)
+    if reference is None and args.ratio_to:
+        raise UserError(f'--ratio-to {wanted} is not among the backbones measured: {", ".join(names)}')
+    reference = reference or names[0]
+    require_folder(args.out_dir, '--out-dir')
     report = Report(
         command=shlex.join(['python', 'tools/analysis_tools/benchmark.py', *sys.argv[1:]]),
         reference=reference,
@@ -151,8 +156,8 @@ def benchmark(args: argparse.Namespace, settings: Settings) -> None:
             return compare(subjects, sizes, settings, **options)
 
     def show(title, rows, comparisons):
-        report.save(args.out_dir)
         console.print(terminal_table(title, rows))
+        report.save(args.out_dir)
         for failure in failures(comparisons):
             console.print(failure, style='red', highlight=False)
 

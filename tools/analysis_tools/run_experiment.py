@@ -31,7 +31,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('plan', help='a file such as configs/experiments/plans/weights_camvid.py')
     parser.add_argument('--arms', nargs='+', default=[], metavar='ARM', help='only these, and what they need')
     parser.add_argument(
-        '--seeds', nargs='+', type=int, default=[], metavar='SEED', help="only these random seeds, of those in the plan; default: all"
+        '--seeds',
+        nargs='+',
+        type=int,
+        default=[],
+        metavar='SEED',
+        help='only these random seeds, of those in the plan; default: all',
     )
     parser.add_argument(
         '--jobs',
