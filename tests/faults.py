@@ -267,6 +267,15 @@ DETECTION = {
         coco(lambda c: c['categories'].reverse()), 'has its categories in another order than metainfo.classes',
         'has its categories in another order than metainfo.classes', skips=False,
     ),
+    'classes as a string': Fault(
+        config("('one', 'two')", "('one')"), "metainfo.classes is the string 'one'; expected a list",
+        "metainfo.classes is the string 'one'; expected a list", skips=False,
+    ),
+    'all left out': Fault(
+        config('test_mode=False,', 'test_mode=False, filter_cfg=dict(min_size=999),'),
+        "train.json: filter_cfg={'min_size': 999} leaves none of its 6 images",
+        "train.json: filter_cfg={'min_size': 999} leaves none of its 6 images", skips=False,
+    ),
     'head of other classes': Fault(
         config('bbox_head=dict(num_classes=2)', 'bbox_head=dict(num_classes=3)'),
         'model.roi_head.bbox_head.num_classes is 3, but', 'model.roi_head.bbox_head.num_classes is 3, but', skips=False,
@@ -288,6 +297,10 @@ SEGMENTATION = {
     ),
     'nothing but ignored': Fault(
         label_map(lambda p: Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(p)), '', '',
+    ),
+    'another ending': Fault(
+        config(".jpg'", ".jpeg'"), 'no image is there: no file in data/images ends in .jpeg; set img_suffix',
+        'no image is there: no file in data/images ends in .jpeg; set img_suffix', skips=False,
     ),
     'head of other classes': Fault(
         config('decode_head=dict(num_classes=2', 'decode_head=dict(num_classes=3'), 'decode_head.num_classes is 3, but',

@@ -124,12 +124,22 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
             if not can_write(name.suffix):
                 names[path] = name.with_name(f'{name.name}.png')
         files = {path: out_dir / name for path, name in names.items()}
+    sources: dict[Path, Path] = {}
     for source, out_file in files.items():
-        # Beside the source it may be another file of the user's, unless a run before has written there.
-        beside = source.resolve().parent == out_file.resolve().parent and not (out_dir / PREDICTIONS).exists()
-        if source.resolve() == out_file.resolve() or (beside and out_file.exists()):
+        if out_file in sources:
+            raise UserError(f'{sources[out_file]} and {source} would both be drawn to {out_file}; rename one of them')
+        sources[out_file] = source
+        # Beside the source it may be another file of the user's, unless a run before has drawn it.
+        beside = source.resolve().parent == out_file.resolve().parent and out_file.exists()
+        if source.resolve() == out_file.resolve() or (beside and not was_drawn(out_file, out_dir)):
             raise UserError(f'--out-dir {out_dir} would overwrite {out_file}; choose another')
     return video, files
+
+
+def was_drawn(out_file: Path, out_dir: Path) -> bool:
+    """Tell whether a file is an image that a run before has drawn; of videos the list does not tell."""
+    name = out_file.relative_to(out_dir).as_posix()
+    return any(entry.get('picture') == name for entry in read_entries(out_dir / PREDICTIONS))
 
 
 def can_write(suffix: str) -> bool:

@@ -147,4 +147,10 @@ def _find_pipeline(dataset: Mapping[str, Any]) -> list:
         dataset = dataset['dataset']
     if 'pipeline' not in dataset:
         raise UserError("the student's train_dataloader has no single pipeline, which distillation needs")
+    if type_name(dataset) == 'DecodedImages':
+        raise UserError(
+            "DecodedImages of the student's train_dataloader gives whole batches, not single images, as distillation "
+            'needs; give the student a train_dataloader and a data_preprocessor such as those of '
+            'configs/experiments/lavit_nano_in30.py'
+        )
     return dataset['pipeline']

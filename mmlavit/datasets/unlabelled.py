@@ -56,5 +56,16 @@ def remove_labels(pipeline: Sequence[Mapping[str, Any]]) -> list[dict]:
             raise UserError(f'{name} in the training pipeline works by the boxes of images; leave it out to distil')
         if name.endswith('Annotations'):
             continue
-        left.append({key: value for key, value in transform.items() if key != 'cat_max_ratio'})
+        kept = {key: value for key, value in transform.items() if key != 'cat_max_ratio'}
+        if 'transforms' in transform:
+            inner = _as_list(transform['transforms'])
+            # As many choices as before, since each may have its probability.
+            choices = [remove_labels(_as_list(choice)) for choice in inner]
+            kept['transforms'] = choices if name == 'RandomChoice' else sum(choices, [])
+        left.append(kept)
     return left
+
+
+def _as_list(transforms: Mapping[str, Any] | Sequence[Any]) -> Sequence[Any]:
+    """Give transforms as a list, where one may stand for itself."""
+    return [transforms] if isinstance(transforms, Mapping) else transforms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os.path as osp
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from json import JSONDecoder
 from pathlib import Path
@@ -17,13 +17,13 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
 from mmlavit.datasets.check.coco import find_class_fault, read_coco, reads_coco
-from mmlavit.datasets.check.config import check_dataset
+from mmlavit.datasets.check.config import explain_dataset
+from mmlavit.datasets.check.evaluators import find_evaluator_faults
 from mmlavit.datasets.check.folders import find_other_folders
 from mmlavit.datasets.check.maps import find_zero_label_fault
 from mmlavit.datasets.guard import find_leaves, guard_dataset
 from mmlavit.errors import ConfigError, DataError, UserError
 from mmlavit.models.consistency import find_class_numbers, require_classes
-from mmlavit.utils.data_paths import find_leaf_configs
 
 SKIPPED = 'skipped_data.txt'
 _CATEGORIES = re.compile(rb'"categories"\s*:\s*\[')
@@ -54,9 +54,16 @@ def watch_data(runner, cfg: Config) -> None:
         except UserError:
             raise
         except Exception as error:  # a toolbox can stumble over anything in an annotation file
-            raise _explain(dataloader, cfg, error) from error
+            raise explain_dataset(dataloader['dataset'], cfg.model, error) from error
+        evaluators = [
+            cfg.get(f'{split}_evaluator')
+            for split in ('val', 'test')
+            if dataloader is getattr(runner, f'_{split}_dataloader')
+        ]
         for leaf in find_leaves(loader.dataset):
-            _require_fitting_classes(leaf, cfg)
+            if not len(leaf):
+                raise DataError(f'{_name(leaf)} gives no image')
+            _require_fitting_classes(leaf, cfg, evaluators)
             steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
             other = find_other_folders(leaf, folders) if numbers else ''  # without classes, labels may be unused
             if fault := other or find_zero_label_fault(leaf, steps):
@@ -142,20 +149,16 @@ class SkippedDataHook(Hook):
             runner.logger.warning(f'Images left out so far: {len(skipped):,}; {self.file} says which and why')
 
 
-def _explain(dataloader: Any, cfg: Config, error: Exception) -> Exception:
-    """Say what is wrong with the annotations, if that is why a dataset could not be built."""
-    for dataset in find_leaf_configs(dataloader['dataset']):
-        for finding in check_dataset(dataset, cfg.model, 'the data', 0, annotations_only=True):
-            if not finding.startswith('note:'):
-                return DataError(finding)
-    return error
+def _name(dataset: Any) -> str:
+    """Give what messages call a dataset."""
+    return getattr(dataset, 'ann_file', '') or getattr(dataset, 'data_root', None) or type(dataset).__name__
 
 
-def _require_fitting_classes(dataset: Any, cfg: Config) -> None:
-    """Make sure that classes of a dataset, of its annotation file and of the model are the same."""
+def _require_fitting_classes(dataset: Any, cfg: Config, evaluators: Iterable[Any]) -> None:
+    """Make sure that classes of a dataset, of its annotation file, of the model and of its metrics are the same."""
     metainfo = getattr(dataset, 'metainfo', None) or {}
     classes, file = metainfo.get('classes'), getattr(dataset, 'ann_file', '')
-    require_classes(cfg.model, metainfo, file or getattr(dataset, 'data_root', None) or type(dataset).__name__)
+    require_classes(cfg.model, metainfo, _name(dataset))
     if classes is not None and reads_coco(type(dataset)) and osp.isfile(file):
         names = _read_categories(file)
         if names is None or find_class_fault(names, classes):
@@ -163,6 +166,9 @@ def _require_fitting_classes(dataset: Any, cfg: Config) -> None:
             names = [str(category.get('name')) for category in read_coco(Path(file))[0].get('categories', [])]
         if fault := find_class_fault(names, classes):
             raise DataError(f'{file} {fault}')
+        for evaluator in evaluators:
+            for fault in find_evaluator_faults(evaluator, file, classes):
+                raise DataError(fault)
 
 
 def _read_categories(file: str) -> list[str] | None:

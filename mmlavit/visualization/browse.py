@@ -11,6 +11,8 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
+from mmlavit.datasets.check.config import explain_dataset
+from mmlavit.datasets.guard import guard_dataset
 from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
 from mmlavit.utils.data_paths import require_data
@@ -59,7 +61,14 @@ def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> 
     require_data(cfg, [split])
     load_toolbox(scope)
     init_default_scope(scope)
-    dataset = DATASETS.build(copy.deepcopy(cfg[f'{split}_dataloader'].dataset))
+    config = cfg[f'{split}_dataloader'].dataset
+    try:
+        dataset = DATASETS.build(copy.deepcopy(config))
+    except UserError:
+        raise
+    except Exception as error:  # a toolbox can stumble over anything in an annotation file
+        raise explain_dataset(config, cfg.get('model') or {}, error) from error
+    guard_dataset(dataset, None, None)
     visualizer = build_visualizer(scope, dataset.metainfo)
     # Folders of classes come one after the other.
     for index in sorted({round(place) for place in np.linspace(0, len(dataset) - 1, min(number, len(dataset)))}):

@@ -23,6 +23,7 @@ class FakeRunner:
 
     def __init__(self, cfg):
         self._train_dataloader = cfg.train_dataloader
+        self._val_dataloader = self._test_dataloader = None
         watch_data(self, cfg)
 
     def register_hook(self, hook):

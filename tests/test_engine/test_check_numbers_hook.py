@@ -62,12 +62,11 @@ def make_batch(number, bad=None, value=float('nan')):
 class Run:
     """As much of a Runner as the hook sees."""
 
-    def __init__(self, model, hook=None, accumulate=1, wrapper=OptimWrapper):
+    def __init__(self, model, hook=None, accumulate=1, wrapper=OptimWrapper, fused=False):
         model.data_preprocessor = Stack()
         self.model = model.train()
-        self.optim_wrapper = wrapper(
-            torch.optim.AdamW(model.parameters(), lr=0.01), accumulative_counts=accumulate, clip_grad=dict(max_norm=5)
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
+        self.optim_wrapper = wrapper(optimizer, accumulative_counts=accumulate, clip_grad=dict(max_norm=5))
         self.hook, self.iter = hook, 0
         self.step = self.optim_wrapper.step
         self.message_hub = MessageHub.get_instance('test_check_numbers')
@@ -256,6 +255,21 @@ def test_overflow_is_counted():
     halved = 127 - torch.tensor(run.optim_wrapper.loss_scaler.get_scale()).log2()
     assert 0 < count < 25 and count == halved
     assert run.warnings == [f'CheckNumbersHook: {count:,} of 30 iterations: overflows']
+
+
+def test_overflow_of_a_fused_optimizer():
+    """It leaves the step out itself. The count is the same, and so is the end."""
+    counts = []
+    for fused in (False, True):
+        run = Run(build(Steep()), CheckNumbersHook(), wrapper=huge_scale, fused=fused)(
+            [make_batch(i) for i in range(30)]
+        )
+        counts.append(run.message_hub.get_scalar('train/overflows').current())
+    assert counts[0] == counts[1] > 0
+    model = build(nn.Sequential(nn.ReLU(), Root()))
+    run = Run(model, CheckNumbersHook(limit=4), wrapper=ScaledWrapper, fused=True)
+    with pytest.raises(UserError, match='this is step 4 in a row'):
+        run([make_batch(i) for i in range(9)])
 
 
 def test_overflow_that_does_not_end():

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -83,6 +84,20 @@ def test_classification_after_its_pipeline(browse):
     digits = [name.split('_')[1] for name in drawn]
     assert digits == sorted(digits)
     assert len(set(digits)) >= 9
+
+
+def test_broken_files(browse, data, tmp_path, capsys):
+    """Each ends in one line that names the file."""
+    broken = tmp_path / 'broken'
+    shutil.copytree(data / 'data/handwritten', broken)
+    image, annotations = broken / 'images/train/000000.png', broken / 'annotations/train.json'
+    for file, message in ((image, f'error: {image} is cut off'), (annotations, f'error: {annotations} is cut off')):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(SystemExit) as stopped:
+            options = f'train_dataloader.dataset.data_root={broken}/'
+            browse('mask_rcnn_lavit_nano.py', '--number', '1', '--cfg-options', options)
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and said.startswith(message) and said.count('\n') == 1
 
 
 def test_show(browse, monkeypatch):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import synthetic
 from PIL import Image
+from tool_runs import run_tool
 
 from mmlavit.datasets.check import named
 
@@ -54,7 +55,7 @@ def check_data(monkeypatch, capsys):
 
 def test_whole(data, check_data):
     code, said = check_data('coco', 'ade20k', 'imagenet', 'handwritten')
-    assert code == 0, said.out
+    assert code == 0, said
     assert [line.split(':')[0] for line in said.out.splitlines()] == ['coco', 'ade20k', 'imagenet', 'handwritten']
     assert said.out.count(': OK, ') == 4
 
@@ -148,6 +149,11 @@ CLASS = IMAGENET / 'train/n00000002'
             ['classification/train has 63 images, expected 64: run python tools/dataset_converters/handwritten.py'],
         ),
         ('handwritten', (HANDWRITTEN / 'meta.json').unlink, ['data/handwritten has no meta.json of theirs: run']),
+        (
+            'handwritten',
+            lambda: (HANDWRITTEN / 'meta.json').write_text('[]'),
+            ['data/handwritten has no meta.json of theirs: run'],
+        ),
     ],
 )
 def test_findings(name, breaks, findings, data, check_data):
@@ -175,7 +181,7 @@ def test_list_instead_of_folders(data, check_data):
     lines = [f'{name} {label}' for label, name in enumerate(names)]
     (IMAGENET / 'meta/val.txt').write_text('\n'.join(lines))
     code, said = check_data('imagenet')
-    assert code == 0, said.out
+    assert code == 0, said
     (IMAGENET / 'meta/val.txt').write_text('\n'.join([*lines[:-1], 'other.JPEG 2']))
     code, said = check_data('imagenet')
     assert code == 1
@@ -231,6 +237,38 @@ def test_config(tmp_path, monkeypatch, check_data):
     assert note.startswith('detection.py: note: data/train.json: 1 of 6 images have no objects')
     assert 'model.roi_head.bbox_head.num_classes is 3, but train_dataloader has 2 classes (one, two)' in head
     assert cut_off == 'detection.py: data/images/1.jpg is cut off: get it again'
+
+
+def test_an_evaluator_with_a_file_of_its_own(tmp_path, monkeypatch, check_data, capsys):
+    """It has to be about the same images; it may have other annotations of them, and more images."""
+    monkeypatch.chdir(tmp_path)
+    config = faults.write_data(tmp_path, 'detection')
+    other = tmp_path / 'data/other.json'
+    content = json.loads((tmp_path / 'data/train.json').read_text())
+    config.write_text(
+        config.read_text().replace('val_cfg = val_dataloader = val_evaluator = ', '')
+        + "val_cfg = dict()\nval_evaluator = dict(type='CocoMetric', ann_file='data/other.json', metric='bbox')\n"
+        "val_dataloader = dict(batch_size=1, num_workers=0, dataset=data, sampler=dict(type='DefaultSampler'))\n"
+    )
+
+    def write(change):
+        changed = json.loads(json.dumps(content))
+        change(changed)
+        other.write_text(json.dumps(changed))
+
+    write(lambda c: c.update(annotations=c['annotations'][1:], images=[*c['images'], dict(id=9, file_name='more.jpg')]))
+    code, said = check_data(config.name)
+    assert code == 0, said
+    ids = 'the evaluator reads data/other.json, but its dataset data/train.json: 2 of the 6 images of the dataset '
+    for change, fault in (
+        (lambda c: c['images'].append(c['images'].pop(0) | dict(id=1)) or c['images'].pop(0), ids + '(0.jpg, 1.jpg)'),
+        (lambda c: c['categories'].reverse(), 'data/other.json has its categories in another order'),
+    ):
+        write(change)
+        code, said = check_data(config.name)
+        assert code == 1 and fault in said.out and '1 finding ' in said.out
+        assert run_tool(monkeypatch, 'train.py', config.name) == 2
+        assert f'error: {fault}' in capsys.readouterr().err
 
 
 def test_note_is_no_fault(tmp_path, monkeypatch, check_data):

@@ -249,6 +249,32 @@ def test_pipelines_work_without_labels(folder, config):
     assert sample['inputs'].shape[0] == 3
 
 
+def test_choices_without_labels():
+    """Transforms inside of others lose their labels, too; choices stay as many, each with its probability."""
+    crop = dict(type='RandomCrop', crop_size=(8, 8), cat_max_ratio=0.75)
+    annotations, flip = dict(type='LoadAnnotations'), dict(type='RandomFlip', prob=0.5)
+    pipeline = [
+        dict(type='RandomChoice', transforms=[[annotations, crop], flip, annotations], prob=[0.2, 0.3, 0.5]),
+        dict(type='RandomApply', transforms=[annotations, crop], prob=0.1),
+        dict(type='RandomApply', transforms=crop),
+    ]
+    left = dict(type='RandomCrop', crop_size=(8, 8))
+    assert remove_labels(pipeline) == [
+        dict(type='RandomChoice', transforms=[[left], [flip], []], prob=[0.2, 0.3, 0.5]),
+        dict(type='RandomApply', transforms=[left], prob=0.1),
+        dict(type='RandomApply', transforms=[left]),
+    ]
+    with pytest.raises(UserError, match='MixUp in the training pipeline'):
+        remove_labels([dict(type='RandomChoice', transforms=[[flip], dict(type='MixUp')])])
+
+
+def test_whole_batches_are_refused(folder, monkeypatch, capfd):
+    teacher, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
+    student = ROOT / 'configs/experiments/lavit_nano_in275.py'
+    code, said = distill_once(monkeypatch, capfd, folder, student, teacher, checkpoint)
+    assert code == 2 and "error: DecodedImages of the student's train_dataloader gives whole batches" in said.err
+
+
 def test_mixing_images_needs_labels():
     with pytest.raises(UserError, match='Mosaic in the training pipeline'):
         remove_labels([dict(type='LoadImageFromFile'), dict(type='mmdet.Mosaic')])

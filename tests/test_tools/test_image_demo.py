@@ -183,6 +183,7 @@ def test_a_video_that_is_cut_off(tmp_path, monkeypatch, capsys):
     frames = len(json.loads((tmp_path / 'out/predictions.json').read_text()))
     assert 0 < frames < 20 and f'only {frames} of 20 frames could be read; is the file whole?' in said.err
     (tmp_path / 'camera.mp4').write_text('of the user')
+    (tmp_path / 'predictions.json').write_text((tmp_path / 'out/predictions.json').read_text())
     with pytest.raises(SystemExit) as stopped:
         image_demo(monkeypatch, video, CONFIGS / 'classify_lavit_nano.py', checkpoint, '--out-dir', tmp_path)
     assert stopped.value.code == 2 and f'would overwrite {tmp_path / "camera.mp4"}' in capsys.readouterr().err
@@ -529,6 +530,28 @@ def test_published_as_safetensors(name, tmp_path, pictures, monkeypatch):
         assert list(result.classes) == list(TASKS[name])
         records.append(result.to_dict())
     assert records[0] == records[1]
+
+
+def test_files_of_the_user_are_kept(tmp_path, pictures, monkeypatch, capsys):
+    """Beside an image, only a file is written over that a run before has drawn; two images are not drawn to one."""
+    arguments = CONFIGS / 'classify_lavit_nano.py', write_checkpoint('classify_lavit_nano.py', tmp_path / 'a.pth')
+    pictures = pictures / 'more'
+    for name in 'bc':
+        Image.new('L', (40, 40), 90).save(pictures / f'{name}.pgm')
+
+    def run(source, out_dir):
+        with pytest.raises(SystemExit) as stopped:
+            image_demo(monkeypatch, source, *arguments, '--out-dir', out_dir)
+            sys.exit(0)
+        return stopped.value.code, capsys.readouterr().err
+
+    for _ in range(2):
+        assert run(pictures / 'b.pgm', pictures) == (0, '')
+    Image.new('L', (40, 40)).save(pictures / 'c.pgm.png')
+    code, said = run(pictures / 'c.pgm', pictures)
+    assert code == 2 and f'would overwrite {pictures / "c.pgm.png"}' in said
+    code, said = run(pictures, tmp_path / 'out')
+    assert code == 2 and 'b.pgm.png would both be drawn to' in said
 
 
 def test_no_objects(tmp_path, pictures):

@@ -18,12 +18,13 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmlavit.errors import ConfigError, UserError, first_few
+from mmlavit.errors import ConfigError, DataError, UserError, first_few
 from mmlavit.models.consistency import find_class_numbers, require_channels, require_classes
 from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, is_remote, missing_data
 from mmlavit.utils.toolbox import load_toolbox
 
 from .coco import check_coco_file, reads_coco
+from .evaluators import find_evaluator_faults
 from .folders import check_folders, find_other_folders
 from .images import find_fault, find_file_fault, find_map_fault, find_missing, read_labels, read_size
 from .maps import describe_loading, find_zero_label_fault, is_panoptic, maps_have_its_classes
@@ -60,6 +61,7 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
         yield str(error)
     seen: list[dict] = []
     folders: dict[str, Mapping[str, int]] = {}
+    told: set[str] = set()
     for split in _SPLITS:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in find_leaf_configs(loader.dataset) if loader is not None else ():
@@ -70,6 +72,9 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
                 # A test may be on other data.
                 compared = None if split == 'test' else folders
                 yield from check_dataset(ConfigDict(dataset), cfg.model, place, decode, folders=compared)
+            faults = [*_check_evaluator(dataset, cfg.get(f'{split}_evaluator'))]
+            yield from (fault for fault in faults if fault not in told)
+            told.update(faults)
 
 
 def check_dataset(
@@ -93,13 +98,10 @@ def check_dataset(
     Yields:
         str: As of :func:`check_config`.
     """
-    kind = dataset.type  # a name, or in configs in pure Python the class
-    if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind) or kind
+    kind = _find_class(dataset)
     faulty = False
     if reads_coco(kind):
-        classes = kind._load_metainfo(copy.deepcopy(dataset.get('metainfo'))).get('classes')  # as it will
+        classes = _find_classes(kind, dataset)
         masks = any(step.get('with_mask') for step in dataset.get('pipeline') or ())
         test = bool(dataset.get('test_mode'))
         for finding in check_coco_file(Path(_ann_file(dataset)), classes, masks, test):
@@ -133,9 +135,50 @@ def check_dataset(
         fault = find_other_folders(built, folders)
         yield from [fault] if fault else []
     entries = [built.get_data_info(i) for i in range(len(built))]
+    if fault := find_empty(built, entries, dataset.get('filter_cfg')):
+        yield f'{_ann_file(dataset) or place}: {fault}'
     yield from _check_labels(entries, classes, model, _ann_file(dataset) or place)
     if not annotations_only:
         yield from _check_images(entries, decode, dataset, built)
+
+
+def explain_dataset(dataset: Mapping[str, Any], model: Mapping[str, Any], error: Exception) -> Exception:
+    """Say what is wrong with the annotations, if that is why a dataset could not be built.
+
+    Args:
+        dataset (Mapping): Its config, or that of a wrapper.
+        model (Mapping): Config of the model.
+        error (Exception): What building it raised.
+
+    Returns:
+        Exception: One line about the annotations; the error itself if they have no fault.
+    """
+    for leaf in find_leaf_configs(dataset):
+        for finding in check_dataset(leaf, model, 'the data', 0, annotations_only=True):
+            if not finding.startswith('note:'):
+                return DataError(finding)
+    return error
+
+
+def _find_class(dataset: Mapping[str, Any]) -> type | str:
+    """Give the class of a dataset; its name if it is not known."""
+    kind = dataset['type']  # a name, or in configs in pure Python the class
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind) or kind
+    return kind
+
+
+def _find_classes(kind: type, dataset: Mapping[str, Any]) -> Any:
+    """Give the classes of a dataset of mmengine as it will find them."""
+    return kind._load_metainfo(copy.deepcopy(dataset.get('metainfo'))).get('classes')
+
+
+def _check_evaluator(dataset: Mapping[str, Any], evaluator: Any) -> Iterator[str]:
+    """Yield what does not fit between a dataset and the metrics of its predictions."""
+    kind = _find_class(dataset)
+    if reads_coco(kind) and dataset.get('ann_file') and not is_remote(dataset):
+        yield from find_evaluator_faults(evaluator, _ann_file(dataset), _find_classes(kind, dataset))
 
 
 def _everything(kind: type | str) -> dict[str, Any]:
@@ -146,6 +189,33 @@ def _everything(kind: type | str) -> dict[str, Any]:
     taken = inspect.signature(kind).parameters
     anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
     return {key: value for key, value in wanted.items() if anything or key in taken}
+
+
+def find_empty(dataset: Any, entries: Sequence[Mapping], rules: Mapping[str, Any] | None) -> str:
+    """Say why a dataset gives no image.
+
+    Args:
+        dataset (Any): A dataset of mmengine that has everything that is listed.
+        entries (Sequence[Mapping]): Its entries.
+        rules (Mapping, optional): ``filter_cfg``.
+
+    Returns:
+        str: The fault; '' if there are images.
+    """
+    if not entries:
+        suffix = getattr(dataset, 'img_suffix', None)
+        folder = getattr(dataset, 'data_prefix', {}).get('img_path')
+        if suffix and folder and not getattr(dataset, 'ann_file', ''):
+            return f'no image is there: no file in {folder} ends in {suffix}; set img_suffix to how they end'
+        return 'it lists no image'
+    if rules:
+        dataset.filter_cfg = rules
+        if not dataset.filter_data():
+            return (
+                f'filter_cfg={dict(rules)} leaves none of its {len(entries):,} images; leave it out, or correct the '
+                'annotations'
+            )
+    return ''
 
 
 def _ann_file(dataset: Mapping[str, Any]) -> str:

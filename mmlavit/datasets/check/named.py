@@ -159,7 +159,7 @@ def check_handwritten(root: Path, decode: int) -> Iterator[str]:
     remedy = f'run python tools/dataset_converters/handwritten.py --root {root} again'
     try:
         counts = json.loads((root / 'meta.json').read_text())['counts']
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         unfinished = (root / UNFINISHED).exists()
         yield f'{root} {"was not finished" if unfinished else "has no meta.json of theirs"}: {remedy}'
         return

@@ -120,10 +120,13 @@ class CheckNumbersHook(Hook):
             self._spoilt = False
             return
         stepped = []
-        handle = wrapper.optimizer.register_step_post_hook(lambda *args: stepped.append(True))
+        # A fused optimizer is always called, and leaves the step out itself where the scaler has found an overflow.
+        handle = wrapper.optimizer.register_step_post_hook(
+            lambda optimizer, *args: stepped.append(not getattr(optimizer, 'found_inf', None))
+        )
         original(**kwargs)
         handle.remove()
-        if stepped:
+        if any(stepped):
             self._in_a_row = 0
         else:
             self._handle(runner, wrapper, 'overflows')
