@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.progress import track
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config
 from mmlavit.utils.json_list import JsonList, read_entries
-from mmlavit.utils.local_files import expand_home, require_folder
+from mmlavit.utils.local_files import expand_home, require_folder, write_file
 from mmlavit.visualization.drawing import write_picture
 from mmlavit.visualization.video import write_video
 from mmlavit_serve import Predictor
@@ -26,6 +27,7 @@ from mmlavit_serve.predictor import IMAGES, find_images
 from mmlavit_serve.video import VIDEOS, Video, is_video
 
 PREDICTIONS = 'predictions.json'
+DRAWN = '.drawn.json'  # what may be overwritten, since it is of this tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,7 +76,8 @@ def main() -> None:
         stream.reconfigure(errors='backslashreplace')  # names of files may have any bytes
     with one_line_errors():
         root, out_dir = expand_home(args.pictures), expand_home(args.out_dir)
-        video, files = find_work(root, out_dir)
+        drawn = read_drawn(out_dir)
+        video, files = find_work(root, out_dir, drawn)
         if video and args.resume:
             raise UserError(f'--resume continues folders of images; {root} is a video and is drawn as a whole')
         exported = Path(args.model).suffix == '.onnx'
@@ -89,22 +92,29 @@ def main() -> None:
         predictor = Predictor(model, args.checkpoint, **options)
         require_folder(out_dir, '--out-dir')
         done = read_done(out_dir / PREDICTIONS) if args.resume else []
+        names = {out_file.relative_to(out_dir).as_posix() for out_file in files.values()}
+        write_file(out_dir / DRAWN, json.dumps(sorted(drawn | names)).encode())
         with JsonList(out_dir / PREDICTIONS, done) as records, stop_at_signals() as received:
             if video:
                 failed = show_video(predictor, video, root, files[root], records, received)
             else:
-                names = {entry['picture'] for entry in done}
-                left = {path: out for path, out in files.items() if out.relative_to(out_dir).as_posix() not in names}
+                known = {entry['picture'] for entry in done}
+                left = {path: out for path, out in files.items() if out.relative_to(out_dir).as_posix() not in known}
+                if args.resume:
+                    print(
+                        f'{len(files) - len(left):,} of {len(files):,} images are in {PREDICTIONS} already', flush=True
+                    )
                 failed = show_pictures(predictor, left, out_dir, records, received)
         finish(out_dir / PREDICTIONS, failed, received)
 
 
-def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]]:
+def find_work(root: Path, out_dir: Path, drawn: Collection[str]) -> tuple[Video | None, dict[Path, Path]]:
     """Find what is to be predicted on.
 
     Args:
         root (Path): An image, a folder or a video.
         out_dir (Path): Where results go.
+        drawn (Collection[str]): Files there that runs before have drawn, which may be overwritten.
 
     Returns:
         tuple[Video | None, dict[Path, Path]]: The video, if it is one; each file and where it is drawn.
@@ -124,22 +134,26 @@ def find_work(root: Path, out_dir: Path) -> tuple[Video | None, dict[Path, Path]
             if not can_write(name.suffix):
                 names[path] = name.with_name(f'{name.name}.png')
         files = {path: out_dir / name for path, name in names.items()}
-    sources: dict[Path, Path] = {}
+    drawn_from: dict[Path, Path] = {}
+    sources = {source.resolve() for source in files}
     for source, out_file in files.items():
-        if out_file in sources:
-            raise UserError(f'{sources[out_file]} and {source} would both be drawn to {out_file}; rename one of them')
-        sources[out_file] = source
-        # Beside the source it may be another file of the user's, unless a run before has drawn it.
-        beside = source.resolve().parent == out_file.resolve().parent and out_file.exists()
-        if source.resolve() == out_file.resolve() or (beside and not was_drawn(out_file, out_dir)):
-            raise UserError(f'--out-dir {out_dir} would overwrite {out_file}; choose another')
+        if out_file in drawn_from:
+            raise UserError(
+                f'{drawn_from[out_file]} and {source} would both be drawn to {out_file}; rename one of them'
+            )
+        drawn_from[out_file] = source
+        known = out_file.relative_to(out_dir).as_posix() in drawn
+        if out_file.resolve() in sources or (out_file.is_file() and not known):
+            raise UserError(f'--out-dir {out_dir} would overwrite {out_file}, which no run has drawn; choose another')
     return video, files
 
 
-def was_drawn(out_file: Path, out_dir: Path) -> bool:
-    """Tell whether a file is an image that a run before has drawn; of videos the list does not tell."""
-    name = out_file.relative_to(out_dir).as_posix()
-    return any(entry.get('picture') == name for entry in read_entries(out_dir / PREDICTIONS))
+def read_drawn(out_dir: Path) -> set[str]:
+    """Read which files in a folder have been drawn by this tool; none if it has not drawn there."""
+    try:
+        return set(json.loads((out_dir / DRAWN).read_bytes()))
+    except (OSError, TypeError, ValueError):
+        return set()
 
 
 def can_write(suffix: str) -> bool:

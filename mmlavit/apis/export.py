@@ -22,12 +22,13 @@ from mmlavit.errors import UserError
 from mmlavit.models.arch import STRIDES
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import find_checkpoint
+from mmlavit.utils.local_files import expand_home, require_folder
+from mmlavit.utils.toolbox import TASKS
 from mmlavit.version import __version__
 from mmlavit_serve.runtimes import METADATA
 
 from .inference import build_model
 
-_TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
 _LARGEST = 16384  # side of an image; products of larger ones could leave 64 bits
 _EXAMPLE = (170, 250)  # neither equal nor multiples of 32, so that nothing is taken for a constant
 
@@ -63,9 +64,9 @@ def export_onnx(
     Raises:
         UserError: If a package is missing, or the model has no form as a graph; the message names the part.
     """
-    out_file = Path(out_file)
-    if out_file.suffix != '.onnx':
-        raise UserError(f'{out_file} does not end in .onnx')
+    out_file = expand_home(out_file)
+    if out_file.suffix != '.onnx' or out_file.is_dir():
+        raise UserError(f'{out_file} is no file ending in .onnx')
     if opset not in OPSETS:
         raise UserError(f'opset is {opset}, expected {OPSETS[0]} to {OPSETS[-1]}')
     if shape is not None and min(shape) < 1:
@@ -73,6 +74,7 @@ def export_onnx(
     if not isinstance(cfg, Config):
         cfg = load_config(os.fspath(cfg))
     file = find_checkpoint(checkpoint)
+    require_folder(out_file.parent, '--out')
     built = build_model(cfg, str(file), 'cpu', 0.0)
     sides = [_coarsest_stride(built.model) + 1, _LARGEST]  # grids of one row or column are a case of their own
     if shape is not None and min(shape) < sides[0]:
@@ -131,7 +133,7 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
     if scope != 'mmpretrain' and any(step['type'] == 'CenterCrop' for step in transforms):
         raise UserError('CenterCrop of the test pipeline is exported for classifiers only: boxes and maps would move')
     return dict(
-        task=_TASKS[scope],
+        task=TASKS[scope],
         classes=list(meta['classes']) if meta.get('classes') else None,
         palette=[list(colour) for colour in palette] if palette and not isinstance(palette, str) else None,
         transforms=transforms,

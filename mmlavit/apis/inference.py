@@ -68,12 +68,20 @@ class TorchModel(ABC):
         cfg = copy.deepcopy(cfg)
         cfg.model = model_config(cfg)
         cfg.test_dataloader.dataset = dataset = find_test_dataset(cfg)  # toolboxes look through no wrappers
-        for step in dataset.pipeline:
-            if type_name(step) == 'LoadImageFromFile' and step.get('color_type', 'color') == 'grayscale':
-                raise UserError('the model reads gray images (color_type), but is given images in colour here')
+        loader = next((step for step in dataset.pipeline if type_name(step) == 'LoadImageFromFile'), {})
+        if (kind := loader.get('color_type', 'color')) != 'color':
+            raise UserError(
+                f'the model reads images with color_type={kind!r}, but is given images in colour, 8 bits and turned by '
+                "their EXIF tag here; set it to 'color' in the test pipeline if your images are so"
+            )
+        if (backend := loader.get('imdecode_backend')) == 'tifffile':
+            raise UserError(f'the model reads images with imdecode_backend={backend!r}, but is given 8 bits here')
+        self.dtype = np.float32 if loader.get('to_float32') else np.uint8
         with _entered(self.scope):
+            weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')  # _load will say so
+            if not isinstance(weights, Mapping) or not isinstance(weights.get('state_dict', {}), Mapping):
+                raise UserError(f'{checkpoint} has no weights; expected a checkpoint with a state_dict')
             self.model = self._load(cfg, checkpoint, device)
-            weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')  # _load has said so
             require_whole(self.model, weights.get('state_dict', weights), checkpoint)
             self.meta = _find_meta(weights, dataset)
             try:
@@ -295,7 +303,7 @@ class _Classifier(TorchModel):
 
         sizes = [image.shape[:2] for image in images]
         data = [
-            self.pipeline(dict(img=image, img_shape=size, ori_shape=size))
+            self.pipeline(dict(img=image.astype(self.dtype), img_shape=size, ori_shape=size))
             for image, size in zip(images, sizes, strict=True)
         ]
         with torch.no_grad():

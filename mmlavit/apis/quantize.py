@@ -10,7 +10,7 @@ import numpy as np
 
 from mmlavit.deployment.quantization import INT8_RUNTIMES, is_quantised, to_fp16, to_int8
 from mmlavit.errors import UserError
-from mmlavit.utils.local_files import expand_home
+from mmlavit.utils.local_files import expand_home, require_folder
 from mmlavit_serve.exported import ExportedModel
 from mmlavit_serve.predictor import find_images, read_image
 
@@ -46,10 +46,10 @@ def quantize_onnx(
     Raises:
         UserError: If a package or the pictures are missing, or an argument is out of its range.
     """
-    model, out_file = Path(model), Path(out_file)
+    model, out_file = expand_home(model), expand_home(out_file)
     if precision not in PRECISIONS:
         raise UserError(f'precision is {precision!r}, expected one of {", ".join(PRECISIONS)}')
-    if out_file.suffix != '.onnx' or out_file.resolve() == model.resolve():
+    if out_file.suffix != '.onnx' or out_file.is_dir() or out_file.resolve() == model.resolve():
         raise UserError(f'{out_file} is not another file ending in .onnx')
     if number < 1:
         raise UserError(f'the number of pictures is {number}, expected 1 or more')
@@ -66,7 +66,7 @@ def quantize_onnx(
         raise UserError('this needs onnx and onnxruntime; `pip install onnx onnxruntime` installs them') from error
     if is_quantised(model):
         raise UserError(f'{model} is quantised already; expected a model as tools/deployment/export.py wrote it')
-    out_file.parent.mkdir(parents=True, exist_ok=True)
+    require_folder(out_file.parent, '--out')
     partial = out_file.with_suffix('.partial.onnx')
     if precision == 'fp16':
         to_fp16(model, partial)

@@ -60,10 +60,14 @@ def watch_data(runner, cfg: Config) -> None:
             for split in ('val', 'test')
             if dataloader is getattr(runner, f'_{split}_dataloader')
         ]
+        model = getattr(runner, 'model', None)
+        exported = getattr(getattr(model, 'module', model), 'require_classes', None)  # of an exported model
         for leaf in find_leaves(loader.dataset):
             if not len(leaf):
                 raise DataError(f'{_name(leaf)} gives no image')
             _require_fitting_classes(leaf, cfg, evaluators)
+            if exported is not None:
+                exported((getattr(leaf, 'metainfo', None) or {}).get('classes'), _name(leaf))
             steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
             other = find_other_folders(leaf, folders) if numbers else ''  # without classes, labels may be unused
             if fault := other or find_zero_label_fault(leaf, steps):

@@ -453,12 +453,19 @@ def _use_exported_model(cfg: Config, args: argparse.Namespace) -> None:
     """Put a model that tools/deployment/export.py wrote into the place of the config's."""
     if args.tta:
         raise UserError(f'--tta changes the model of the config, but {args.checkpoint} is one of its own')
+    for key in args.cfg_options or {}:
+        if re.match(r'(model|data_preprocessor)(\.|$)', key) or re.search(r'pipeline(\.|$)', key):
+            raise UserError(
+                f'--cfg-options {key}=... changes the model or its images, but {args.checkpoint} has both inside; '
+                'export it anew with this option'
+            )
     cfg.load_from = None
     # What would change the model, or be a part of it.
     cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) != 'EMAHook']
     cfg.pop('data_preprocessor', None)
     model = 'mmlavit.deployment.evaluation.ExportedModel'
-    cfg.model = ConfigDict(type=model, file=args.checkpoint, runtime=args.runtime)
+    scope = cfg.get('default_scope')
+    cfg.model = ConfigDict(type=model, file=args.checkpoint, runtime=args.runtime, scope=scope)
 
 
 def _use_test_time_augmentation(cfg: Config) -> None:

@@ -221,8 +221,8 @@ def require_checkpoint(path: str, what: str = 'checkpoint') -> None:
 
 
 def _is_address(path: str) -> bool:
-    # Two letters at least, so that no drive letter counts as the scheme of an address.
-    return re.match(r'[\w-]{2,}:', path) is not None
+    # Two letters at least, so that no drive letter counts as the scheme of an address. Folders may have a colon, too.
+    return not osp.isfile(path) and re.match(r'([\w-]+:)?[\w-]{2,}:/', path) is not None
 
 
 def require_checkpoints(cfg: Config) -> None:

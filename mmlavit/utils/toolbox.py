@@ -10,6 +10,8 @@ from io import StringIO
 
 from mmlavit.environment import check_environment
 
+TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
+
 # What is left out, by the module that says it. Other messages of these modules are shown.
 _WARNINGS = {
     'mmengine.visualization.visualizer': 'Warning: The ',  # ... bbox or polygon is out of bounds; it is drawn cut off

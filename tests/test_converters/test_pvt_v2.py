@@ -254,6 +254,7 @@ def test_numbers_of_vanilla_layers(pvt, numbers, message):
         (['other.pth', 'out.pth'], "'a' is not a key of PVTv2"),
         (['notes.pth', 'out.pth'], 'notes.pth cannot be read as a checkpoint'),
         (['other.pth', 'no/out.pth'], 'the folder no does not exist'),
+        (['other.pth', './other.pth'], 'other.pth would overwrite its source'),
         (['other.pth', 'out.safetensors'], 'out.safetensors: expected a name that ends in .pth'),
     ],
 )

@@ -274,7 +274,8 @@ def test_missing_device(exported, monkeypatch):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(out_file='a.txt'), 'does not end in .onnx'),
+        (dict(out_file='a.txt'), 'is no file ending in .onnx'),
+        (dict(out_file='/dev/null/a.onnx'), 'cannot write to the folder /dev/null'),
         (dict(out_file='a.onnx', opset=11), 'opset is 11, expected 18 to 20'),
         (dict(out_file='a.onnx', shape=(0, 5)), 'expected a height and a width above 0'),
         (dict(out_file='a.onnx', shape=(32, 64)), 'of at least 33 for this model'),

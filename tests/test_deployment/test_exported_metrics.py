@@ -61,3 +61,42 @@ def test_as_the_checkpoint(kind, runtime, exported, tmp_path, monkeypatch):
         assert sum(len(a) for a, _ in pairs) > 3 * len(pairs)
         close = [np.abs(a[:, None] - b).max(axis=2).min(axis=1) < 0.05 for a, b in pairs if len(a) and len(b)]
         assert np.mean(np.concatenate(close)) > 0.95
+
+
+@pytest.mark.parametrize(
+    ('kind', 'options', 'message'),
+    [
+        ('classifier', ['model.head.num_classes=5'], 'changes the model or its images'),
+        ('classifier', ['test_dataloader.dataset.pipeline.1.scale=64'], 'changes the model or its images'),
+        ('upernet', [], 'is a model for classification, but the config is one of mmseg for segmentation'),
+    ],
+)
+def test_another_config(kind, options, message, exported, tmp_path, monkeypatch, capsys):
+    cfg, file = exported(kind)[0], exported('classifier')[2]
+    synthetic.write_handwritten(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    cfg.dump('config.py')
+    code = run_tool(monkeypatch, 'test.py', 'config.py', file, *(['--cfg-options', *options] if options else []))
+    said = capsys.readouterr().err
+    assert code == 2 and message in said and said.count('error: ') == 1
+
+
+def test_other_classes(exported, tmp_path, monkeypatch, capsys):
+    """Fewer, or in another order: an error. Other names for as many: a warning."""
+    cfg, _, file = exported('upernet')
+    names = ['background', *'0123456789']
+    synthetic.write_handwritten(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    cfg = cfg.copy()
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+    said = []
+    for classes in (names[:3], names[::-1], [f'digit {name}' for name in names]):
+        cfg.test_dataloader.dataset.metainfo = dict(classes=classes, palette=[[9, 9, 9]] * len(classes))
+        cfg.dump('config.py')
+        code = run_tool(monkeypatch, 'test.py', 'config.py', file)
+        output = capsys.readouterr()
+        said.append((code, output.out + output.err))
+    known = f'{file} has the classes background, 0, 1, ... (11), but data/handwritten/'
+    assert said[0][0] == 2 and f'error: {known} background, 0, 1 (3); test it with the data' in said[0][1]
+    assert said[1][0] == 2 and f'error: {known} 9, 8, 7, ... (11); test it with the data' in said[1][1]
+    assert said[2][0] == 0 and f'{known} digit background, digit 0, digit 1, ... (11): are they' in said[2][1]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -423,9 +424,40 @@ def test_steps_with_a_scope(name, tmp_path, pictures):
 def test_gray_images(tmp_path):
     name = 'classify_lavit_nano.py'
     cfg = Config.fromfile(CONFIGS / name)
-    cfg.test_dataloader.dataset.pipeline[0].color_type = 'grayscale'
-    with pytest.raises(UserError, match='the model reads gray images'):
-        Predictor(cfg, write_checkpoint(name, tmp_path / 'random.pth'))
+    checkpoint = write_checkpoint(name, tmp_path / 'random.pth')
+    loading = cfg.test_dataloader.dataset.pipeline[0]
+    for options, message in (
+        (dict(color_type='grayscale'), "color_type='grayscale'"),
+        (dict(color_type='unchanged'), "color_type='unchanged'"),
+        (dict(color_type='color_ignore_orientation'), "color_type='color_ignore_orientation'"),
+        (dict(color_type='color', imdecode_backend='tifffile'), "imdecode_backend='tifffile'"),
+    ):
+        loading.update(options)
+        with pytest.raises(UserError, match=f'the model reads images with {message}'):
+            Predictor(cfg, checkpoint)
+
+
+def test_float_images(tmp_path, pictures):
+    """They are not rounded when they are resized, as in the test pipeline."""
+    name = 'classify_lavit_nano.py'
+    cfg = Config.fromfile(CONFIGS / name)
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    pipeline[0].to_float32 = True
+    pipeline.insert(1, dict(type='Resize', scale=(77, 77)))
+    predictor = Predictor(cfg, write_checkpoint(name, tmp_path / 'random.pth'), device='cpu')
+    init_default_scope('mmpretrain')
+    data = Compose(pipeline)(dict(img_path=str(pictures / 'a.png')))
+    assert (data['inputs'] % 1 != 0).any()
+    with torch.no_grad():
+        wanted = predictor.model.model.test_step(pseudo_collate([data]))[0].pred_score
+    np.testing.assert_allclose(predictor.predict(pictures / 'a.png').scores, wanted.numpy(), rtol=1e-6)
+
+
+def test_files_without_weights(tmp_path):
+    for number, content in enumerate(([torch.ones(1)], dict(state_dict=None))):
+        torch.save(content, tmp_path / f'{number}.pth')
+        with pytest.raises(UserError, match=f'{number}.pth has no weights'):
+            Predictor(CONFIGS / 'classify_lavit_nano.py', str(tmp_path / f'{number}.pth'))
 
 
 def test_a_file_of_names_that_a_checkpoint_names(tmp_path, pictures, monkeypatch):
@@ -552,6 +584,17 @@ def test_files_of_the_user_are_kept(tmp_path, pictures, monkeypatch, capsys):
     assert code == 2 and f'would overwrite {pictures / "c.pgm.png"}' in said
     code, said = run(pictures, tmp_path / 'out')
     assert code == 2 and 'b.pgm.png would both be drawn to' in said
+    # Results in the folder above the images, where others have their names.
+    user = {path: path.read_bytes() for path in pictures.parent.glob('*.png')}
+    code, said = run(pictures / 'a.png', pictures.parent)
+    assert code == 2 and f'would overwrite {pictures.parent / "a.png"}' in said
+    assert user and all(path.read_bytes() == content for path, content in user.items())
+    # An image that is a result of another: new/a.jpg and new/new/a.jpg, drawn into the folder above.
+    (tmp_path / 'above/new/new').mkdir(parents=True)
+    for folder in ('above/new', 'above/new/new'):
+        (tmp_path / folder / 'a.png').write_bytes((pictures / 'a.png').read_bytes())
+    code, said = run(tmp_path / 'above/new', tmp_path / 'above')
+    assert code == 2 and f'would overwrite {tmp_path / "above/new/a.png"}' in said
 
 
 def test_no_objects(tmp_path, pictures):

@@ -492,8 +492,17 @@ def test_addresses_are_not_looked_for():
     """What a loader knows is no file that is missing."""
     for address in ('open-mmlab://resnet50_caffe', 'torchvision://resnet50', 's3://bucket/a.pth'):
         require_checkpoint(address)
+    with pytest.raises(UserError, match='12:00:00/a.pth does not exist'):
+        require_checkpoint('2024-01-01_12:00:00/a.pth')
     with pytest.raises(UserError, match='open-mmlab does not exist'):
         require_checkpoint('open-mmlab')
+
+
+def test_colons_in_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('12:00').mkdir()
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), '12:00/a.pth')
+    assert load_checkpoint('12:00/a.pth')['state_dict'].keys() == {'a'}
 
 
 def test_prefix_of_a_wrapper(tmp_path):

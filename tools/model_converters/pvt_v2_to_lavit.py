@@ -9,7 +9,7 @@ import torch
 from mmlavit.converters.pvt_v2 import convert_pvt_v2
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
-from mmlavit.utils.checkpoint import load_checkpoint
+from mmlavit.utils.checkpoint import find_checkpoint, load_checkpoint
 from mmlavit.utils.local_files import expand_home, write_file
 
 
@@ -43,6 +43,8 @@ def main() -> None:
             raise UserError(f'{args.out}: expected a name that ends in .pth')
         if not args.out.parent.is_dir():
             raise UserError(f'the folder {args.out.parent} does not exist; make it first')
+        if args.out.exists() and args.out.samefile(find_checkpoint(args.source)):
+            raise UserError(f'{args.out} would overwrite its source; choose another file')
         found = convert_pvt_v2(load_checkpoint(args.source)['state_dict'], args.num_va_layers)
         backbone = {f'backbone.{name}': value for name, value in found.backbone.items()}
         content = io.BytesIO()
