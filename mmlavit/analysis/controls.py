@@ -108,9 +108,11 @@ class PlainBiasedAttention(PlainFixedAttention):
     """
 
     def add_parameters(self) -> None:
-        """Make the learned scores, queries and keys."""
+        """Make the learned scores, queries and keys; the latter start as those that were replaced."""
         super().add_parameters()
         self.qk = nn.Linear(self.v.in_features, 2 * self.v.out_features, bias=self.v.bias is not None)
+        for name, value in self.qk.named_parameters():
+            value.data.copy_(self.dropped[name])
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Load; queries and keys of a checkpoint are taken over, too."""
@@ -232,7 +234,15 @@ class WithLessAttentionControl(WithLessAttention):
             raise ConfigError("later='biased' has no norms of queries and keys, as this transformer has (qk_norm)")
         for block in (blocks[i] for i in self.layers):
             _replace(block.attn, PLAIN_CONTROLS[later])
+            del block.attn.dropped
             if later == 'none':
                 norm = block.ln1 if hasattr(block, 'ln1') else block.norm1  # of mmpretrain, of timm
                 for module in (norm, block.attn):
                     module.requires_grad_(False)
+
+    def _convert(self, attn: nn.Module) -> PlainLessAttention:
+        """Make a less-attention layer that knows the queries and keys it drops, which a control may keep."""
+        converted = super()._convert(attn)
+        converted.dropped = {name: value.detach().chunk(3)[0:2] for name, value in attn.qkv.named_parameters()}
+        converted.dropped = {name: torch.cat(pair) for name, pair in converted.dropped.items()}
+        return converted

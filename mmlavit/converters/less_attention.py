@@ -87,7 +87,7 @@ def gives_the_same(twin: LaViT, teacher: nn.Module) -> bool:
         bool: Whether there are as many, and each has a relative squared distance below 1e-3.
     """
     parameter = next(teacher.parameters())
-    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(parameter)
+    image = torch.randn(1, twin.in_channels, 64, 96, generator=torch.Generator().manual_seed(0)).to(parameter)
     given, wanted = twin.to(parameter)(image), teacher(image)
     return len(given) == len(wanted) and all(
         a.shape == b.shape and float((a - b).square().mean() / b.var().clamp_min(1e-12)) < 1e-3

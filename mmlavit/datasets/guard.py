@@ -161,7 +161,8 @@ class GuardedPipeline(Compose):
 
     def _check_label(self, path: str, data: dict) -> None:
         label = data.get('gt_label')
-        labels = [] if label is None else np.ravel(label).tolist()
+        # Of several tasks, each has its own classes.
+        labels = [] if label is None or isinstance(label, Mapping) else np.ravel(label).tolist()
         if self.labels is not None and any(not 0 <= value < self.labels for value in labels):
             raise DataError(
                 f'{path} has the label {label}, but the model has classes 0 to {self.labels - 1}; {_ADVICE}'
@@ -196,6 +197,8 @@ def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> N
 
 def find_leaves(dataset: Any) -> Iterator[Any]:
     """Yield the datasets inside of wrappers such as ``RepeatDataset``; one that is no wrapper itself."""
+    while sliced := getattr(dataset, '__dict__', {}).get('_dataset'):  # mmengine's num_batch_per_epoch
+        dataset = sliced
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     if inner == [None]:
         yield dataset

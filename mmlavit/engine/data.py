@@ -96,7 +96,8 @@ def explain_sizes() -> Iterator[None]:
             raise
         raise ConfigError(
             f'the images of a batch have different sizes ({found[1]} and {found[2]}); let the pipeline of the '
-            'data loader give one size (Resize, RandomCrop), or set its batch_size to 1'
+            "data loader give one size (Resize, RandomCrop; mmseg's model.data_preprocessor.size is the crop's), or "
+            'set its batch_size to 1'
         ) from error
 
 

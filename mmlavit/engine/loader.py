@@ -35,6 +35,9 @@ class ResumableLoader(DataLoader):
         names = [name for name in inspect.signature(DataLoader).parameters if name not in replaced]
         batches = _Batches(loader.batch_sampler, None if seed is None else (_SAMPLE, seed, rank))
         super().__init__(**{name: getattr(loader, name) for name in names}, batch_sampler=batches)
+        # What hooks such as mmpretrain's PreciseBNHook ask for; torch has it of loaders that make their own batches.
+        for name in ('batch_size', 'drop_last'):
+            object.__setattr__(self, name, getattr(loader, name))
         self.seed = seed
         self.rank = rank
         if seed is not None:

@@ -18,11 +18,14 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from torch import distributed as dist
+from torch import nn
 from torch.utils.data import IterableDataset
 
 from mmlavit.environment import SCOPES
 from mmlavit.errors import STOPPED_CODE, ConfigError
+from mmlavit.models import LaViT
 from mmlavit.models.consistency import require_channels
+from mmlavit.models.plain_vit import WithLessAttention
 from mmlavit.utils.blame import blame_config
 from mmlavit.utils.checkpoint import require_checkpoints
 from mmlavit.utils.config_types import type_name
@@ -133,6 +136,13 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
     for note in notes:
         runner.logger.info(note)
     watch_data(runner, cfg)
+    if mode == 'train':
+        _require_own_checkpointing(cfg, runner.model)
+        if not any(type_name(hook) == 'CheckNumbersHook' for hook in cfg.get('custom_hooks') or []):
+            runner.logger.info(
+                'The config has no CheckNumbersHook: a loss that is NaN does not end the training. '
+                "custom_hooks = [dict(type='CheckNumbersHook'), ...] does"
+            )
     if cfg.get('load_from'):
         runner.register_hook(CheckpointFormatHook(cfg.load_from))
         runner.register_hook(CheckpointFitHook(cfg.load_from, whole=mode == 'test' or bool(cfg.get('resume'))))
@@ -146,6 +156,21 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
     finally:
         stop.close()
     return None
+
+
+def _require_own_checkpointing(cfg: Config, model: nn.Module) -> None:
+    """Refuse mmengine's gradient checkpointing of layers that hand on scores, whose gradients it loses."""
+    names = cfg.get('activation_checkpointing') or []
+    for place, module in getattr(model, 'module', model).named_modules():
+        for name in [names] if isinstance(names, str) else names:
+            if isinstance(module, (LaViT, WithLessAttention)) and (
+                f'{place}.'.startswith(f'{name}.') or f'{name}.'.startswith(f'{place}.')
+            ):
+                instead = f'set model.{place}.with_cp=True' if isinstance(module, LaViT) else 'leave it out'
+                raise ConfigError(
+                    f'activation_checkpointing of {name} loses gradients of the scores that the layers of '
+                    f'{type(module).__name__} hand on; {instead} instead'
+                )
 
 
 @contextmanager
@@ -245,4 +270,6 @@ def build_runner(cfg: Config, mode: Literal['train', 'test']) -> Runner | Flexib
         return ours.from_cfg(cfg)
     if cfg.get('exact_resume'):
         raise ConfigError(f'exact_resume does not work with runner_type={cfg.runner_type!r}; expected Runner')
+    if RUNNERS.get(cfg.runner_type) is None:
+        raise ConfigError(f'no runner_type {cfg.runner_type!r} is registered; expected Runner or FlexibleRunner')
     return RUNNERS.build(cfg)

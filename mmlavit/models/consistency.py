@@ -12,7 +12,7 @@ from .arch import resolve_arch
 
 # Heads whose classes are not those of the dataset.
 _OTHER_CLASSES = ('rpn_head', 'semantic_head', 'teacher')
-_OTHER_CLASSES_TYPES = ('STDCHead',)  # of boundaries
+_OTHER_CLASSES_TYPES = ('STDCHead', 'GroundingDINOHead', 'ATSSVLFusionHead')  # of boundaries; of words in a text
 # Necks whose in_channels begin with the last map.
 _DEEPEST_FIRST = ('YOLOV3Neck',)
 

@@ -14,7 +14,7 @@ from .lavit import LaViT, LessAttention
 from .resample import Grid
 
 
-def find_distances(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Tensor]:
+def find_distances(student: Mapping[str, Any], teacher: Mapping[str, Any], sigmoid: bool = False) -> dict[str, Tensor]:
     """Distances of everything that both have in the same shape.
 
     Maps are matched by their shapes. Where several have the same, as those of a plain transformer, and both models have
@@ -25,6 +25,7 @@ def find_distances(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> di
             class scores or None; 'blocks', of each block the tokens that went in, their grid, what its attention gave
             and the tokens that came out.
         teacher (Mapping): The same of the teacher.
+        sigmoid (bool): As for :func:`divergence`.
 
     Returns:
         dict[str, Tensor]: Some of 'blocks', 'maps', 'neck' and 'logits'.
@@ -43,7 +44,7 @@ def find_distances(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> di
     }
     a, b = student.get('logits'), teacher.get('logits')
     if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape[1] == b.shape[1]:
-        found['logits'] = divergence(a, b)
+        found['logits'] = divergence(a, b, sigmoid)
     return found
 
 
@@ -77,22 +78,26 @@ def relative_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().mean() / teacher.var().clamp_min(1e-12)
 
 
-def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of class scores, of which softmax makes probabilities; a single one has a sigmoid.
+def divergence(student: Tensor, teacher: Tensor, sigmoid: bool = False) -> Tensor:
+    """Kullback-Leibler divergence of the probabilities that softmax makes of class scores.
 
     Args:
         student (Tensor): Scores of shape (B, classes) or (B, classes, h, w).
         teacher (Tensor): The same; h and w may differ.
+        sigmoid (bool): Whether each class has a probability of its own instead, by a sigmoid, as a single class always
+            has. Divergences are then summed over classes.
 
     Returns:
         Tensor: Mean over images and positions, in nats.
     """
     student, teacher = student.float(), teacher.float()
-    if student.shape[1] == 1:  # of one class against none: a sigmoid, which is the softmax of a score and 0
-        student, teacher = (torch.cat([some, torch.zeros_like(some)], dim=1) for some in (student, teacher))
     if student.shape != teacher.shape:
         student = F.interpolate(student, teacher.shape[2:], mode='bilinear', align_corners=False)
-    total = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction='none', log_target=True)
+    if sigmoid or student.shape[1] == 1:  # the sigmoid of a score is the softmax of it and 0
+        student, teacher = (torch.stack([some, torch.zeros_like(some)]) for some in (student, teacher))
+        total = F.kl_div(student.log_softmax(0), teacher.log_softmax(0), reduction='none', log_target=True).sum(0)
+    else:
+        total = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction='none', log_target=True)
     return total.sum(1).mean()
 
 

@@ -87,7 +87,7 @@ def attend(scores: AnyScores, values: Tensor, proj: nn.Module) -> Tensor:
 def transform_keys(a: Tensor, delta_theta: Tensor) -> Tensor:
     """Give ``A Theta^T`` for scores A of shape (B, N, H * K), ``Theta = I + delta_theta`` of shape (K, K)."""
     theta = torch.eye(delta_theta.shape[0], device=delta_theta.device, dtype=delta_theta.dtype) + delta_theta
-    return linear(a.reshape(a.shape[0], -1, theta.shape[0]), theta, None).view_as(a)
+    return linear(a.reshape(a.shape[0], -1, theta.shape[0]), theta, None).reshape_as(a)
 
 
 class VanillaAttention(nn.Module):

@@ -56,12 +56,18 @@ class _Shared:
         if not self.running:
             raise ConfigError(
                 'less attention in a plain transformer does not work with gradient checkpointing of its layers, which '
-                'hand on scores: leave out activation_checkpointing or set_grad_checkpointing. And call '
-                'WithLessAttention, not the transformer in it'
+                'hand on scores: leave out activation_checkpointing or set_grad_checkpointing, and set '
+                'no_custom_backward=True of a RevVisionTransformer. And call WithLessAttention, not the transformer '
+                'in it'
             )
 
     def to_reference(self, x: Tensor, grid: Grid) -> Tensor:
         """Average tokens (B, E + h * w, C) of a grid to (B, E + K, C)."""
+        if not torch.compiler.is_compiling() and x.shape[1] != self.extra + grid[0] * grid[1]:
+            raise ConfigError(
+                f'less attention needs the tokens of a whole grid, {grid[0]}x{grid[1]} and {self.extra} more, but got '
+                f'{x.shape[1]}: masked patches, as in pre-training by masks (MAEViT), have no grid'
+            )
         coarse = resample_tokens(x[:, self.extra :], grid, self.reference)
         return torch.cat([x[:, : self.extra], coarse], dim=1)
 
@@ -233,12 +239,33 @@ class WithLessAttention(BaseModule):
         self._sources = [blocks[i - 1].attn for i in self.layers if i - 1 not in self.layers]
         self._watch_sources()
         for i in self.layers:
-            blocks[i].attn = PlainLessAttention(blocks[i].attn, self._shared)
+            blocks[i].attn = self._convert(blocks[i].attn)
+
+    def _convert(self, attn: nn.Module) -> PlainLessAttention:
+        """Make a less-attention layer of a package's attention."""
+        return PlainLessAttention(attn, self._shared)
 
     @property
     def reference_grid(self) -> Grid:
         """Reference grid of the keys."""
         return self._shared.reference
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Give the depth of a parameter, for learning rates that decay by layers.
+
+        Args:
+            param_name (str): Its name.
+            prefix (str): What it begins with in a model, such as ``backbone.``.
+
+        Returns:
+            tuple[int, int]: That of the transformer itself: the depth, and the number of depths.
+
+        Raises:
+            NotImplementedError: If the transformer has no depths, as those of timm.
+        """
+        if not hasattr(self.backbone, 'get_layer_depth'):
+            raise NotImplementedError(f'{type(self.backbone).__name__} has no get_layer_depth')
+        return self.backbone.get_layer_depth(param_name, f'{prefix}backbone.')
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Load; a checkpoint of the transformer alone has its names without this wrapper's ``backbone.``."""

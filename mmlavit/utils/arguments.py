@@ -394,6 +394,14 @@ def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Conf
         raise UserError(f'config {args.config} has no model, so it cannot {mode}; is it a part of others (_base_)?')
     if mode == 'train' and cfg.get('optim_wrapper') is None:
         raise UserError(f'config {args.config} has no optim_wrapper, so it cannot train')
+    for split in ('val', 'test'):
+        parts = [f'{split}_dataloader', f'{split}_cfg', f'{split}_evaluator']
+        missing = [name for name in parts if cfg.get(name) is None]
+        if 0 < len(missing) < len(parts):
+            there = ' and '.join(name for name in parts if name not in missing)
+            raise UserError(
+                f'config {args.config} has {there}, but no {" and no ".join(missing)}; set all three, or none of them'
+            )
     cfg = copy.deepcopy(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:

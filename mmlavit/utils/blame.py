@@ -19,6 +19,9 @@ from mmlavit.errors import UserError
 
 from .config_types import type_name
 
+# Of a train loop without a type: what it refuses, and why.
+_LENGTHS = {'max_epochs': (False, 'max_iters'), 'max_iters': (True, 'max_epochs')}
+
 
 @contextmanager
 def blame_config(cfg: Config | Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Iterator[None]:
@@ -29,15 +32,20 @@ def blame_config(cfg: Config | Mapping[str, Any], options: Mapping[str, Any] | N
         options (Mapping, optional): Dotted keys given on the command line.
 
     Raises:
-        UserError: If a ``TypeError`` names an unexpected keyword, or a ``KeyError`` an unknown type, that stands in the
-            config.
+        UserError: If a ``TypeError`` names an unexpected keyword, or a ``KeyError`` an unknown type or the metric of
+            ``save_best``, that stands in the config, or a ``ValueError`` is about the ends of a schedule.
     """
     try:
         yield
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         text = str(error.args[0]) if error.args else ''
         cfg = cfg._cfg_dict if isinstance(cfg, Config) else cfg
-        mistake = _find_unknown_argument(cfg, options or {}, text) or _find_unknown_type(cfg, text)
+        mistake = (
+            _find_unknown_argument(cfg, options or {}, text)
+            or _find_unknown_type(cfg, text)
+            or _find_unknown_metric(cfg, text, error)
+            or _find_schedule(cfg, text)
+        )
         if not mistake:
             raise
         raise UserError(mistake) from error
@@ -52,6 +60,12 @@ def _find_unknown_argument(cfg: Mapping[str, Any], options: Mapping[str, Any], t
         if name in key.split('.'):
             return f'--cfg-options {key}: {owner} takes no argument {name!r}; check its spelling'
     for place, node in _walk(cfg):
+        if place == 'train_cfg' and 'type' not in node and name in node and name in _LENGTHS:
+            by_epoch, other = _LENGTHS[name]
+            return (
+                f'train_cfg has {name}, but with by_epoch={by_epoch} the length is {other}; if {name} is left over '
+                f'from a base config, write train_cfg=dict(_delete_=True, by_epoch={by_epoch}, {other}=N)'
+            )
         if type_name(node) == owner.rpartition('.')[2] and name in node:
             close = difflib.get_close_matches(name, _arguments(owner), n=1)
             hint = f'did you mean {close[0]}?' if close else 'check its spelling.'
@@ -62,8 +76,24 @@ def _find_unknown_argument(cfg: Mapping[str, Any], options: Mapping[str, Any], t
     return ''
 
 
+def _find_unknown_metric(cfg: Mapping[str, Any], text: str, error: Exception) -> str:
+    for place, node in _walk(cfg) if isinstance(error, KeyError) else ():
+        wanted = node.get('save_best')
+        if text and text in ([wanted] if isinstance(wanted, str) else wanted or ()):
+            return f"{place}.save_best: the validation gave no {text!r}; take one of the names in its log, or 'auto'"
+    return ''
+
+
+def _find_schedule(cfg: Mapping[str, Any], text: str) -> str:
+    found = re.match(r'end should be larger than begin, but got begin=(\S+), end=(\S+)', text)
+    for place, node in _walk(cfg) if found else ():
+        if 'param_scheduler' in place and (str(node.get('begin', 0)), str(node.get('end'))) == found.groups():
+            return f'{place}: {type_name(node)} begins at {found[1]} and ends at {found[2]}; its end must come later'
+    return ''
+
+
 def _find_unknown_type(cfg: Mapping[str, Any], text: str) -> str:
-    found = re.search(r'^(\S+) is not in the (\S+) registry', text)
+    found = re.search(r'^(\S+) is not in the (.+?) registry', text)
     for place, node in _walk(cfg) if found else ():
         if node.get('type') == found[1]:
             wanted = found[1].rpartition('.')[2]

@@ -111,8 +111,9 @@ def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
     if dataset.get('split') and not prefix and 'ImageNet' in str(dataset.get('type', '')):
         prefix = dataset['split']
     folders = prefix.values() if isinstance(prefix, Mapping) else [prefix]
+    elsewhere = any(isinstance(step, Mapping) and is_remote(step) for step in dataset.get('pipeline') or ())
     for folder in folders:
-        if root or folder:
+        if (root or folder) and not elsewhere and '://' not in str(folder):
             yield _join(root, folder)
 
 

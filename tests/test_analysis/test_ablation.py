@@ -197,7 +197,7 @@ def test_learned_scores_of_a_plain_transformer(later):
     assert attn.fixed.grad.abs().sum() > 0
 
 
-def test_biased_scores_start_from_a_checkpoint():
+def test_biased_scores_start_from_a_checkpoint(tmp_path):
     """Queries and keys, too."""
     load_toolbox('mmpretrain')
     plain = MODELS.build(VIT)
@@ -207,7 +207,15 @@ def test_biased_scores_start_from_a_checkpoint():
     qkv, attn = plain.layers[3].attn.qkv, model.backbone.layers[3].attn
     assert torch.equal(torch.cat([attn.qk.weight, attn.v.weight]), qkv.weight)
     assert torch.equal(torch.cat([attn.qk.bias, attn.v.bias]), qkv.bias)
-    timm = dict(type='mmpretrain.TIMMBackbone', model_name='vit_tiny_patch16_224', depth=2, num_classes=0, qk_norm=True)
+    # Weights that are loaded while the transformer is built.
+    timm = dict(type='mmpretrain.TIMMBackbone', model_name='vit_tiny_patch16_224', depth=2, num_classes=0)
+    plain = MODELS.build(timm).timm_model
+    torch.save(plain.state_dict(), tmp_path / 'timm.pth')
+    model = WithLessAttentionControl({**timm, 'checkpoint_path': str(tmp_path / 'timm.pth')}, [1], later='biased')
+    qkv, attn = plain.blocks[1].attn.qkv, model.backbone.timm_model.blocks[1].attn
+    assert torch.equal(torch.cat([attn.qk.weight, attn.v.weight]), qkv.weight)
+    assert torch.equal(torch.cat([attn.qk.bias, attn.v.bias]), qkv.bias)
+    timm['qk_norm'] = True
     with pytest.raises(ConfigError, match='has no norms of queries and keys'):
         WithLessAttentionControl(timm, [1], later='biased')
 

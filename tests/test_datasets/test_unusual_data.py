@@ -9,6 +9,7 @@ import pytest
 from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner.runner import _SlicedDataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -428,3 +429,18 @@ def test_run_lengths(mask, fault, here):
 )
 def test_run_lengths_that_do_not_come_from_json(mask):
     assert covers(mask, *SIZE) and not covers(mask, SIZE[1], SIZE[0])
+
+
+def test_labels_of_several_tasks():
+    """Each task has its classes, so that the number of a head's is no limit for all."""
+    pipeline = GuardedPipeline(Compose([]), labels=2)
+    assert pipeline._check_label('a.jpg', dict(gt_label=dict(colour=5, shape=1))) is None
+    with pytest.raises(DataError, match='a.jpg has the label 5'):
+        pipeline._check_label('a.jpg', dict(gt_label=5))
+
+
+def test_a_part_of_an_epoch():
+    """With mmengine's num_batch_per_epoch, which puts a wrapper around the dataset that is none to look at."""
+    dataset = BaseDataset(pipeline=[], lazy_init=True)
+    guard_dataset(_SlicedDataset(dataset, 1), None, None)
+    assert isinstance(dataset.pipeline, GuardedPipeline)

@@ -7,6 +7,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel, ImgDataPreprocessor
 from torch import nn
 
 from mmlavit import LaViT
+from mmlavit.converters.less_attention import build_twin, gives_the_same
 from mmlavit.engine.hooks import DistillationHook
 from mmlavit.errors import ConfigError
 from mmlavit.models.distillation import divergence, find_distances
@@ -147,6 +148,41 @@ def test_scores_of_one_class():
     p, q = b.sigmoid(), a.sigmoid()
     expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
     torch.testing.assert_close(divergence(a, b).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+class MultiLabelClsHead(nn.Linear):
+    """As mmpretrain's: each class has a probability of its own."""
+
+
+def test_scores_of_several_labels():
+    """A sigmoid makes a probability of each, so that a shift of all scores is seen; softmax hides it."""
+    model, teacher, x = build(0, neck=False), build_teacher(neck=False).eval(), images()
+    for one in (model, teacher):
+        one.head.__class__ = MultiLabelClsHead
+    with torch.no_grad():
+        a, b = (one.head(one.backbone(x)[-1].mean(dim=(2, 3))) for one in (model, teacher))
+    p, q = b.sigmoid(), a.sigmoid()
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).mean()
+    attach(model, teacher)
+    torch.testing.assert_close(model(x, None, mode='loss')['loss_logits'].detach(), expected, rtol=1e-4, atol=1e-5)
+    assert divergence(b + 5, b).abs() < 1e-5 and divergence(b + 5, b, sigmoid=True) > 1
+
+
+@pytest.mark.parametrize('channels', [1, 5])
+def test_images_of_other_channels(channels):
+    """Neither the comparison of the backbones nor the way from one normalisation to another asks for three."""
+    model, teacher = build(0, neck=False, in_channels=channels), build_teacher(neck=False, in_channels=channels).eval()
+    student = model.backbone
+    twin = build_twin(student, dict(type='LaViT', arch=TOY, in_channels=channels), teacher.state_dict())
+    assert gives_the_same(twin, teacher.backbone)
+    if channels == 1:
+        teacher.data_preprocessor = ImgDataPreprocessor((2.0,), (4.0,))
+    seen = []
+    teacher.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    attach(model, teacher)
+    x = torch.rand(2, channels, 64, 64)
+    assert {'loss_blocks', 'loss_maps', 'loss_logits'} == model(x, None, mode='loss').keys()
+    torch.testing.assert_close(seen[0], (x - 2) / 4 if channels == 1 else x)
 
 
 def test_layers_alone_see_their_teachers_input():

@@ -9,10 +9,12 @@ from mmengine.config import Config
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import multiprocessing
+from torch.utils.data import DataLoader
 from toy_training import ToyData, same_training, train
 
 from mmlavit.engine import loops, runner
 from mmlavit.engine.hooks.position_hook import PositionHook
+from mmlavit.engine.loader import ResumableLoader
 from mmlavit.engine.loops import EpochLoop, IterLoop, find_loop
 from mmlavit.errors import ConfigError, UserError
 
@@ -85,6 +87,12 @@ def test_checkpoints_by_epoch(tmp_path):
     resumed = train(tmp_path / 'resumed', tmp_path / 'whole/epoch_1.pth', **options)
     assert resumed.places == whole.places[6:]
     assert same_training(tmp_path / 'whole/epoch_2.pth', tmp_path / 'resumed/epoch_2.pth')
+
+
+def test_a_loader_knows_its_batches():
+    """As hooks such as mmpretrain's PreciseBNHook ask for."""
+    loader = ResumableLoader(DataLoader(list(range(10)), batch_size=4, drop_last=True))
+    assert (loader.batch_size, loader.drop_last, len(loader)) == (4, True, 2)
 
 
 def test_off_by_default(tmp_path):

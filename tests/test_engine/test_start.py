@@ -6,8 +6,9 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from toy_training import Recorder, ToyModel, train
 
+from mmlavit import LaViT
 from mmlavit.engine.hooks.stop_hook import _has_stepped
-from mmlavit.engine.runner import build_runner
+from mmlavit.engine.runner import _require_own_checkpointing, build_runner
 from mmlavit.errors import ConfigError, UserError
 
 
@@ -90,3 +91,25 @@ def test_several_optimizers():
         wrapper.update_params(weight.sum())
         found.append(_has_stepped(both))
     assert found == [False, True, False]
+
+
+@pytest.mark.parametrize('name', ['backbone.stages.2.blocks.0', 'backbone.stages.0', 'backbone', 'neck', ''])
+def test_checkpointing_that_loses_gradients(name):
+    """mmengine's drops what goes through the scores, which are no tensors of their own."""
+    model = torch.nn.ModuleDict(dict(backbone=LaViT('nano'), neck=torch.nn.Linear(1, 1)))
+    cfg = Config(dict(activation_checkpointing=[name] if name else None))
+    if 'backbone' not in name:
+        _require_own_checkpointing(cfg, model)
+        return
+    with pytest.raises(
+        ConfigError, match=r'loses gradients of the scores .* set model\.backbone\.with_cp=True instead'
+    ):
+        _require_own_checkpointing(cfg, model)
+
+
+def test_losses_that_are_not_watched(tmp_path, capfd):
+    hint = 'The config has no CheckNumbersHook: a loss that is NaN does not end the training'
+    train(tmp_path / 'a', log_level='INFO', train_cfg__max_epochs=1)
+    assert hint in capfd.readouterr().out
+    train(tmp_path / 'b', log_level='INFO', train_cfg__max_epochs=1, custom_hooks=[dict(type='CheckNumbersHook')])
+    assert hint not in capfd.readouterr().out

@@ -96,6 +96,7 @@ def test_neck_that_begins_with_the_last_map():
 
 def test_classes_of_boundaries():
     heads = [dict(type='FCNHead', num_classes=19), dict(type='STDCHead', num_classes=2)]
+    heads += [dict(type='mmdet.GroundingDINOHead', num_classes=256), dict(type='ATSSVLFusionHead', num_classes=80)]
     assert [number for _, number in find_class_numbers(dict(auxiliary_head=heads), 'model')] == [19]
 
 

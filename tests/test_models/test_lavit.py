@@ -27,7 +27,7 @@ from mmlavit.models import (
     resample_tokens,
     square_scores,
 )
-from mmlavit.models.lavit import attend
+from mmlavit.models.lavit import attend, transform_keys
 from mmlavit.models.layers import FeedForward, LayerNorm
 from mmlavit.models.layout import PointwiseLinear, folding_pays
 
@@ -700,3 +700,17 @@ class TestInterface:
     def test_errors_name_the_argument(self, kwargs, message):
         with pytest.raises(ValueError, match=message):
             LaViT(**kwargs)
+
+
+def test_keys_of_the_same_scores_for_every_image():
+    """Their batch is one image that was expanded, which is laid out otherwise with several threads."""
+    threads = torch.get_num_threads()
+    scores = torch.randn(1, 48, 32, generator=torch.Generator().manual_seed(0)).expand(4, -1, -1)
+    delta = torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    wanted = (scores.unflatten(2, (2, 16)) @ (torch.eye(16) + delta).T).flatten(2)
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            torch.testing.assert_close(transform_keys(scores, delta), wanted, rtol=1e-5, atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)

@@ -341,3 +341,25 @@ def test_diagonality_loss(kind):
     assert torch.equal(model(x), model(x)) and hook._terms == []  # only in training
     hook.detach()
     assert model(x, None, mode='loss').keys() == {'loss_fit'}
+
+
+def test_depths_of_layers():
+    """As those of the transformer itself, for learning rates that decay by layers."""
+    model = MODELS.build(dict(type='WithLessAttention', backbone=VIT, layers=[1, 2]))
+    plain = MODELS.build(VIT)
+    for name, _ in plain.named_parameters():
+        assert model.get_layer_depth(f'backbone.backbone.{name}', 'backbone.') == plain.get_layer_depth(
+            f'backbone.{name}', 'backbone.'
+        )
+    assert model.get_layer_depth('backbone.backbone.layers.2.attn.delta_psi', 'backbone.') == (3, DEPTH + 2)
+    assert model.get_layer_depth('head.fc.weight', 'backbone.') == (DEPTH + 1, DEPTH + 2)
+    with pytest.raises(NotImplementedError, match='TIMMBackbone has no get_layer_depth'):
+        MODELS.build(dict(type='WithLessAttention', backbone=TIMM, layers=[1])).get_layer_depth('x')
+
+
+def test_masked_patches_are_refused():
+    cfg = dict(type='mmpretrain.MAEViT', arch='b', img_size=64, patch_size=16, mask_ratio=0.75)
+    cfg['arch'] = VIT['arch']
+    model = WithLessAttention(cfg, [1])
+    with pytest.raises(ConfigError, match='the tokens of a whole grid, 4x4 and 1 more, but got 5: masked patches'):
+        model(images((64, 64)))

@@ -28,6 +28,9 @@ def make_config(scope='mmdet', **entries) -> Config:
             train_dataloader=dict(batch_size=2, num_workers=2, dataset=dict(type='A', pipeline=pipeline)),
             val_dataloader=dict(batch_size=1, num_workers=0, persistent_workers=True, dataset=dict(type='A')),
             test_dataloader=dict(batch_size=1, num_workers=2, dataset=dict(type='A', pipeline=pipeline)),
+            val_cfg=dict(),
+            val_evaluator=dict(type='Metric'),
+            test_cfg=dict(),
             test_evaluator=dict(type='Metric'),
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0)),
             param_scheduler=[dict(type='LinearLR', end=500), dict(type='MultiStepLR', end=12)],
@@ -125,6 +128,15 @@ def test_missing_loader():
         merge_train_args(cfg, train_args())
     with pytest.raises(UserError, match='some_model.py has no test_dataloader'):
         merge_test_args(cfg, test_args())
+
+
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_a_part_of_a_split(split):
+    cfg = make_config()
+    cfg[f'{split}_dataloader'] = None
+    message = f'has {split}_cfg and {split}_evaluator, but no {split}_dataloader; set all three, or none'
+    with pytest.raises(UserError, match=message):
+        merge_train_args(cfg, train_args())
 
 
 def test_missing_optimizer():

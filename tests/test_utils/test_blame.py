@@ -40,6 +40,41 @@ def test_mistakes(cfg, message):
         build(cfg)
 
 
+@pytest.mark.parametrize(
+    ('cfg', 'error', 'message'),
+    [
+        (
+            dict(train_cfg=dict(by_epoch=False, max_epochs=3, max_iters=9)),
+            TypeError("IterBasedTrainLoop.__init__() got an unexpected keyword argument 'max_epochs'"),
+            '^train_cfg has max_epochs, but with by_epoch=False the length is max_iters',
+        ),
+        (
+            dict(train_dataloader=dict(sampler=dict(type='DefaltSampler'))),
+            KeyError('DefaltSampler is not in the mmengine::data sampler registry. Please check'),
+            r'train_dataloader.sampler: no DefaltSampler is registered in .*; did you mean DefaultSampler\?',
+        ),
+        (
+            dict(default_hooks=dict(checkpoint=dict(save_best=['accuracy/top1', 'accuracy/top2']))),
+            KeyError('accuracy/top2'),
+            "^default_hooks.checkpoint.save_best: the validation gave no 'accuracy/top2'",
+        ),
+        (
+            dict(param_scheduler=[dict(type='LinearLR', begin=5, end=3)]),
+            ValueError('end should be larger than begin, but got begin=5, end=3'),
+            '^param_scheduler.0: LinearLR begins at 5 and ends at 3',
+        ),
+    ],
+)
+def test_mistakes_that_show_later(cfg, error, message):
+    """What mmengine says of them, and what of it is about the config."""
+    with pytest.raises(UserError, match=message), blame_config(cfg):
+        raise error
+    for other in (dict(), dict(part=dict(type='LaViT'))):
+        with pytest.raises(type(error)) as untouched, blame_config(other):
+            raise error
+        assert untouched.value is error
+
+
 def test_a_class_of_another_toolbox():
     with pytest.raises(
         UserError, match=r'no EncoderDecoder is registered in \S+; did you mean mmseg.EncoderDecoder\?$'

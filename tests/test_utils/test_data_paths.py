@@ -77,6 +77,9 @@ def test_shipped_configs(name, expected):
         (dict(data_root='s3://bucket/r', ann_file='a.json'), []),
         (dict(data_root='r', backend_args=dict(backend='petrel')), []),
         (dict(data_root='r', backend_args=dict(backend='local')), ['r/']),
+        (dict(data_root='r', ann_file='a.json', data_prefix=dict(img='https://h/i/')), ['r/a.json']),
+        (dict(data_prefix='s3://bucket/train'), []),
+        (dict(data_root='r', ann_file='a.txt', pipeline=[dict(backend_args=dict(backend='lmdb'))]), ['r/a.txt']),
     ],
 )
 def test_structures(dataset, expected):

@@ -236,6 +236,8 @@ def _check_labels(
     for entry in entries:
         label = entry.get('gt_label')
         labels = label if isinstance(label, (list, tuple)) else [label]
+        if isinstance(label, Mapping):  # of several tasks, each of which has its own classes
+            continue
         if limit is not None and label is not None and any(not 0 <= value < limit for value in labels):
             wrong.append(f'{entry["img_path"] if _has_file(entry) else "an image"} (label {label})')
     yield from _tell(wrong, f'is out of range in {place}: the model has classes 0 to {(limit or 0) - 1}')

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms, gives_the_same
-from mmlavit.errors import ConfigError
+from mmlavit.errors import ConfigError, first_few
 from mmlavit.models.distillation import attention_distance, find_distances
 from mmlavit.models.lavit import LaViT
 from mmlavit.models.plain_vit import WithLessAttention, find_blocks, find_transformer
@@ -185,6 +185,16 @@ class DistillationHook(Hook):
         backbone = sum(name.startswith('backbone.') for name in copied)
         rest = len(copied) - backbone
         print_log(f'Copied from the teacher: {backbone} tensors of the backbone, {rest} of neck and heads', 'current')
+        others = {name for name, _ in model.named_parameters() if not name.startswith('backbone.')} - set(copied)
+        if others:
+            modules = sorted({name.rpartition('.')[0] for name in others})
+            print_log(
+                f'Not copied, since the teacher has none of this name and shape: {first_few(modules)}. What is not '
+                'trained here either, such as heads of detectors and layers of other classes, stays random: fine-tune '
+                'it with labels afterwards',
+                'current',
+                logging.WARNING,
+            )
         if twin is not None and self.fit_images:
             images = _draw_images(runner.train_dataloader, model, teacher, self.fit_images)
             for fit in fit_transforms(model.backbone, twin, images):
@@ -209,7 +219,7 @@ class DistillationHook(Hook):
                 distances = dict(attention=attention_distance(self._model.backbone, teacher['blocks']))
             else:
                 student['logits'] = _run(self._model, inputs, data_samples)
-                distances = find_distances(student, teacher)
+                distances = find_distances(student, teacher, sigmoid=_has_sigmoids(self._model))
         finally:
             student.close()
             teacher.close()
@@ -310,8 +320,13 @@ def _run(model: nn.Module, inputs: Tensor, data_samples: list | None) -> Tensor 
     return model.forward(inputs, data_samples, mode='tensor')
 
 
+def _has_sigmoids(model: nn.Module) -> bool:
+    """Tell whether each class of a classifier has a probability of its own, as with several labels for an image."""
+    return any(cls.__name__ == 'MultiLabelClsHead' for cls in type(getattr(model, 'head', None)).__mro__)
+
+
 def _renormalise(inputs: Tensor, ours: nn.Module, theirs: nn.Module) -> Tensor:
-    """Images as the student gets them, (B, 3, H, W), to images as the teacher wants them."""
+    """Images as the student gets them, (B, channels, H, W), to images as the teacher wants them."""
     (mean, std), (other_mean, other_std) = _statistics(ours, inputs), _statistics(theirs, inputs)
     images = inputs * std + mean
     if _swaps_channels(ours) != _swaps_channels(theirs):
@@ -326,9 +341,9 @@ def _normalise_alike(ours: nn.Module, theirs: nn.Module) -> bool:
 
 
 def _statistics(preprocessor: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of shape (3, 1, 1)."""
+    """Mean and standard deviation of shape (channels, 1, 1); (1, 1, 1) where nothing is normalised."""
     if not getattr(preprocessor, '_enable_normalize', False):
-        return like.new_zeros(3, 1, 1), like.new_ones(3, 1, 1)
+        return like.new_zeros(1, 1, 1), like.new_ones(1, 1, 1)
     return preprocessor.mean.to(like), preprocessor.std.to(like)
 
 
