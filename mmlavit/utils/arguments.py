@@ -489,8 +489,6 @@ def _use_test_time_augmentation(cfg: Config) -> None:
 def _keep_predictions(cfg: Config, out: str) -> None:
     """Write predictions to ``out``: a pickle file for any task, a folder of maps for segmentation."""
     scope = cfg.get('default_scope')
-    if cfg.get('test_evaluator') is None:
-        raise UserError(f'--out {out}: the config has no test_evaluator, which would write the predictions')
     if out.endswith(('.pkl', '.pickle')):
         if isinstance(cfg.test_evaluator, Mapping) and 'dataset_prefixes' in cfg.test_evaluator:
             # It runs as many metrics as it has datasets, and silently none beyond.

@@ -441,6 +441,6 @@ def test_labels_of_several_tasks():
 
 def test_a_part_of_an_epoch():
     """With mmengine's num_batch_per_epoch, which puts a wrapper around the dataset that is none to look at."""
-    dataset = BaseDataset(pipeline=[], lazy_init=True)
+    dataset = ListOfOne('a.jpg', [])
     guard_dataset(_SlicedDataset(dataset, 1), None, None)
     assert isinstance(dataset.pipeline, GuardedPipeline)

@@ -176,7 +176,7 @@ def test_out_needs_an_evaluator_that_writes():
         cfg = make_config()
         cfg.test_evaluator = several
         merge_test_args(cfg, test_args(out='x.pkl'))
-    with pytest.raises(UserError, match='--out x.pkl: the config has no test_evaluator'):
+    with pytest.raises(UserError, match='has test_dataloader and test_cfg, but no test_evaluator; set all three'):
         cfg = make_config()
         cfg.test_evaluator = None
         merge_test_args(cfg, test_args(out='x.pkl'))
