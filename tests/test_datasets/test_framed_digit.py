@@ -59,6 +59,8 @@ def test_without_frame_and_without_digits():
     bare = FrameDigit(test=True, framed=False).transform(scene())
     assert (bare['img'] == 90).all()
     assert np.array_equal(bare['gt_seg_map'], FrameDigit(test=True).transform(scene())['gt_seg_map'])
+    unlabelled = dict(img=scene()['img'], img_path='a.png')
+    assert FrameDigit().transform(dict(unlabelled)) == unlabelled
     empty = scene()
     empty['gt_seg_map'] = cv2.merge([np.zeros((96, 96), np.uint8)])
     empty['gt_seg_map'][0, 0] = 255

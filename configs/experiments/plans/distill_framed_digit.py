@@ -1,0 +1,27 @@
+# Distillation where the attention that is replaced matters. Its teacher is the twin of the plan `framed_digit`, seed 0,
+# which has to run before.
+_base_ = './_base_/distillation.py'
+
+title = 'Less attention in a trained segmentor that needs context, the framed digit'
+metric, scale, digits = 'mIoU', 1, 2
+columns = dict(test='mIoU')
+names = dict(
+    student='configs/experiments/fpn_lavit_nano_framed.py',
+    twin='configs/experiments/fpn_vanilla_nano_framed.py',
+    trained='work_dirs/experiments/framed_digit/twin/seed_0/train/iter_1600.pth',
+    images='data/framed_train',
+    teacher_iters=1600,
+    iters=160,
+    options='',
+    short='train_cfg.max_iters=160 train_cfg.val_interval=160 param_scheduler.0.end=10 param_scheduler.1.begin=10 '
+    'param_scheduler.1.end=160 default_hooks.checkpoint.interval=160',
+)
+_trained = _base_.distill.replace('{root}/teacher/seed_0/train/{last}', '{trained}')
+arms = dict(
+    teacher=dict(
+        commands=dict(_delete_=True, test='python tools/test.py {twin} {trained} --work-dir {work_dir}'),
+    ),
+    copied=dict(commands=dict(distill=_trained + '1 --fit-images 0')),
+    fitted=dict(commands=dict(distill=_trained + '1')),
+    distilled=dict(commands=dict(distill=_trained + '{iters}')),
+)
