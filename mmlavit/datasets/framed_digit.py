@@ -40,7 +40,8 @@ class FrameDigit(BaseTransform):
     one, if there are any.
 
     Required keys: ``img``, (H, W, 3), and ``gt_seg_map``, (H, W), with 0 for background and 1 to 10 for the digits 0 to
-    9; without labels, as in distillation, images stay as they are. Modified keys: both. In the map, digits of other classes than that of the framed one become 11.
+    9; without labels, as in distillation, images stay as they are. Modified keys: both. In the map, digits of other
+    classes than that of the framed one become 11.
 
     Args:
         test (bool): Whether the choice depends on the name of the image's file alone, and the framed digit is ignored

@@ -137,7 +137,8 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
         runner.logger.info(note)
     watch_data(runner, cfg)
     if mode == 'train':
-        _require_own_checkpointing(cfg, runner.model)
+        if cfg.get('activation_checkpointing'):  # of mmengine's Runner alone, whose model is built by now
+            _require_own_checkpointing(cfg, runner.model)
         if not any(type_name(hook) == 'CheckNumbersHook' for hook in cfg.get('custom_hooks') or []):
             runner.logger.info(
                 'The config has no CheckNumbersHook: a loss that is NaN does not end the training. '
@@ -160,7 +161,7 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
 
 def _require_own_checkpointing(cfg: Config, model: nn.Module) -> None:
     """Refuse mmengine's gradient checkpointing of layers that hand on scores, whose gradients it loses."""
-    names = cfg.get('activation_checkpointing') or []
+    names = cfg.activation_checkpointing
     for place, module in getattr(model, 'module', model).named_modules():
         for name in [names] if isinstance(names, str) else names:
             if isinstance(module, (LaViT, WithLessAttention)) and (

@@ -93,12 +93,12 @@ def test_several_optimizers():
     assert found == [False, True, False]
 
 
-@pytest.mark.parametrize('name', ['backbone.stages.2.blocks.0', 'backbone.stages.0', 'backbone', 'neck', ''])
+@pytest.mark.parametrize('name', ['backbone.stages.2.blocks.0', 'backbone.stages.0', 'backbone', 'neck'])
 def test_checkpointing_that_loses_gradients(name):
     """mmengine's drops what goes through the scores, which are no tensors of their own."""
     model = torch.nn.ModuleDict(dict(backbone=LaViT('nano'), neck=torch.nn.Linear(1, 1)))
-    cfg = Config(dict(activation_checkpointing=[name] if name else None))
-    if 'backbone' not in name:
+    cfg = Config(dict(activation_checkpointing=[name]))
+    if name == 'neck':
         _require_own_checkpointing(cfg, model)
         return
     with pytest.raises(

@@ -24,4 +24,8 @@ arms = dict(
     copied=dict(commands=dict(distill=_trained + '1 --fit-images 0')),
     fitted=dict(commands=dict(distill=_trained + '1')),
     distilled=dict(commands=dict(distill=_trained + '{iters}')),
+    longer=dict(
+        title='copied, fitted, distilled for 480 iterations without labels',
+        commands=dict(distill=_trained + '480', test=_base_.test + 'distill/iter_480.pth'),
+    ),
 )
