@@ -92,14 +92,14 @@ def main() -> None:
         predictor = Predictor(model, args.checkpoint, **options)
         require_folder(out_dir, '--out-dir')
         done = read_done(out_dir / PREDICTIONS) if args.resume else []
-        names = {out_file.relative_to(out_dir).as_posix() for out_file in files.values()}
+        names = {name_in(out_dir, out_file) for out_file in files.values()}
         write_file(out_dir / DRAWN, json.dumps(sorted(drawn | names)).encode())
         with JsonList(out_dir / PREDICTIONS, done) as records, stop_at_signals() as received:
             if video:
                 failed = show_video(predictor, video, root, files[root], records, received)
             else:
                 known = {entry['picture'] for entry in done}
-                left = {path: out for path, out in files.items() if out.relative_to(out_dir).as_posix() not in known}
+                left = {path: out for path, out in files.items() if name_in(out_dir, out) not in known}
                 if args.resume:
                     print(
                         f'{len(files) - len(left):,} of {len(files):,} images are in {PREDICTIONS} already', flush=True
@@ -142,10 +142,15 @@ def find_work(root: Path, out_dir: Path, drawn: Collection[str]) -> tuple[Video 
                 f'{drawn_from[out_file]} and {source} would both be drawn to {out_file}; rename one of them'
             )
         drawn_from[out_file] = source
-        known = out_file.relative_to(out_dir).as_posix() in drawn
+        known = name_in(out_dir, out_file) in drawn
         if out_file.resolve() in sources or (out_file.is_file() and not known):
             raise UserError(f'--out-dir {out_dir} would overwrite {out_file}, which no run has drawn; choose another')
     return video, files
+
+
+def name_in(out_dir: Path, out_file: Path) -> str:
+    """Give what the lists in a folder call a file in it."""
+    return out_file.relative_to(out_dir).as_posix()
 
 
 def read_drawn(out_dir: Path) -> set[str]:
@@ -244,7 +249,7 @@ def show_pictures(
     failed = {}
     results = predictor.predict_each(files, keep_going=True)
     for (picture, out_file), (image, result) in zip(files.items(), results, strict=True):
-        name = out_file.relative_to(out_dir).as_posix()
+        name = name_in(out_dir, out_file)
         if isinstance(result, UserError):
             failed[picture] = str(result).removeprefix(f'{picture} ')
             records.append(dict(picture=name, error=failed[picture]))

@@ -119,7 +119,7 @@ class PlainBiasedAttention(PlainFixedAttention):
         for name in ('weight', 'bias'):
             value = state_dict.get(f'{prefix}qkv.{name}')
             if value is not None:
-                state_dict[f'{prefix}qk.{name}'] = value[: 2 * len(value) // 3]
+                state_dict[f'{prefix}qk.{name}'] = _queries_and_keys(value)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def attend(self, x: Tensor) -> Tensor:
@@ -157,6 +157,11 @@ PLAIN_CONTROLS = {
     'uniform': PlainUniformAttention,
     'none': PlainNoAttention,
 }
+
+
+def _queries_and_keys(qkv: Tensor) -> Tensor:
+    """Give of a weight or bias (3 * C, ...) what makes queries and keys, (2 * C, ...)."""
+    return qkv.detach()[: 2 * len(qkv) // 3]
 
 
 def _make_scores(queries: int, keys: int) -> nn.Parameter:
@@ -243,6 +248,5 @@ class WithLessAttentionControl(WithLessAttention):
     def _convert(self, attn: nn.Module) -> PlainLessAttention:
         """Make a less-attention layer that knows the queries and keys it drops, which a control may keep."""
         converted = super()._convert(attn)
-        converted.dropped = {name: value.detach().chunk(3)[0:2] for name, value in attn.qkv.named_parameters()}
-        converted.dropped = {name: torch.cat(pair) for name, pair in converted.dropped.items()}
+        converted.dropped = {name: _queries_and_keys(value) for name, value in attn.qkv.named_parameters()}
         return converted

@@ -303,7 +303,7 @@ class _Classifier(TorchModel):
 
         sizes = [image.shape[:2] for image in images]
         data = [
-            self.pipeline(dict(img=image.astype(self.dtype), img_shape=size, ori_shape=size))
+            self.pipeline(dict(img=image.astype(self.dtype, copy=False), img_shape=size, ori_shape=size))
             for image, size in zip(images, sizes, strict=True)
         ]
         with torch.no_grad():

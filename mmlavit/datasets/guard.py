@@ -197,7 +197,7 @@ def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> N
 
 def find_leaves(dataset: Any) -> Iterator[Any]:
     """Yield the datasets inside of wrappers such as ``RepeatDataset``; one that is no wrapper itself."""
-    while sliced := getattr(dataset, '__dict__', {}).get('_dataset'):  # mmengine's num_batch_per_epoch
+    while (sliced := getattr(dataset, '__dict__', {}).get('_dataset')) is not None:  # mmengine's num_batch_per_epoch
         dataset = sliced
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     if inner == [None]:

@@ -22,6 +22,7 @@ from mmlavit.datasets.check.evaluators import find_evaluator_faults
 from mmlavit.datasets.check.folders import find_other_folders
 from mmlavit.datasets.check.maps import find_zero_label_fault
 from mmlavit.datasets.guard import find_leaves, guard_dataset
+from mmlavit.deployment.evaluation import ExportedModel
 from mmlavit.errors import ConfigError, DataError, UserError
 from mmlavit.models.consistency import find_class_numbers, require_classes
 
@@ -61,13 +62,13 @@ def watch_data(runner, cfg: Config) -> None:
             if dataloader is getattr(runner, f'_{split}_dataloader')
         ]
         model = getattr(runner, 'model', None)
-        exported = getattr(getattr(model, 'module', model), 'require_classes', None)  # of an exported model
+        model = getattr(model, 'module', model)
         for leaf in find_leaves(loader.dataset):
             if not len(leaf):
                 raise DataError(f'{_name(leaf)} gives no image')
             _require_fitting_classes(leaf, cfg, evaluators)
-            if exported is not None:
-                exported((getattr(leaf, 'metainfo', None) or {}).get('classes'), _name(leaf))
+            if isinstance(model, ExportedModel):
+                model.require_classes((getattr(leaf, 'metainfo', None) or {}).get('classes'), _name(leaf))
             steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
             other = find_other_folders(leaf, folders) if numbers else ''  # without classes, labels may be unused
             if fault := other or find_zero_label_fault(leaf, steps):

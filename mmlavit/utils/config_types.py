@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import Registry
 
 
 def type_name(node: Mapping[str, Any] | None, default: str = '') -> str:
@@ -18,6 +19,23 @@ def type_name(node: Mapping[str, Any] | None, default: str = '') -> str:
     """
     kind = (node or {}).get('type', default)
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def find_class(node: Mapping[str, Any], registry: Registry) -> type | str | None:
+    """Give the class of what a part of a config builds.
+
+    Args:
+        node (Mapping): Part of a config; its 'type' is a name, or in configs in pure Python the class.
+        registry (Registry): Where names are looked up, in the scope that is set.
+
+    Returns:
+        type or str, optional: The class; the name if it is not known; None without 'type'.
+    """
+    kind = node.get('type')
+    if isinstance(kind, str):
+        with registry.switch_scope_and_registry(None) as current:
+            kind = current.get(kind) or kind
+    return kind
 
 
 def model_config(cfg: Config) -> ConfigDict:

@@ -20,6 +20,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmlavit.errors import ConfigError, DataError, UserError, first_few
 from mmlavit.models.consistency import find_class_numbers, require_channels, require_classes
+from mmlavit.utils.config_types import find_class
 from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, is_remote, missing_data
 from mmlavit.utils.toolbox import load_toolbox
 
@@ -98,7 +99,7 @@ def check_dataset(
     Yields:
         str: As of :func:`check_config`.
     """
-    kind = _find_class(dataset)
+    kind = find_class(dataset, DATASETS)
     faulty = False
     if reads_coco(kind):
         classes = _find_classes(kind, dataset)
@@ -135,7 +136,7 @@ def check_dataset(
         fault = find_other_folders(built, folders)
         yield from [fault] if fault else []
     entries = [built.get_data_info(i) for i in range(len(built))]
-    if fault := find_empty(built, entries, dataset.get('filter_cfg')):
+    if fault := _find_empty(built, entries, dataset.get('filter_cfg')):
         yield f'{_ann_file(dataset) or place}: {fault}'
     yield from _check_labels(entries, classes, model, _ann_file(dataset) or place)
     if not annotations_only:
@@ -160,15 +161,6 @@ def explain_dataset(dataset: Mapping[str, Any], model: Mapping[str, Any], error:
     return error
 
 
-def _find_class(dataset: Mapping[str, Any]) -> type | str:
-    """Give the class of a dataset; its name if it is not known."""
-    kind = dataset['type']  # a name, or in configs in pure Python the class
-    if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind) or kind
-    return kind
-
-
 def _find_classes(kind: type, dataset: Mapping[str, Any]) -> Any:
     """Give the classes of a dataset of mmengine as it will find them."""
     return kind._load_metainfo(copy.deepcopy(dataset.get('metainfo'))).get('classes')
@@ -176,7 +168,7 @@ def _find_classes(kind: type, dataset: Mapping[str, Any]) -> Any:
 
 def _check_evaluator(dataset: Mapping[str, Any], evaluator: Any) -> Iterator[str]:
     """Yield what does not fit between a dataset and the metrics of its predictions."""
-    kind = _find_class(dataset)
+    kind = find_class(dataset, DATASETS)
     if reads_coco(kind) and dataset.get('ann_file') and not is_remote(dataset):
         yield from find_evaluator_faults(evaluator, _ann_file(dataset), _find_classes(kind, dataset))
 
@@ -191,17 +183,8 @@ def _everything(kind: type | str) -> dict[str, Any]:
     return {key: value for key, value in wanted.items() if anything or key in taken}
 
 
-def find_empty(dataset: Any, entries: Sequence[Mapping], rules: Mapping[str, Any] | None) -> str:
-    """Say why a dataset gives no image.
-
-    Args:
-        dataset (Any): A dataset of mmengine that has everything that is listed.
-        entries (Sequence[Mapping]): Its entries.
-        rules (Mapping, optional): ``filter_cfg``.
-
-    Returns:
-        str: The fault; '' if there are images.
-    """
+def _find_empty(dataset: Any, entries: Sequence[Mapping], rules: Mapping[str, Any] | None) -> str:
+    """Say why a dataset that has all it lists gives no image by its ``filter_cfg``; '' if it gives some."""
     if not entries:
         suffix = getattr(dataset, 'img_suffix', None)
         folder = getattr(dataset, 'data_prefix', {}).get('img_path')

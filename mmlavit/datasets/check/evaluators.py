@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.registry import METRICS
 
 from mmlavit.errors import first_few
+from mmlavit.utils.config_types import find_class
 from mmlavit.utils.data_paths import is_remote
 
 from .coco import find_class_fault, read_coco
@@ -49,10 +50,7 @@ def _is_coco_metric(metric: Mapping[str, Any]) -> bool:
     """Tell whether a metric finds annotations as mmdet's ``CocoMetric`` does."""
     from mmdet.evaluation import CocoMetric
 
-    kind = metric.get('type')
-    if isinstance(kind, str):
-        with METRICS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
+    kind = find_class(metric, METRICS)
     return isinstance(kind, type) and issubclass(kind, CocoMetric)
 
 
