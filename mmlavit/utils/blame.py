@@ -12,7 +12,7 @@ from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config
-from mmengine.registry import Registry
+from mmengine.registry import OPTIMIZERS, Registry
 
 from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
@@ -32,8 +32,9 @@ def blame_config(cfg: Config | Mapping[str, Any], options: Mapping[str, Any] | N
         options (Mapping, optional): Dotted keys given on the command line.
 
     Raises:
-        UserError: If a ``TypeError`` names an unexpected keyword, or a ``KeyError`` an unknown type or the metric of
-            ``save_best``, that stands in the config, or a ``ValueError`` is about the ends of a schedule.
+        UserError: If a ``TypeError`` names an unexpected keyword or comes from an unknown optimizer, or a ``KeyError``
+            names an unknown type or the metric of ``save_best``, that stands in the config, or a ``ValueError`` is
+            about the ends of a schedule.
     """
     try:
         yield
@@ -43,6 +44,7 @@ def blame_config(cfg: Config | Mapping[str, Any], options: Mapping[str, Any] | N
         mistake = (
             _find_unknown_argument(cfg, options or {}, text)
             or _find_unknown_type(cfg, text)
+            or _find_unknown_optimizer(cfg, text)
             or _find_unknown_metric(cfg, text, error)
             or _find_schedule(cfg, text)
         )
@@ -107,6 +109,17 @@ def _find_unknown_type(cfg: Mapping[str, Any], text: str) -> str:
                 f'{place}: no {found[1]} is registered in {found[2]}; {hint} A class of your own has to be imported: '
                 "custom_imports=dict(imports=['its.module'])"
             )
+    return ''
+
+
+def _find_unknown_optimizer(cfg: Mapping[str, Any], text: str) -> str:
+    """Find the optimizer that the constructor looked up without success, and went on with None."""
+    for place, node in _walk(cfg) if text == 'None is not a callable object' else ():
+        kind = node.get('type')
+        if place.rpartition('.')[2] == 'optimizer' and isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+            close = difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=1)
+            hint = f'did you mean {close[0]}?' if close else 'check its spelling.'
+            return f'{place}: no {kind} is registered in {OPTIMIZERS.name}; {hint}'
     return ''
 
 

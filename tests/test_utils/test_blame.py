@@ -1,7 +1,9 @@
 """Mistakes in a config that show when its parts are built: one line that says where and what to do."""
 
 import pytest
+import torch
 from documents import ROOT
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from tool_runs import run_tool
 
@@ -38,6 +40,18 @@ def build(cfg, registry=MODELS, options=None):
 def test_mistakes(cfg, message):
     with pytest.raises(UserError, match=message):
         build(cfg)
+
+
+@pytest.mark.parametrize(('kind', 'message'), [('AdamWW', r'did you mean AdamW\?'), ('Qqqqq', 'check its spelling')])
+def test_unknown_optimizer(kind, message):
+    cfg = dict(
+        type='OptimWrapper',
+        optimizer=dict(type=kind, lr=0.1, weight_decay=0.1),
+        paramwise_cfg=dict(norm_decay_mult=0.0),
+    )
+    with pytest.raises(UserError, match=rf'^optim_wrapper.optimizer: no {kind} is registered in .*; {message}'):
+        with blame_config(dict(optim_wrapper=cfg)):
+            build_optim_wrapper(torch.nn.Linear(1, 1), cfg)
 
 
 @pytest.mark.parametrize(
