@@ -57,14 +57,18 @@ def distillation_config(
         Config: For ``mmlavit.engine.run``.
 
     Raises:
-        UserError: If the student has no LaViT or a strategy that shares out its weights, or a number is out of range.
+        UserError: If the student has no LaViT, a control that is to be fitted, or a strategy that shares out its
+            weights, or a number is out of range.
     """
     kind = student.model.get('backbone', {}).get('type')
     backbone = MODELS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(backbone, type) and issubclass(backbone, (LaViT, WithLessAttention))):
         raise UserError(f"model.backbone of the student's config is {kind}; expected LaViT or WithLessAttention")
-    if issubclass(backbone, LaViT) and 'later' in student.model.backbone:
-        raise UserError(f"model.backbone of the student's config is {kind}; expected a LaViT itself, not a control")
+    if 'later' in student.model.backbone and (fit_images or layerwise_iters):
+        raise UserError(
+            f"model.backbone of the student's config is {kind}, a control, which has no transforms to fit and no "
+            'layers that learn alone; set --fit-images 0, and leave out --layerwise-iters'
+        )
     strategy = type_name(student.get('strategy') or {})
     if strategy not in ('', 'SingleDeviceStrategy', 'DDPStrategy'):
         raise UserError(

@@ -67,6 +67,8 @@ def build_twin(backbone: LaViT, cfg: Mapping, teacher_state: Mapping[str, Tensor
         return None
     depths = resolve_arch(cfg.get('arch', 'small')).depths
     changed = dict(num_va_layers=depths, attention_residual=False, init_cfg=None, frozen_stages=-1, with_cp=False)
+    if 'later' in cfg:  # of a control, which has nothing to replace in the twin
+        cfg = {name: value for name, value in cfg.items() if name != 'later'} | dict(type=LaViT)
     twin = MODELS.build({**cfg, **changed})
     state = twin.state_dict()
     if any(name not in converted or converted[name].shape != value.shape for name, value in state.items()):

@@ -294,6 +294,18 @@ def test_plain_controls_as_students(later):
     assert own == ({'fixed'} if later in ('fixed', 'biased') else set())
 
 
+@pytest.mark.parametrize('later', ['fixed', 'shared', 'uniform', 'none'])
+def test_controls_as_students(later):
+    cfg = dict(type='LaViTControl', arch=TOY, later=later)
+    student = Classifier(MODELS.build(cfg))
+    teacher = Classifier(LaViT(TOY, num_va_layers=TOY['depths'], attention_residual=False)).eval()
+    twin = build_twin(student.backbone, cfg, teacher.state_dict())
+    assert type(twin) is LaViT and gives_the_same(twin, teacher.backbone)
+    copied = copy_teacher(student, teacher.state_dict(), twin)
+    own = {name for name in student.state_dict() if name not in copied and '.residual.' not in name}
+    assert {name.rpartition('attn.')[2] for name in own} == ({'fixed'} if later == 'fixed' else set())
+
+
 @pytest.mark.parametrize('maps', [False, True])
 def test_plain_transformers_of_timm(maps):
     """features_only=True puts one more module around it."""

@@ -275,6 +275,27 @@ def test_whole_batches_are_refused(folder, monkeypatch, capfd):
     assert code == 2 and "error: DecodedImages of the student's train_dataloader gives whole batches" in said.err
 
 
+@pytest.mark.parametrize('arguments', [dict(), dict(fit_images=0, layerwise_iters=1)])
+def test_controls_have_nothing_to_fit(folder, arguments):
+    _, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
+    student = load_config(str(HANDWRITTEN / 'classify_lavit_nano.py'))
+    student.model.backbone.update(type='mmlavit.analysis.controls.LaViTControl', later='none')
+    with pytest.raises(UserError, match='LaViTControl, a control, which has no transforms to fit .* --fit-images 0'):
+        distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1, **arguments)
+
+
+@pytest.mark.parametrize('later', ['fixed', 'uniform', 'none'])
+def test_a_control_as_student(folder, monkeypatch, capfd, later):
+    teacher, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
+    student = folder / f'control_{later}.py'
+    student.write_text(
+        f"_base_ = '{HANDWRITTEN / 'classify_lavit_nano.py'}'\n"
+        f"model = dict(backbone=dict(type='mmlavit.analysis.controls.LaViTControl', later='{later}'))\n"
+    )
+    code, said = distill_once(monkeypatch, capfd, folder, student, teacher, checkpoint, '--fit-images', 0)
+    assert code == 0 and 'Compared with the teacher: blocks, maps, logits' in said.out + said.err
+
+
 def test_mixing_images_needs_labels():
     with pytest.raises(UserError, match='Mosaic in the training pipeline'):
         remove_labels([dict(type='LoadImageFromFile'), dict(type='mmdet.Mosaic')])

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms, gives_the_same
 from mmlavit.errors import ConfigError, first_few
 from mmlavit.models.distillation import attention_distance, find_distances
-from mmlavit.models.lavit import LaViT
+from mmlavit.models.lavit import Block, LaViT
 from mmlavit.models.plain_vit import WithLessAttention, find_blocks, find_transformer
 
 from ..teacher import build_teacher
@@ -266,8 +266,13 @@ def _count_alike(student: nn.Module, teacher: nn.Module | None) -> int:
     if None in pair or isinstance(student, LaViT) != isinstance(teacher, LaViT):
         return 0
     count = min(map(len, pair))
-    ours, theirs = ([[block.attn.proj.in_features for block in blocks] for blocks in stages[:count]] for stages in pair)
+    ours, theirs = ([[_width(block) for block in blocks] for blocks in stages[:count]] for stages in pair)
     return count if ours == theirs else 0
+
+
+def _width(block: nn.Module) -> int:
+    """Channels of a block; a control may lack the attention of LaViT's, and plain ones differ in their norms."""
+    return block.norm2.normalized_shape[0] if isinstance(block, Block) else block.attn.proj.in_features
 
 
 def _watch(network: nn.Module, record: _Record, stages: int) -> Iterable[RemovableHandle]:
