@@ -17,6 +17,8 @@ names = dict(
     'param_scheduler.1.end=160 default_hooks.checkpoint.interval=160',
 )
 _trained = _base_.distill.replace('{root}/teacher/seed_0/train/{last}', '{trained}')
+# Would the same training teach a student as much that has something cheaper in these layers?
+_control = 'model.backbone.type=mmlavit.analysis.controls.LaViTControl model.backbone.later='  # and what
 arms = dict(
     teacher=dict(
         commands=dict(_delete_=True, test='python tools/test.py {twin} {trained} --work-dir {work_dir}'),
@@ -28,4 +30,15 @@ arms = dict(
         title='copied, fitted, distilled for 480 iterations without labels',
         commands=dict(distill=_trained + '480', test=_base_.test + 'distill/iter_480.pth'),
     ),
+    **{
+        f'distilled_{later}': dict(
+            title=f'distilled for {{iters}} iterations with {title} in the place of less attention',
+            needs=['teacher'],
+            commands=dict(
+                distill=f'{_trained} {{iters}} --fit-images 0'.replace('--iters ', f'{_control}{later} --iters'),
+                test=f'{_base_.test}distill/iter_{{iters}}.pth --cfg-options {_control}{later}',
+            ),
+        )
+        for later, title in dict(shared='shared scores', uniform='uniform attention', none='no attention').items()
+    },
 )

@@ -1,5 +1,5 @@
 # For distillation, which loads images one by one, without labels.
-_base_ = './lavit_deep_in275.py'
+_base_ = './lavit_nano_in275.py'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -8,7 +8,7 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
-    num_workers=4,
+    num_workers=1,
     persistent_workers=True,
     collate_fn=dict(type='default_collate'),
     dataset=dict(
