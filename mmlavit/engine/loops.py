@@ -32,7 +32,7 @@ class ResumableLoop:
     Attributes:
         seen (int): Batches of the current epoch that were trained before the training was resumed. A loop that counts
             iterations has one epoch, the whole training.
-        validation_due (bool): Whether the training was stopped in a validation, or before one that should have come.
+        validation_due (bool): Whether the training ended in a validation, or before one that should have come.
     """
 
     dataloader: ResumableLoader
@@ -60,6 +60,15 @@ class ResumableLoop:
         """
         return False
 
+    def validation_follows(self, epoch: int, iteration: int) -> bool:
+        """Tell whether a checkpoint that is being saved comes right before a validation.
+
+        Args:
+            epoch (int): The checkpoint's epoch, which is already the next one at an epoch's end.
+            iteration (int): The checkpoint's iteration, likewise.
+        """
+        raise NotImplementedError
+
     def run_iter(self, *args) -> None:
         """Train one iteration; the arguments are those of mmengine's loop."""
         if self.dataloader.seed is not None:
@@ -69,6 +78,13 @@ class ResumableLoop:
     def find_place(self) -> None:
         """Find out at which iteration the current epoch began, for checkpoints."""
         self._first_iter = self._iter - self.seen
+
+    def _validates_at(self, number: int, last: int) -> bool:
+        """Decide as mmengine does, which it has not yet done for this epoch or iteration."""
+        if self.runner.val_loop is None or number < self.val_begin:
+            return False
+        interval = self.dynamic_intervals[bisect(self.dynamic_milestones, number + 1) - 1]
+        return number == last or number % interval == 0
 
     def _start(self) -> None:
         """Begin with the batches that were not seen."""
@@ -90,6 +106,10 @@ class EpochLoop(ResumableLoop, EpochBasedTrainLoop):
         self._epoch += 1
         self._first_iter = self._iter
         self.seen = 0
+
+    def validation_follows(self, epoch: int, iteration: int) -> bool:
+        """Tell whether a checkpoint comes right before a validation; see the base class."""
+        return epoch > self._epoch and self._validates_at(epoch, self._max_epochs)
 
 
 class IterLoop(ResumableLoop, IterBasedTrainLoop):
@@ -113,11 +133,11 @@ class IterLoop(ResumableLoop, IterBasedTrainLoop):
 
     def validates_after(self, iteration: int) -> bool:
         """Tell whether a validation comes right after an iteration; see the base class."""
-        if self.runner.val_loop is None or iteration < self.val_begin:
-            return False
-        # As mmengine decides, which it has not yet done for this iteration.
-        interval = self.dynamic_intervals[bisect(self.dynamic_milestones, iteration + 1) - 1]
-        return iteration == self._max_iters or iteration % interval == 0
+        return self._validates_at(iteration, self._max_iters)
+
+    def validation_follows(self, epoch: int, iteration: int) -> bool:
+        """Tell whether a checkpoint comes right before a validation; see the base class."""
+        return iteration > self._iter and self.validates_after(iteration)
 
     def _draw_batches(self) -> Iterator[Any]:
         """Yield batches without an end, also of a sampler that has one."""

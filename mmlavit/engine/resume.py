@@ -14,6 +14,8 @@ from mmlavit.utils.local_files import write_file
 
 # Where a training saves itself that is asked to end. One name, so that many interruptions leave one file.
 INTERRUPTED = 'interrupted.pth'
+# Where it notes after which iteration it has validated last: checkpoints are saved before the validation.
+_VALIDATED = 'last_validation'
 
 
 def find_whole_checkpoint(work_dir: str) -> str | None:
@@ -72,6 +74,27 @@ def has_begun(work_dir: str) -> bool:
     """
     folder = Path(work_dir)
     return (folder / 'last_checkpoint').is_file() or bool([*_find_numbered(folder), *folder.glob(INTERRUPTED)])
+
+
+def note_validation(work_dir: str, iteration: int) -> None:
+    """Note that a validation has ended, with all that comes of it.
+
+    Args:
+        work_dir (str): Where the training writes.
+        iteration (int): How many iterations the weights have been trained for.
+    """
+    write_file(Path(work_dir, _VALIDATED), str(iteration).encode())
+
+
+def was_validated(work_dir: str, iteration: int) -> bool:
+    """Tell whether the last validation was that of a checkpoint.
+
+    Args:
+        work_dir (str): Where the training writes.
+        iteration (int): The checkpoint's.
+    """
+    note = Path(work_dir, _VALIDATED)
+    return note.is_file() and note.read_text() == str(iteration)
 
 
 def remove_interrupted(work_dir: str, last: str | None = None) -> None:

@@ -115,6 +115,35 @@ def test_the_validation_is_made_up_for(cfg, send, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / 'stopped').glob('best_*')] == best != []
 
 
+@pytest.mark.parametrize('cfg', [dict(by_epoch=True, max_epochs=2), dict(by_epoch=False, max_iters=6, val_interval=3)])
+@pytest.mark.parametrize('fails', [1, 2])
+def test_killed_in_a_validation(cfg, fails, tmp_path, monkeypatch):
+    """Checkpoints are saved before it, without a note that a signal has left."""
+    monkeypatch.setattr(Rising, 'values', [])
+    checkpoint = dict(BEST['default_hooks__checkpoint'], by_epoch=cfg['by_epoch'], interval=1 if cfg['by_epoch'] else 3)
+    options = {**BEST, 'train_cfg': cfg, 'default_hooks__checkpoint': checkpoint}
+    train(tmp_path / 'whole', **options)
+    best = [path.name for path in (tmp_path / 'whole').glob('best_*')]
+    assert len(Rising.values) == 2
+    Rising.values.clear()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        evaluate = Rising.compute_metrics
+        killed.setattr(Rising, 'compute_metrics', lambda *args: _die_at(fails, evaluate, *args))
+        train(tmp_path / 'killed', **options)
+    assert len(Rising.values) == fails - 1
+    train(tmp_path / 'killed', 'auto', **options)
+    assert len(Rising.values) == 2
+    assert [path.name for path in (tmp_path / 'killed').glob('best_*')] == best != []
+    train(tmp_path / 'killed', 'auto', **options)  # nothing is left to do
+    assert len(Rising.values) == 2
+
+
+def _die_at(number, evaluate, metric, results):
+    if len(metric.values) == number - 1:
+        raise KeyboardInterrupt
+    return evaluate(metric, results)
+
+
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_stopped_twice_in_one_validation(by_epoch, tmp_path, monkeypatch):
     monkeypatch.setattr(Rising, 'values', [])

@@ -1,14 +1,15 @@
-"""Where in an epoch a training was."""
+"""Where in an epoch a training was, and whether its validation is due."""
 
 from __future__ import annotations
 
 import torch
-from mmengine.dist import all_reduce, is_distributed
+from mmengine.dist import all_reduce, broadcast, is_distributed, is_main_process
 from mmengine.hooks import Hook
 
 from mmlavit.errors import UserError
 
 from ..loops import IterLoop, ResumableLoop
+from ..resume import note_validation, was_validated
 from .total_batch_hook import images_per_iteration
 
 
@@ -17,6 +18,9 @@ class PositionHook(Hook):
 
     With another number of images per iteration, it goes on after as many images, to within an iteration. The order of
     images is that of the checkpoint's seed, which mmengine goes on with.
+
+    A checkpoint that comes right before a validation says so, and the resumed training begins with it, unless it was
+    done: the process may have been killed in it.
     """
 
     priority = 'VERY_HIGH'  # before hooks whose processes talk to each other
@@ -36,14 +40,24 @@ class PositionHook(Hook):
                     f'some processes begin at iteration {places[0][2]} and others at {places[1][2]}: not all nodes see '
                     f'the checkpoints in {runner.work_dir}; --resume needs a work dir that all of them share'
                 )
-        if isinstance(runner.train_loop, ResumableLoop):
-            runner.train_loop.find_place()  # a validation may come before the first iteration
+        loop = runner.train_loop
+        if isinstance(loop, ResumableLoop):
+            loop.find_place()  # a validation may come before the first iteration
+            due = torch.tensor(loop.validation_due and not was_validated(runner.work_dir, runner.iter))
+            broadcast(due)  # the main process has written the note
+            loop.validation_due = bool(due)
+
+    def after_val(self, runner) -> None:
+        """Note that it need not be repeated."""
+        if isinstance(runner._train_loop, ResumableLoop) and is_main_process():
+            note_validation(runner.work_dir, runner.iter)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Write it down."""
         loop, meta = runner.train_loop, checkpoint['meta']
         if isinstance(loop, ResumableLoop):
             meta['batches_of_epoch'] = loop.count_batches(meta['epoch'], meta['iter'])
+            meta.setdefault('validation_due', loop.validation_follows(meta['epoch'], meta['iter']))
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Tell the loop."""
