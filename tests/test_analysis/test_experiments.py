@@ -222,6 +222,31 @@ def test_results_of_earlier_versions(chain):
     assert set(summarise(plan, root)['student']) == {'train', 'test'}
 
 
+def test_what_another_plan_makes(tmp_path, monkeypatch):
+    """Without it, the message says how to make it; made anew, what was made from it is no longer valid."""
+    monkeypatch.chdir(tmp_path)
+    other = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 1)))))
+    other = replace(other, name='first')
+    file = 'work_dirs/experiments/first/a/seed_0/train/20260101_000000/vis_data/scalars.json'
+    command = f'python {tmp_path / "step.py"} {{work_dir}} {{seed}} 2 {file}'
+    second = Plan.read(str(write_plan(tmp_path, dict(b=dict(title='B', commands=dict(train=command))), reference='b')))
+    root, second_root = Path('work_dirs/experiments/first'), Path('work_dirs/experiments/second')
+    message = (
+        f'^{file} does not exist; the plan first makes it: run_experiment.py configs/.*/first.py --arms a --seeds 0'
+    )
+    with pytest.raises(UserError, match=message):
+        run_plan(second, second.arms, second_root)
+    assert not second_root.exists()
+    run_plan(other, other.arms, root)
+    for _ in range(2):
+        run_plan(second, second.arms, second_root)
+    (root / 'a/seed_0').rename('old')
+    run_plan(second, second.arms, second_root)  # what has ended does not need it
+    run_plan(other, other.arms, root)
+    with pytest.raises(UserError, match='b/seed_0/train was made from what is no longer in .*/first/a/seed_0'):
+        run_plan(second, second.arms, second_root)
+
+
 def test_an_interrupted_command_of_a_changed_plan(tmp_path):
     """It is not gone on with under other options."""
     arms = [dict(a=dict(title='A', commands=dict(train=f'python -c "raise SystemExit({n})"'))) for n in (1, 2)]

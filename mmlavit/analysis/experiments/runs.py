@@ -29,6 +29,8 @@ RESUMABLE = ('tools/train.py', 'tools/distill.py')
 """Tools that go on where they were interrupted when they are told to."""
 
 _LOGS = ('*/vis_data/[0-9]*.json', '*/[0-9]*.json')  # of mmengine's trainings, and of its tests
+# What a command reads of another plan, wherever that of its own is.
+_OTHER_PLAN = re.compile(r'(?<![\w./-])(?:\./)?(work_dirs/experiments/(\w+)/(\w+)/seed_(\d+)/\w+)/(\S+)')
 _running: set[subprocess.Popen] = set()
 
 
@@ -102,7 +104,21 @@ class Run:
 
     def sources(self) -> dict[str, str | None]:
         """Say which results are there of what it reads: for each folder, what names the run that ended there."""
-        return {run.name_in_root: run.record.get('id') if run.ended else 'none' for run in self.reads}
+        found = {run.name_in_root: run.record.get('id') if run.ended else 'none' for run in self.reads}
+        for folder, *_ in _OTHER_PLAN.findall(self.planned):
+            done = Path(folder, 'done.json')
+            if done.is_file():  # else it has been removed, which says nothing about what was read of it
+                found[folder] = json.loads(done.read_text()).get('id')
+        return found
+
+    def require_other_plans(self) -> None:
+        """Raise an error if a file that another plan makes is missing."""
+        for folder, plan, arm, seed, name in _OTHER_PLAN.findall(self.planned):
+            if not Path(folder, name).exists():
+                raise UserError(
+                    f'{folder}/{name} does not exist; the plan {plan} makes it: run_experiment.py '
+                    f'configs/experiments/plans/{plan}.py --arms {arm} --seeds {seed}'
+                )
 
     @cached_property
     def why_stale(self) -> str:
@@ -113,10 +129,11 @@ class Run:
             return f'was made by another command than the plan has now ({self.record["plan"]})'
         now = self.sources()
         noted = self.record.get('sources', {})  # nothing by earlier versions
-        for run in self.reads:
-            name = run.name_in_root
-            if run.why_stale or noted.get(name, now[name]) != now[name]:
-                return f'was made from what is no longer in {run.folder}'
+        folders = {run.name_in_root: run.folder for run in self.reads}
+        stale = {run.name_in_root for run in self.reads if run.why_stale}
+        for name in now:
+            if name in stale or noted.get(name, now[name]) != now[name]:
+                return f'was made from what is no longer in {folders.get(name, name)}'
         return ''
 
     def results(self) -> list[tuple[int, float]]:
@@ -160,12 +177,16 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditi
 
     Raises:
         UserError: If a command fails, gives no result where the table wants one, or has been run with other options or
-            on other results; or if another process runs it.
+            on other results; if it reads what another plan has not made yet; or if another process runs it.
     """
     stale = [run for arm in arms for run in runs_of(plan, arm, root) if run.why_stale]
     if stale:
         folders = ', '.join(str(run.folder) for run in stale)
         raise UserError(f'{stale[0].folder} {stale[0].why_stale}; remove {folders}, or undo the change')
+    for arm in arms:
+        for run in runs_of(plan, arm, root):
+            if not run.ended:
+                run.require_other_plans()
     terms = _Terms(jobs, max(1, _processors() // jobs), conditions, threading.Event())
     with ThreadPoolExecutor(jobs) as pool:
         futures: dict[str, list[Future]] = {}
