@@ -89,6 +89,44 @@ def test_padding_of_the_batch_does_not_count():
     assert losses['loss_diag'] != model(x, None, mode='loss')['loss_diag']
 
 
+class Taught(Regressor):
+    """A student that learns from two batches, and from a teacher without gradients, as mmdet's SoftTeacher does."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.teacher = LaViT(TOY, drop_path_rate=0.0)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode != 'loss':
+            return super().forward(inputs, data_samples, mode)
+        with torch.no_grad():
+            self.teacher(inputs['teacher'])
+        return {f'loss_{name}': super(Taught, self).forward(inputs[name], None, 'loss')['loss_fit'] for name in 'ab'}
+
+
+def test_several_batches_and_a_teacher():
+    """Each batch has its own padding, and the teacher does not count."""
+    torch.manual_seed(0)
+    model = Taught().double().train()
+    single = Regressor().double().train()
+    single.load_state_dict(model.state_dict(), strict=False)
+    attached(model), attached(single)
+    inputs = dict(a=batch(), b=batch(size=(64, 96)), teacher=batch(size=(64, 64)))
+    shapes = dict(a=[(96, 160), (48, 160)], b=[(64, 64), (64, 96)], teacher=[(64, 64), (32, 64)])
+    samples = {
+        name: [
+            BaseDataElement(metainfo=dict(img_shape=shape, batch_input_shape=inputs[name].shape[-2:])) for shape in some
+        ]
+        for name, some in shapes.items()
+    }
+    wanted = [single(inputs[name], samples[name], mode='loss')['loss_diag'] for name in 'ab']
+    given = model(inputs, samples, mode='loss')
+    torch.testing.assert_close(given['loss_diag'], sum(wanted) / 2)
+    assert wanted[0] != single(inputs['a'], None, mode='loss')['loss_diag']
+    with torch.no_grad():  # nothing learns, so all counts
+        torch.testing.assert_close(single(inputs['a'], samples['a'], mode='loss')['loss_diag'], wanted[0])
+
+
 @pytest.mark.parametrize(
     'samples',
     [

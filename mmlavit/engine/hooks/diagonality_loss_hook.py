@@ -14,7 +14,7 @@ from mmlavit.models.diagonality import diagonality_loss, score_statistics, share
 from mmlavit.models.factored import AnyScores
 from mmlavit.models.lavit import LaViT, LessAttention, VanillaAttention
 from mmlavit.models.observation import refuse_control
-from mmlavit.models.plain_vit import PlainLessAttention
+from mmlavit.models.plain_vit import PlainLessAttention, WithLessAttention
 from mmlavit.models.resample import Grid
 
 
@@ -24,9 +24,9 @@ class DiagonalityLossHook(Hook):
 
     The loss joins the dictionary that the model returns in ``mode='loss'``, inside its forward. So it is parsed,
     scaled (AMP), accumulated, reduced and logged as every other loss, and DDP sees it as an output. It is the
-    mean over all less-attention layers, each counted once, also with gradient checkpointing. What the
-    data preprocessors of mmdet and mmseg pad to make a batch does not count; padding by the pipeline or inside the
-    backbone does.
+    mean over all less-attention layers, each counted once, also with gradient checkpointing. Forwards of a teacher or a
+    momentum encoder, which have no gradients, do not count. What the data preprocessors of mmdet and mmseg pad to make
+    a batch does not count; padding by the pipeline or inside the backbone does.
 
     Logged: ``loss_diag`` (weighted), and for the same scores ``la_magnitude``, the mean absolute score, and
     ``la_entropy``, the mean attention entropy in nats.
@@ -48,6 +48,8 @@ class DiagonalityLossHook(Hook):
         self._handles: list[RemovableHandle] = []
         self._backbones: list[LaViT] = []
         self._observing = False
+        self._learning = False
+        self._branches: list[tuple[Tensor, Tensor | None]] = []
         self._sizes: Tensor | None = None
         self._terms: list[Tensor] = []
         self._magnitudes: list[Tensor] = []
@@ -83,7 +85,9 @@ class DiagonalityLossHook(Hook):
             )
         self._backbones = [m for m in model.modules() if isinstance(m, LaViT)]
         plain = [m for m in model.modules() if isinstance(m, PlainLessAttention)]
+        whole = [m for m in model.modules() if isinstance(m, (LaViT, WithLessAttention))]
         self._handles = [
+            *(backbone.register_forward_pre_hook(self._choose_branch) for backbone in whole),
             *(layer.register_forward_hook(self._observe_plain) for layer in plain),
             model.register_forward_pre_hook(self._start, with_kwargs=True),
             model.register_forward_hook(self._finish, with_kwargs=True, always_call=True),
@@ -99,11 +103,19 @@ class DiagonalityLossHook(Hook):
     def _start(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         if _mode(args, kwargs) == 'loss':
             self._observing = True
-            self._sizes = _relative_sizes(
-                _argument(args, kwargs, 0, 'inputs'), _argument(args, kwargs, 1, 'data_samples')
-            )
+            self._learning = torch.is_grad_enabled()
+            inputs, samples = _argument(args, kwargs, 0, 'inputs'), _argument(args, kwargs, 1, 'data_samples')
+            if isinstance(inputs, dict) and isinstance(samples, dict):  # of mmdet's MultiBranchDataPreprocessor
+                self._branches = [(inputs[name], _relative_sizes(inputs[name], samples[name])) for name in inputs]
+            else:
+                self._sizes = _relative_sizes(inputs, samples)
             for backbone in self._backbones:
                 backbone.score_observer = self._observe
+
+    def _choose_branch(self, backbone: nn.Module, args: tuple) -> None:
+        """Find the sizes of the images that a backbone gets, if there are several batches."""
+        if self._branches:
+            self._sizes = next((sizes for images, sizes in self._branches if images is args[0]), None)
 
     def _observe(self, attn: VanillaAttention | LessAttention, scores: AnyScores) -> None:
         if isinstance(attn, LessAttention):
@@ -116,6 +128,8 @@ class DiagonalityLossHook(Hook):
 
     def _collect(self, scores: AnyScores, key_grid: Grid, reference_grid: Grid) -> None:
         """Collect the terms of a less-attention layer, in float32 whatever autocast says."""
+        if self._learning and not torch.is_grad_enabled():
+            return
         with torch.autocast(scores.device.type, enabled=False):
             square = square_scores(scores, key_grid, reference_grid)
             inside = None
@@ -140,7 +154,8 @@ class DiagonalityLossHook(Hook):
         return losses
 
     def _clear(self) -> None:
-        self._observing = False
+        self._observing = self._learning = False
+        self._branches = []
         for backbone in self._backbones:
             backbone.score_observer = None
         self._sizes, self._terms, self._magnitudes, self._entropies = None, [], [], []
