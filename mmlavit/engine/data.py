@@ -63,10 +63,11 @@ def watch_data(runner, cfg: Config) -> None:
         ]
         model = getattr(runner, 'model', None)
         model = getattr(model, 'module', model)
-        for leaf in find_leaves(loader.dataset):
+        leaves = [*find_leaves(loader.dataset)]
+        for leaf in leaves:
             if not len(leaf):
                 raise DataError(f'{_name(leaf)} gives no image')
-            _require_fitting_classes(leaf, cfg, evaluators)
+            _require_fitting_classes(leaf, cfg, evaluators, alone=len(leaves) == 1)
             if isinstance(model, ExportedModel):
                 model.require_classes((getattr(leaf, 'metainfo', None) or {}).get('classes'), _name(leaf))
             steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
@@ -160,7 +161,7 @@ def _name(dataset: Any) -> str:
     return getattr(dataset, 'ann_file', '') or getattr(dataset, 'data_root', None) or type(dataset).__name__
 
 
-def _require_fitting_classes(dataset: Any, cfg: Config, evaluators: Iterable[Any]) -> None:
+def _require_fitting_classes(dataset: Any, cfg: Config, evaluators: Iterable[Any], alone: bool) -> None:
     """Make sure that classes of a dataset, of its annotation file, of the model and of its metrics are the same."""
     metainfo = getattr(dataset, 'metainfo', None) or {}
     classes, file = metainfo.get('classes'), getattr(dataset, 'ann_file', '')
@@ -173,7 +174,8 @@ def _require_fitting_classes(dataset: Any, cfg: Config, evaluators: Iterable[Any
         if fault := find_class_fault(names, classes):
             raise DataError(f'{file} {fault}')
         for evaluator in evaluators:
-            for fault in find_evaluator_faults(evaluator, file, classes):
+            indices = getattr(dataset, '_indices', None)
+            for fault in find_evaluator_faults(evaluator, file, classes, alone, indices):
                 raise DataError(fault)
 
 

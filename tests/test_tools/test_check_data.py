@@ -14,6 +14,8 @@ from PIL import Image
 from tool_runs import run_tool
 
 from mmlavit.datasets.check import named
+from mmlavit.datasets.check.evaluators import find_evaluator_faults
+from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).parents[2]
 COCO, ADE, IMAGENET = Path('data/coco'), Path('data/ade/ADEChallengeData2016'), Path('data/imagenet')
@@ -240,7 +242,7 @@ def test_config(tmp_path, monkeypatch, check_data):
 
 
 def test_an_evaluator_with_a_file_of_its_own(tmp_path, monkeypatch, check_data, capsys):
-    """It has to be about the same images; it may have other annotations of them, and more images."""
+    """It has to be about the same images; it may have other annotations of them."""
     monkeypatch.chdir(tmp_path)
     config = faults.write_data(tmp_path, 'detection')
     other = tmp_path / 'data/other.json'
@@ -260,15 +262,48 @@ def test_an_evaluator_with_a_file_of_its_own(tmp_path, monkeypatch, check_data, 
     code, said = check_data(config.name)
     assert code == 0, said
     ids = 'the evaluator reads data/other.json, but its dataset data/train.json: 2 of the 6 images of the dataset '
+    new = dict(content['annotations'][0], id=99, image_id=9)
     for change, fault in (
         (lambda c: c['images'].append(c['images'].pop(0) | dict(id=1)) or c['images'].pop(0), ids + '(0.jpg, 1.jpg)'),
         (lambda c: c['categories'].reverse(), 'data/other.json has its categories in another order'),
+        (
+            lambda c: c.update(annotations=[*c['annotations'], new], images=[*c['images'], dict(id=9, file_name='m')]),
+            'the evaluator reads data/other.json, and counts the objects of 1 images there (m) as missed',
+        ),
+        (lambda c: c['annotations'][1].update(id=0), 'data/other.json: 1 annotations have the id 0, which COCO'),
+        (lambda c: c['annotations'][1].update(id='a'), 'data/other.json: 1 annotations have an id that is no number'),
+        (lambda c: c['annotations'][1].pop('iscrowd'), 'data/other.json: 1 annotations have no iscrowd of 0 or 1'),
+        (lambda c: c.pop('annotations'), 'data/other.json has none, so nothing can be measured: set format_only=True'),
     ):
         write(change)
         code, said = check_data(config.name)
         assert code == 1 and fault in said.out and '1 finding ' in said.out
         assert run_tool(monkeypatch, 'train.py', config.name) == 2
         assert f'error: {fault}' in capsys.readouterr().err
+
+
+def test_evaluation_of_a_part_of_the_images(tmp_path):
+    """pycocotools counts the objects of all images in its file."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    faults.write_data(tmp_path, 'detection')
+    file = tmp_path / 'data/train.json'
+    content = json.loads(file.read_text())
+    found = [dict(entry, score=0.9) for entry in content['annotations'] if entry['image_id'] < 2]
+    truth = COCO(file)
+    evaluation = COCOeval(truth, truth.loadRes(found), 'bbox')
+    evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
+    assert evaluation.stats[0] < 0.9
+    metric = dict(type='mmdet.CocoMetric', ann_file=str(file), metric=['bbox', 'segm'])
+    load_toolbox('mmdet')
+    assert [*find_evaluator_faults(metric, str(file), None)] == []
+    (fault,) = find_evaluator_faults(metric, str(file), None, indices=2)
+    assert 'has indices=2, and the evaluator counts the objects of all other images' in fault
+    content['annotations'][0]['segmentation'].insert(0, [1, 1, 5, 5])
+    file.write_text(json.dumps(content))
+    (fault,) = find_evaluator_faults(metric, str(file), None)
+    assert '1 annotations have a polygon of fewer than three points' in fault
 
 
 def test_note_is_no_fault(tmp_path, monkeypatch, check_data):

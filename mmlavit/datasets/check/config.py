@@ -65,7 +65,8 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
     told: set[str] = set()
     for split in _SPLITS:
         loader = cfg.get(f'{split}_dataloader')
-        for dataset in find_leaf_configs(loader.dataset) if loader is not None else ():
+        leaves = [*find_leaf_configs(loader.dataset)] if loader is not None else []
+        for dataset in leaves:
             data = {key: value for key, value in dataset.items() if key not in ('pipeline', 'test_mode', 'filter_cfg')}
             if data not in seen:
                 seen.append(data)
@@ -73,7 +74,7 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
                 # A test may be on other data.
                 compared = None if split == 'test' else folders
                 yield from check_dataset(ConfigDict(dataset), cfg.model, place, decode, folders=compared)
-            faults = [*_check_evaluator(dataset, cfg.get(f'{split}_evaluator'))]
+            faults = [*_check_evaluator(dataset, cfg.get(f'{split}_evaluator'), alone=len(leaves) == 1)]
             yield from (fault for fault in faults if fault not in told)
             told.update(faults)
 
@@ -166,11 +167,12 @@ def _find_classes(kind: type, dataset: Mapping[str, Any]) -> Any:
     return kind._load_metainfo(copy.deepcopy(dataset.get('metainfo'))).get('classes')
 
 
-def _check_evaluator(dataset: Mapping[str, Any], evaluator: Any) -> Iterator[str]:
+def _check_evaluator(dataset: Mapping[str, Any], evaluator: Any, alone: bool) -> Iterator[str]:
     """Yield what does not fit between a dataset and the metrics of its predictions."""
     kind = find_class(dataset, DATASETS)
     if reads_coco(kind) and dataset.get('ann_file') and not is_remote(dataset):
-        yield from find_evaluator_faults(evaluator, _ann_file(dataset), _find_classes(kind, dataset))
+        classes = _find_classes(kind, dataset)
+        yield from find_evaluator_faults(evaluator, _ann_file(dataset), classes, alone, dataset.get('indices'))
 
 
 def _everything(kind: type | str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Metrics that read an annotation file of their own, which has to be about the dataset's images."""
+"""Metrics that read an annotation file: it has to be about the dataset's images, and pycocotools has to be able to."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ from .coco import find_class_fault, read_coco
 
 
 def find_evaluator_faults(
-    evaluator: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, ann_file: str, classes: Sequence[str] | None
+    evaluator: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+    ann_file: str,
+    classes: Sequence[str] | None,
+    alone: bool = True,
+    indices: Any = None,
 ) -> Iterator[str]:
-    """Yield where a ``CocoMetric`` compares predictions with other images, or with classes in another order.
+    """Yield where a ``CocoMetric`` compares predictions with other images, or with classes in another order, or fails.
 
-    It finds the annotations of an image by its id, and other files have other images by the same ids. A file of its
-    own may have other annotations of the same images, and more images.
+    It finds the annotations of an image by its id, and other files have other images by the same ids. It counts the
+    objects of all images that its file has. A file of its own may have other annotations of the same images.
 
     Args:
         evaluator (Mapping or Sequence[Mapping], optional): ``val_evaluator`` or ``test_evaluator``.
         ann_file (str): Annotation file of the dataset, in COCO's format.
         classes (Sequence[str], optional): ``metainfo.classes`` of the dataset; None: not known.
+        alone (bool): Whether there are no further datasets, which the file may have the other images of.
+        indices (Any): ``indices`` of the dataset, which leave images out.
 
     Yields:
         str: A fault, with both files.
@@ -37,13 +43,22 @@ def find_evaluator_faults(
         file = metric.get('ann_file') if isinstance(metric, Mapping) and _is_coco_metric(metric) else None
         if not file or metric.get('format_only') or is_remote(metric) or not osp.isfile(file):
             continue
-        if osp.realpath(file) == osp.realpath(ann_file):
-            continue
-        (content, problem), (known, wrong) = read_coco(Path(file)), read_coco(Path(ann_file))
-        if problem:
+        content, problem = read_coco(Path(file))
+        if problem == 'has no annotations':
+            yield f'{file} has none, so nothing can be measured: set format_only=True of the evaluator, or its ann_file'
+        elif problem:
             yield f'{file} {problem}: get it again, or convert the annotations again'
-        elif not wrong:
-            yield from _compare(file, content, ann_file, known, classes)
+        else:
+            yield from _find_stumbling_blocks(file, content, 'segm' in metric.get('metric', 'bbox'))
+            if alone and indices is not None:
+                yield (
+                    f'the dataset of {ann_file} has indices={indices}, and the evaluator counts the objects of all '
+                    f'other images of {file} as missed: make an annotation file of these images instead'
+                )
+            elif osp.realpath(file) != osp.realpath(ann_file):
+                known, wrong = read_coco(Path(ann_file))
+                if not wrong:
+                    yield from _compare(file, content, ann_file, known, classes, alone)
 
 
 def _is_coco_metric(metric: Mapping[str, Any]) -> bool:
@@ -54,8 +69,41 @@ def _is_coco_metric(metric: Mapping[str, Any]) -> bool:
     return isinstance(kind, type) and issubclass(kind, CocoMetric)
 
 
+def _find_stumbling_blocks(file: str, content: Mapping[str, Any], masks: bool) -> Iterator[str]:
+    """Yield what pycocotools fails at or counts wrongly, though a model can be trained with it."""
+    entries = [entry for entry in content['annotations'] if isinstance(entry, Mapping)]
+    kinds = {
+        "annotations have the id 0, which COCO's evaluation takes for no object: number them from 1": lambda e: (
+            e.get('id') == 0
+        ),
+        'annotations have an id that is no number, which the evaluation needs': lambda e: (
+            'id' in e and not isinstance(e['id'], (int, float))
+        ),
+        'annotations have no iscrowd of 0 or 1, which the evaluation needs: add it (0)': lambda e: (
+            e.get('iscrowd') not in (0, 1)
+        ),
+    }
+    if masks:
+        kinds['annotations have a polygon of fewer than three points, or half a point: remove it'] = _has_bad_polygon
+    for fault, applies in kinds.items():
+        places = [str(entry.get('id')) for entry in entries if applies(entry)]
+        if places:
+            yield f'{file}: {len(places):,} {fault} (ids {first_few(places)})'
+
+
+def _has_bad_polygon(entry: Mapping[str, Any]) -> bool:
+    """Tell whether any part of a mask cannot be read; training leaves such parts out."""
+    mask = entry.get('segmentation')
+    return isinstance(mask, list) and any(not isinstance(part, list) or len(part) < 6 or len(part) % 2 for part in mask)
+
+
 def _compare(
-    file: str, content: Mapping[str, Any], ann_file: str, known: Mapping[str, Any], classes: Sequence[str] | None
+    file: str,
+    content: Mapping[str, Any],
+    ann_file: str,
+    known: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    alone: bool,
 ) -> Iterator[str]:
     """Yield what differs between the file of a metric and that of the dataset."""
     names = {image.get('id'): image.get('file_name') for image in content['images']}
@@ -68,6 +116,13 @@ def _compare(
             'of the dataset'
         )
         return
+    with_objects = {entry.get('image_id') for entry in content['annotations']}
+    more = [str(name) for key, name in names.items() if key not in images and key in with_objects]
+    if alone and more:
+        yield (
+            f'the evaluator reads {file}, and counts the objects of {len(more):,} images there ({first_few(more)}) as '
+            f'missed, which its dataset {ann_file} does not have; set ann_file of the evaluator to that of the dataset'
+        )
     if classes is not None and not isinstance(classes, str):
         fault = find_class_fault([str(category.get('name')) for category in content['categories']], classes)
         if fault:
