@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from mmlavit.datasets.check.coco import find_class_fault, read_coco, reads_coco
 from mmlavit.datasets.check.config import explain_dataset
-from mmlavit.datasets.check.evaluators import find_evaluator_faults
-from mmlavit.datasets.check.folders import find_other_folders
+from mmlavit.datasets.check.evaluators import find_evaluator_faults, find_topk_fault
+from mmlavit.datasets.check.folders import find_order_fault, find_other_folders
 from mmlavit.datasets.check.maps import find_zero_label_fault
 from mmlavit.datasets.guard import find_leaves, guard_dataset
 from mmlavit.deployment.evaluation import ExportedModel
@@ -63,6 +63,9 @@ def watch_data(runner, cfg: Config) -> None:
         ]
         model = getattr(runner, 'model', None)
         model = getattr(model, 'module', model)
+        for evaluator in evaluators:
+            if fault := find_topk_fault(evaluator, min(numbers, default=None)):
+                raise ConfigError(fault)
         leaves = [*find_leaves(loader.dataset)]
         for leaf in leaves:
             if not len(leaf):
@@ -72,7 +75,7 @@ def watch_data(runner, cfg: Config) -> None:
                 model.require_classes((getattr(leaf, 'metainfo', None) or {}).get('classes'), _name(leaf))
             steps = getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
             other = find_other_folders(leaf, folders) if numbers else ''  # without classes, labels may be unused
-            if fault := other or find_zero_label_fault(leaf, steps):
+            if fault := other or find_order_fault(leaf) or find_zero_label_fault(leaf, steps):
                 raise DataError(fault)
         guard(loader.dataset, dataloader is runner._train_dataloader)
         return loader
@@ -165,7 +168,7 @@ def _require_fitting_classes(dataset: Any, cfg: Config, evaluators: Iterable[Any
     """Make sure that classes of a dataset, of its annotation file, of the model and of its metrics are the same."""
     metainfo = getattr(dataset, 'metainfo', None) or {}
     classes, file = metainfo.get('classes'), getattr(dataset, 'ann_file', '')
-    require_classes(cfg.model, metainfo, _name(dataset))
+    require_classes(cfg.model, metainfo, _name(dataset), cfg.get('data_preprocessor'))
     if classes is not None and reads_coco(type(dataset)) and osp.isfile(file):
         names = _read_categories(file)
         if names is None or find_class_fault(names, classes):

@@ -44,7 +44,9 @@ def require_channels(model: Mapping[str, Any]) -> None:
         _check_head(place, head, maps, source)
 
 
-def require_classes(model: Mapping[str, Any], metainfo: Mapping[str, Any], data: str) -> None:
+def require_classes(
+    model: Mapping[str, Any], metainfo: Mapping[str, Any], data: str, preprocessor: Mapping[str, Any] | None = None
+) -> None:
     """Make sure that a model has as many classes as a dataset.
 
     Args:
@@ -52,6 +54,7 @@ def require_classes(model: Mapping[str, Any], metainfo: Mapping[str, Any], data:
         metainfo (Mapping): That of the dataset: ``classes``, and for panoptic segmentation ``thing_classes``, which
             its heads of boxes and masks have. Without ``classes`` nothing is known.
         data (str): What the message calls it, such as ``train_dataloader``.
+        preprocessor (Mapping, optional): ``data_preprocessor`` of the config, which a model without its own gets.
 
     Raises:
         ConfigError: If not; the message names the entry of the model.
@@ -61,7 +64,8 @@ def require_classes(model: Mapping[str, Any], metainfo: Mapping[str, Any], data:
         return
     if isinstance(classes, str):
         raise ConfigError(f'{data}: metainfo.classes is the string {classes!r}; expected a list, as [{classes!r}]')
-    for place, number in find_class_numbers(model, 'model'):
+    beside = {} if 'data_preprocessor' in model else preprocessor or {}
+    for place, number in (*find_class_numbers(model, 'model'), *find_class_numbers(beside, 'data_preprocessor')):
         if number not in (len(classes), len(metainfo.get('thing_classes') or classes)):
             names = ', '.join(map(str, classes[:3])) + (', ...' if len(classes) > 3 else '')
             raise ConfigError(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmlavit.datasets.check.config import explain_dataset
-from mmlavit.datasets.guard import guard_dataset
+from mmlavit.datasets.guard import find_leaves, guard_dataset
 from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
 from mmlavit.utils.data_paths import require_data
@@ -36,6 +37,13 @@ class Annotated(NamedTuple):
     name: str
     image: np.ndarray
     size: tuple[int, int]
+
+
+def _has_original_annotations(dataset: Any) -> bool:
+    """Tell whether annotations are of the image before it was resized, as in tests, which measure at that size."""
+    names = [type(step).__name__ for step in getattr(getattr(dataset, 'pipeline', None), 'transforms', ())]
+    loading = next((i for i, name in enumerate(names) if name.endswith('Annotations')), 0)
+    return any('Resize' in name for name in names[:loading])
 
 
 def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> Iterator[Annotated]:
@@ -70,6 +78,7 @@ def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> 
         raise explain_dataset(config, cfg.get('model') or {}, error) from error
     guard_dataset(dataset, None, None)
     visualizer = build_visualizer(scope, dataset.metainfo)
+    original = _has_original_annotations(next(find_leaves(dataset)))
     # Folders of classes come one after the other.
     for index in sorted({round(place) for place in np.linspace(0, len(dataset) - 1, min(number, len(dataset)))}):
         item = dataset[index]
@@ -77,6 +86,10 @@ def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> 
         if isinstance(sample, list):  # of a dataset that gives batches, a batch of one
             (inputs,), (sample,) = inputs, sample
         image = inputs.numpy().transpose(1, 2, 0)  # BGR: only the data preprocessor changes that
+        if original and 'ori_shape' in sample:
+            height, width = sample.ori_shape[:2]
+            image = mmcv.imresize(image[slice(sample.img_shape[0]), slice(sample.img_shape[1])], (width, height))
+            image = image.reshape(height, width, -1)  # of a single channel, too
         size = image.shape[:2]
         drawn = draw_annotations(visualizer, image, sample, max(1, _SIDE // max(size)))
         stem = Path(sample.get('img_path') or '').stem

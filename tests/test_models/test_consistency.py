@@ -117,3 +117,12 @@ def test_necks_one_after_the_other():
 def test_other_backbones_are_left_alone():
     require_channels(dict(backbone=dict(type='ResNet', depth=50), neck=dict(type='FPN', in_channels=[1])))
     require_channels(dict(type='mmlavit.deployment.evaluation.ExportedModel', file='model.onnx'))
+
+
+def test_a_data_preprocessor_beside_the_model():
+    """mmpretrain's own configs have it there; a model with its own does not get it."""
+    two, beside = dict(classes=['a', 'b']), dict(num_classes=1000)
+    model = dict(type='ImageClassifier', head=dict(num_classes=2))
+    with pytest.raises(ConfigError, match='^data_preprocessor.num_classes is 1000, but data has 2 classes'):
+        require_classes(model, two, 'data', beside)
+    require_classes({**model, 'data_preprocessor': dict(num_classes=2)}, two, 'data', beside)

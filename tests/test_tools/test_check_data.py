@@ -306,6 +306,30 @@ def test_evaluation_of_a_part_of_the_images(tmp_path):
     assert '1 annotations have a polygon of fewer than three points' in fault
 
 
+def test_classes_that_do_not_fit(tmp_path, monkeypatch, check_data, capsys):
+    """Names in another order than their folders; a metric that wants more classes than there are."""
+    monkeypatch.chdir(tmp_path)
+    config = faults.write_data(tmp_path, 'classification')
+    for i, path in enumerate(sorted((tmp_path / 'data/images').glob('*.jpg'))):
+        folder = path.parent / ('daisy', 'rose')[i % 2]
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    text = config.read_text().replace("ann_file='../train.txt', metainfo=dict(classes=('one', 'two')),", '')
+    metric = "val_cfg = dict()\nval_dataloader = train_dataloader\nval_evaluator = dict(type='Accuracy', topk=(1, 5))\n"
+    order = 'images/: images in the folder daisy would be called rose, since metainfo.classes has another order'
+    for changed, fault in (
+        (text, ''),
+        (text.replace('data = dict(', "data = dict(metainfo=dict(classes=['rose', 'daisy']), "), order),
+        (text + metric, 'the evaluator asks for the top-5 accuracy, but there are 2 classes'),
+    ):
+        config.write_text(changed)
+        code, said = check_data(config.name)
+        assert code == bool(fault) and fault in said.out, said
+        if fault:
+            assert run_tool(monkeypatch, 'train.py', config.name) == 2
+            assert fault in capsys.readouterr().err
+
+
 def test_note_is_no_fault(tmp_path, monkeypatch, check_data):
     monkeypatch.chdir(tmp_path)
     config = faults.write_data(tmp_path, 'detection')

@@ -25,7 +25,7 @@ from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, is_remo
 from mmlavit.utils.toolbox import load_toolbox
 
 from .coco import check_coco_file, reads_coco
-from .evaluators import find_evaluator_faults
+from .evaluators import find_evaluator_faults, find_topk_fault
 from .folders import check_folders, find_other_folders
 from .images import find_fault, find_file_fault, find_map_fault, find_missing, read_labels, read_size
 from .maps import describe_loading, find_zero_label_fault, is_panoptic, maps_have_its_classes
@@ -63,6 +63,7 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
     seen: list[dict] = []
     folders: dict[str, Mapping[str, int]] = {}
     told: set[str] = set()
+    numbers = [number for _, number in find_class_numbers(cfg.model, 'model')]
     for split in _SPLITS:
         loader = cfg.get(f'{split}_dataloader')
         leaves = [*find_leaf_configs(loader.dataset)] if loader is not None else []
@@ -73,10 +74,17 @@ def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
                 place = f'{split}_dataloader'
                 # A test may be on other data.
                 compared = None if split == 'test' else folders
-                yield from check_dataset(ConfigDict(dataset), cfg.model, place, decode, folders=compared)
+                beside = cfg.get('data_preprocessor')
+                yield from check_dataset(
+                    ConfigDict(dataset), cfg.model, place, decode, folders=compared, preprocessor=beside
+                )
             faults = [*_check_evaluator(dataset, cfg.get(f'{split}_evaluator'), alone=len(leaves) == 1)]
             yield from (fault for fault in faults if fault not in told)
             told.update(faults)
+        fault = find_topk_fault(cfg.get(f'{split}_evaluator'), min(numbers, default=None))
+        if fault and fault not in told:
+            yield fault
+            told.add(fault)
 
 
 def check_dataset(
@@ -86,6 +94,7 @@ def check_dataset(
     decode: int | None,
     annotations_only: bool = False,
     folders: dict[str, Mapping[str, int]] | None = None,
+    preprocessor: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Yield what is wrong with one dataset.
 
@@ -96,6 +105,7 @@ def check_dataset(
         decode (int, optional): As for :func:`check_config`.
         annotations_only (bool): Whether to leave images alone.
         folders (dict, optional): Class folders of the datasets before, as for :func:`find_other_folders`.
+        preprocessor (Mapping, optional): As for :func:`~mmlavit.models.consistency.require_classes`.
 
     Yields:
         str: As of :func:`check_config`.
@@ -127,7 +137,7 @@ def check_dataset(
         return
     classes = built.metainfo.get('classes')
     try:
-        require_classes(model, built.metainfo, place)
+        require_classes(model, built.metainfo, place, preprocessor)
     except ConfigError as error:
         yield str(error)
     yield from check_folders(built)

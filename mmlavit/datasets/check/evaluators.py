@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.registry import METRICS
 
 from mmlavit.errors import first_few
-from mmlavit.utils.config_types import find_class
+from mmlavit.utils.config_types import find_class, type_name
 from mmlavit.utils.data_paths import is_remote
 
 from .coco import find_class_fault, read_coco
@@ -67,6 +67,29 @@ def _is_coco_metric(metric: Mapping[str, Any]) -> bool:
 
     kind = find_class(metric, METRICS)
     return isinstance(kind, type) and issubclass(kind, CocoMetric)
+
+
+def find_topk_fault(evaluator: Any, classes: int | None) -> str:
+    """Say that an ``Accuracy`` asks for more classes than there are; '' if none does.
+
+    Args:
+        evaluator (Mapping or Sequence[Mapping], optional): ``val_evaluator`` or ``test_evaluator``.
+        classes (int, optional): How many the model has; None: not known.
+
+    Returns:
+        str: The fault.
+    """
+    for metric in [evaluator] if isinstance(evaluator, Mapping) else evaluator or ():
+        if not isinstance(metric, Mapping) or type_name(metric) != 'Accuracy' or classes is None:
+            continue
+        wanted = metric.get('topk', 1)
+        most = max(wanted) if isinstance(wanted, (list, tuple)) and wanted else wanted
+        if isinstance(most, int) and most > classes:
+            return (
+                f'the evaluator asks for the top-{most} accuracy, but there are {classes} classes; set '
+                'val_evaluator and test_evaluator to dict(type="Accuracy", topk=(1,))'
+            )
+    return ''
 
 
 def _find_stumbling_blocks(file: str, content: Mapping[str, Any], masks: bool) -> Iterator[str]:

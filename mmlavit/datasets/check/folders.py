@@ -35,8 +35,30 @@ def find_other_folders(dataset: Any, known: dict[str, Mapping[str, int]]) -> str
     return ''
 
 
+def find_order_fault(dataset: Any) -> str:
+    """Say that the classes of a dataset are the names of its folders in another order; '' if they are not.
+
+    Names of another kind, such as translations, cannot be compared.
+    """
+    folders, classes = (
+        getattr(dataset, 'folder_to_idx', None),
+        (getattr(dataset, 'metainfo', None) or {}).get('classes'),
+    )
+    if not folders or classes is None or set(folders) != set(classes):
+        return ''
+    wrong = [(name, classes[number]) for name, number in folders.items() if classes[number] != name]
+    if not wrong:
+        return ''
+    return (
+        f'{dataset.img_prefix}: images in the folder {wrong[0][0]} would be called {wrong[0][1]}, since '
+        'metainfo.classes has another order than the folders, which are numbered by their names: use that order'
+    )
+
+
 def check_folders(dataset: Any) -> Iterator[str]:
-    """Yield the class folders of a dataset that have no image of a known ending."""
+    """Yield classes in a wrong order, and the class folders of a dataset that have no image of a known ending."""
+    if fault := find_order_fault(dataset):
+        yield fault
     folders = getattr(dataset, 'folder_to_idx', None)
     if not folders or getattr(dataset, '_indices', None) is not None:  # of a part of it, nothing follows
         return
