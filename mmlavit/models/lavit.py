@@ -462,6 +462,9 @@ class LaViT(BaseModule):
         ConfigError: If an argument is out of its range; the message names it.
     """
 
+    num_extra_tokens = 0
+    """Class tokens, which mmpretrain's Grad-CAM asks for."""
+
     def __init__(
         self,
         arch: str | dict = 'small',
@@ -566,6 +569,27 @@ class LaViT(BaseModule):
         for module in self._frozen_modules():
             module.eval()
         return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Give the depth of a parameter, for mmpretrain's learning rates that decay by layers.
+
+        Args:
+            param_name (str): Its name.
+            prefix (str): What it begins with in a model, such as ``backbone.``.
+
+        Returns:
+            tuple[int, int]: 0 for the first patch embedding, then the number of the block: a stage's patch embedding
+            belongs to the block before it, its attention residual to its first block and its norm to its last;
+            and the number of depths, of which the last is for what comes after the backbone.
+        """
+        counts = [len(stage.blocks) for stage in self.stages]
+        number = sum(counts) + 2
+        if not param_name.startswith(f'{prefix}stages.'):
+            return number - 1, number
+        stage, part, *rest = param_name.removeprefix(f'{prefix}stages.').split('.')
+        before = sum(counts[: int(stage)])
+        inside = dict(patch_embed=0, residual=1, norm=counts[int(stage)])
+        return before + (int(rest[0]) + 1 if part == 'blocks' else inside[part]), number
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:

@@ -22,6 +22,9 @@ from .config_types import type_name
 # Of a train loop without a type: what it refuses, and why.
 _LENGTHS = {'max_epochs': (False, 'max_iters'), 'max_iters': (True, 'max_epochs')}
 
+# Of mmdet and mmseg, which know some backbones by name; mmpretrain's asks the backbone.
+_LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
+
 
 @contextmanager
 def blame_config(cfg: Config | Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Iterator[None]:
@@ -34,11 +37,11 @@ def blame_config(cfg: Config | Mapping[str, Any], options: Mapping[str, Any] | N
     Raises:
         UserError: If a ``TypeError`` names an unexpected keyword or comes from an unknown optimizer, or a ``KeyError``
             names an unknown type or the metric of ``save_best``, that stands in the config, or a ``ValueError`` is
-            about the ends of a schedule.
+            about the ends of a schedule, or a ``NotImplementedError`` comes from a layer-wise decay.
     """
     try:
         yield
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, NotImplementedError) as error:
         text = str(error.args[0]) if error.args else ''
         cfg = cfg._cfg_dict if isinstance(cfg, Config) else cfg
         mistake = (
@@ -47,6 +50,7 @@ def blame_config(cfg: Config | Mapping[str, Any], options: Mapping[str, Any] | N
             or _find_unknown_optimizer(cfg, text)
             or _find_unknown_metric(cfg, text, error)
             or _find_schedule(cfg, text)
+            or _find_layer_decay(cfg, error)
         )
         if not mistake:
             raise
@@ -58,6 +62,11 @@ def _find_unknown_argument(cfg: Mapping[str, Any], options: Mapping[str, Any], t
     if not found:
         return ''
     owner, name = found[1].removesuffix('.__init__'), found[2]
+    if name == 'pretrained' and cfg.get('model', {}).get('pretrained') is not None:
+        return (
+            f'model.pretrained is {cfg["model"]["pretrained"]!r}, left over from a base config; {owner} takes its '
+            'weights by init_cfg: set model.pretrained=None'
+        )
     for key in options:
         if name in key.split('.'):
             return f'--cfg-options {key}: {owner} takes no argument {name!r}; check its spelling'
@@ -91,6 +100,16 @@ def _find_schedule(cfg: Mapping[str, Any], text: str) -> str:
     for place, node in _walk(cfg) if found else ():
         if 'param_scheduler' in place and (str(node.get('begin', 0)), str(node.get('end'))) == found.groups():
             return f'{place}: {type_name(node)} begins at {found[1]} and ends at {found[2]}; its end must come later'
+    return ''
+
+
+def _find_layer_decay(cfg: Mapping[str, Any], error: Exception) -> str:
+    kind = (cfg.get('optim_wrapper') or {}).get('constructor')
+    if isinstance(error, NotImplementedError) and str(kind).rpartition('.')[2] in _LAYER_DECAY:
+        return (
+            f'optim_wrapper.constructor: {kind} does not know the layers of this backbone; decay learning rates by '
+            'paramwise_cfg.custom_keys instead (docs/own_project.md)'
+        )
     return ''
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.model import PretrainedInit
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,6 +32,7 @@ from mmlavit.models import (
 from mmlavit.models.lavit import attend, transform_keys
 from mmlavit.models.layers import FeedForward, LayerNorm
 from mmlavit.models.layout import PointwiseLinear, folding_pays
+from mmlavit.utils.toolbox import load_toolbox
 
 TOY = dict(
     embed_dims=(8, 16, 24, 24), num_heads=(1, 2, 2, 3), depths=(2, 2, 4, 2), num_va_layers=(1, 1, 2, 1),
@@ -714,3 +717,43 @@ def test_keys_of_the_same_scores_for_every_image():
             torch.testing.assert_close(transform_keys(scores, delta), wanted, rtol=1e-5, atol=1e-5)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_learning_rates_that_decay_by_layers():
+    """mmpretrain's constructor: each later layer learns faster, and all parameters are in a group."""
+    load_toolbox('mmpretrain')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(
+            dict(
+                type='ImageClassifier',
+                backbone=dict(type='LaViT', arch='nano', out_indices=(3,)),
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=3, in_channels=192),
+            )
+        )
+        wrapper = build_optim_wrapper(
+            model,
+            dict(
+                optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
+                constructor='LearningRateDecayOptimWrapperConstructor',
+                paramwise_cfg=dict(layer_decay_rate=0.5),
+            ),
+        )
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = {names[p]: group['lr'] for group in wrapper.optimizer.param_groups for p in group['params']}
+    assert rates.keys() == set(names.values())
+    order = [  # nine blocks: two, two, three, two
+        ('stages.0.patch_embed', 0),
+        ('stages.0.blocks.0', 1),
+        ('stages.0.norm', 2),
+        ('stages.1.patch_embed', 2),
+        ('stages.1.residual', 3),
+        ('stages.1.blocks.0', 3),
+        ('stages.2.blocks.2', 7),
+        ('stages.3.blocks.1.attn.delta_psi', 9),
+        ('stages.3.norm', 9),
+    ]
+    for name, depth in order:
+        found = {rate for key, rate in rates.items() if key.startswith(f'backbone.{name}')}
+        assert found == {0.5 ** (10 - depth)}, name
+    assert rates['head.fc.weight'] == 1

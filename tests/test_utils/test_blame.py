@@ -1,12 +1,16 @@
 """Mistakes in a config that show when its parts are built: one line that says where and what to do."""
 
+import copy
+
 import pytest
 import torch
 from documents import ROOT
+from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from tool_runs import run_tool
 
+from mmlavit import LaViT
 from mmlavit.errors import UserError
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.blame import blame_config
@@ -40,6 +44,30 @@ def build(cfg, registry=MODELS, options=None):
 def test_mistakes(cfg, message):
     with pytest.raises(UserError, match=message):
         build(cfg)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_layer_decay_of_a_backbone_that_is_not_known(scope):
+    load_toolbox(scope)
+    name = f'{scope}.LearningRateDecayOptimizerConstructor'
+    decay = dict(decay_rate=0.9, decay_type='layer_wise', num_layers=9)
+    cfg = dict(optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.1), constructor=name, paramwise_cfg=decay)
+    model = torch.nn.Module()
+    model.backbone = LaViT('nano')
+    with pytest.raises(UserError, match=f'^optim_wrapper.constructor: {name} does not know the layers'):
+        with blame_config(dict(optim_wrapper=cfg)):
+            build_optim_wrapper(model, cfg)
+
+
+def test_pretrained_of_a_base_config():
+    load_toolbox('mmseg')
+    backbone = dict(type='LaViT', arch='nano')
+    head = dict(type='FCNHead', in_channels=192, channels=8, in_index=3, num_classes=2)
+    model = dict(type='EncoderDecoder', pretrained='open-mmlab://r50', backbone=backbone, decode_head=head)
+    model = ConfigDict(model)
+    with pytest.raises(UserError, match="^model.pretrained is 'open-mm.*left over .* set model.pretrained=None"):
+        with DefaultScope.overwrite_default_scope('mmseg'), blame_config(dict(model=copy.deepcopy(model))):
+            MODELS.build(model)
 
 
 @pytest.mark.parametrize(('kind', 'message'), [('AdamWW', r'did you mean AdamW\?'), ('Qqqqq', 'check its spelling')])
