@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os.path as osp
 import re
@@ -14,6 +15,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from torch.utils.data import DataLoader
 
 from mmlavit.datasets.check.coco import find_class_fault, read_coco, reads_coco
@@ -179,7 +181,9 @@ def _require_fitting_classes(dataset: Any, cfg: Config, evaluators: Iterable[Any
         for evaluator in evaluators:
             indices = getattr(dataset, '_indices', None)
             for fault in find_evaluator_faults(evaluator, file, classes, alone, indices):
-                raise DataError(fault)
+                if not fault.startswith('note: '):
+                    raise DataError(fault)
+                print_log(fault.removeprefix('note: '), 'current', logging.WARNING)
 
 
 def _read_categories(file: str) -> list[str] | None:

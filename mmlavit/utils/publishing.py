@@ -30,7 +30,8 @@ def strip_checkpoint(
 ) -> dict[str, Any]:
     """Keep of a training checkpoint what its users need: the weights, the classes and the config.
 
-    Optimizer, schedules, states of hooks and the log go, and with them what names the machine.
+    Optimizer, schedules, states of hooks and the log go, and with them what names the machine. Classes that the
+    training data had no names for are those of any dataset in the config.
 
     Args:
         checkpoint (Mapping): As :func:`~mmlavit.utils.checkpoint.load_checkpoint` gives it.
@@ -65,6 +66,9 @@ def strip_checkpoint(
     if isinstance(meta.get('cfg'), str):
         with suppress(SyntaxError):  # text that is no config helps nobody
             published['cfg'] = _without_private_keys(meta['cfg'])
+            classes = _find_classes(meta['cfg'])
+            if classes and not published.get('dataset_meta'):
+                published['dataset_meta'] = dict(classes=classes)
     return dict(meta={**published, 'mmlavit_version': __version__}, state_dict=state_dict)
 
 
@@ -97,6 +101,17 @@ def find_paths(checkpoint: Mapping[str, Any]) -> list[str]:
     text = checkpoint['meta'].get('cfg') or ''
     texts = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
     return list(dict.fromkeys(t for t in texts if isinstance(t, str) and re.match(r'(~?/|~)\w|[A-Za-z]:[/\\]', t)))
+
+
+def _find_classes(cfg: str) -> list[str]:
+    """Find names of classes in the text of a config, which is not run; none if there are none."""
+    for node in ast.walk(ast.parse(cfg)):
+        if isinstance(node, ast.keyword) and node.arg == 'metainfo':
+            for entry in ast.walk(node.value):
+                if isinstance(entry, ast.keyword) and entry.arg == 'classes':
+                    with suppress(ValueError):
+                        return [str(name) for name in ast.literal_eval(entry.value)]
+    return []
 
 
 def _as_pickle(checkpoint: Mapping[str, Any]) -> bytes:

@@ -158,6 +158,19 @@ def test_meta(trained, publish, tmp_path):
     assert runner.work_dir.encode() not in file.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ('meta', 'classes'), [(dict(), ['cat', 'dog']), (dict(dataset_meta=dict(classes=('a',))), ('a',))]
+)
+def test_classes_of_the_config(meta, classes, trained, publish, tmp_path):
+    """Where the training data had no names, as a dataset that reads a list of numbers."""
+    cfg = Config(dict(val_dataloader=dict(dataset=dict(type='D', metainfo=dict(classes=['cat', 'dog'])))))
+    content = dict(meta=dict(meta, cfg=cfg.pretty_text), state_dict=dict(w=torch.ones(1)))
+    torch.save(content, tmp_path / 'some.pth')
+    publish(tmp_path / 'some.pth', tmp_path / 'out.pth')
+    (file,) = tmp_path.glob('out-*.pth')
+    assert torch.load(file, weights_only=True)['meta']['dataset_meta']['classes'] == classes
+
+
 def test_paths_in_the_config_are_listed(publish, tmp_path, capsys):
     cfg = "work_dir = '/home/me/runs'\ndata = dict(root='/home/me/coco', other='~/x', file='a/b', slash='/')\n"
     torch.save(dict(state_dict={'a': torch.ones(1)}, meta=dict(cfg=cfg)), tmp_path / 'a.pth')

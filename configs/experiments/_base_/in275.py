@@ -60,6 +60,7 @@ train_dataloader = dict(
     dataset=dict(
         type='mmlavit.datasets.decoded.DecodedImages',
         cache=data_root + 'decoded',
+        metainfo=dict(classes=classes),
         data_root=data_root,
         data_prefix='train',
         ann_file='train.txt',

@@ -36,7 +36,7 @@ def find_evaluator_faults(
         indices (Any): ``indices`` of the dataset, which leave images out.
 
     Yields:
-        str: A fault, with both files.
+        str: A fault, with both files; what makes figures worthless on purpose begins with ``note:``.
     """
     metrics = [evaluator] if isinstance(evaluator, Mapping) else evaluator or ()
     for metric in metrics:
@@ -52,8 +52,8 @@ def find_evaluator_faults(
             yield from _find_stumbling_blocks(file, content, 'segm' in metric.get('metric', 'bbox'))
             if alone and indices is not None:
                 yield (
-                    f'the dataset of {ann_file} has indices={indices}, and the evaluator counts the objects of all '
-                    f'other images of {file} as missed: make an annotation file of these images instead'
+                    f'note: the dataset of {ann_file} has indices={indices}, and the evaluator counts the objects of '
+                    f'all other images of {file} as missed: for figures, make an annotation file of these images'
                 )
             elif osp.realpath(file) != osp.realpath(ann_file):
                 known, wrong = read_coco(Path(ann_file))
