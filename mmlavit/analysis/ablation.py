@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmlavit.errors import ConfigError
 from mmlavit.models.arguments import resolve_layers
 from mmlavit.models.factored import AnyScores
-from mmlavit.models.lavit import AttentionResidual, LaViT, LessAttention, VanillaAttention, transform_keys
+from mmlavit.models.lavit import AttentionResidual, LaViT, LessAttention, VanillaAttention, attend, transform_keys
 from mmlavit.models.layout import Scores
 from mmlavit.models.observation import refuse_control
 from mmlavit.models.plain_vit import (
@@ -127,8 +127,8 @@ def _remove_residual(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
     return _set_to_zero([m.layer_scale for m in backbone.modules() if isinstance(m, AttentionResidual)])
 
 
-def _less_attention_layers(backbone: nn.Module) -> list[LessAttention | PlainLessAttention]:
-    return [m for m in backbone.modules() if isinstance(m, (LessAttention, PlainLessAttention))]
+def _less_attention_layers(later: Sequence[nn.Module]) -> list[LessAttention | PlainLessAttention]:
+    return [m for m in later if isinstance(m, (LessAttention, PlainLessAttention))]
 
 
 def _remove_transforms(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
@@ -136,15 +136,15 @@ def _remove_transforms(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
 
 
 def _remove_psi(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
-    return _set_to_zero([layer.delta_psi for layer in _less_attention_layers(backbone)])
+    return _set_to_zero([layer.delta_psi for layer in _less_attention_layers(later)])
 
 
 def _remove_theta(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
-    return _set_to_zero([layer.delta_theta for layer in _less_attention_layers(backbone)])
+    return _set_to_zero([layer.delta_theta for layer in _less_attention_layers(later)])
 
 
 def _spread_in_blocks(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
-    layers = _less_attention_layers(backbone)
+    layers = _less_attention_layers(later)
     for layer in layers:
         layer.transform = partial(_transform_in_blocks, layer)
     return len(layers)
@@ -175,7 +175,9 @@ def _set_to_zero(parameters: Sequence[nn.Parameter]) -> int:
 
 def _forget_content(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
     for attn in later:
-        if isinstance(attn, (LessAttention, PlainLessAttention)):
+        if isinstance(attn, LessAttention):
+            attn.register_forward_hook(_attend_less_alike)
+        elif isinstance(attn, PlainLessAttention):
             attn.transform = partial(_transform_alike, attn.transform)
         elif isinstance(attn, VanillaAttention):
             _replace(attn, _attend_alike)
@@ -190,6 +192,15 @@ def _transform_alike(transform: Callable[[AnyScores], AnyScores], scores: AnySco
     """Transform scores, and give every image their mean over the batch."""
     found = transform(scores)
     return Scores(_average_images(found.map), found.heads, found.grid)
+
+
+def _attend_less_alike(attn: LessAttention, args: tuple, output: tuple) -> tuple:
+    """Attend with the mean of the scores over a batch; those that it passes on stay what they are."""
+    (x, _), scores = args, output[1]
+    values = attn.reduction(x, scores.grid)  # (B, M, C)
+    values = resample_tokens(values, attn.reduction.reduced_grid(scores.grid), attn.reference_grid)
+    average = Scores(_average_images(scores.map), scores.heads, scores.grid)
+    return attend(average, attn.v(values), attn.proj), scores
 
 
 def _average_images(scores: Tensor) -> Tensor:

@@ -151,7 +151,11 @@ def _alignment(a: Tensor, b: Tensor) -> float:
     """Centred kernel alignment of features (N, H * K), the mean over images."""
     a, b = (x.transpose(1, 2).flatten(2) for x in (a, b))
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
-    cross, own_a, own_b = ((x.mT @ y).square().sum((1, 2)) for x, y in ((a, b), (a, a), (b, b)))
+    if a.shape[2] > a.shape[1]:  # kernels of tokens are smaller then, and give the same
+        a, b = (x @ x.mT for x in (a, b))
+        cross, own_a, own_b = ((x * y).sum((1, 2)) for x, y in ((a, b), (a, a), (b, b)))
+    else:
+        cross, own_a, own_b = ((x.mT @ y).square().sum((1, 2)) for x, y in ((a, b), (a, a), (b, b)))
     return float((cross / (own_a * own_b).sqrt().clamp_min(1e-300)).mean())
 
 

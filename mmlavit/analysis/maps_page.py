@@ -10,10 +10,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+from torch import nn
 
 from mmlavit.models import LaViT
 from mmlavit.models.arch import STRIDES
-from mmlavit.models.resample import resample_tokens
+from mmlavit.models.resample import Grid, ceil_div, resample_tokens
 from mmlavit.utils.local_files import write_file
 
 from .attention import place_of
@@ -46,7 +47,7 @@ def write_maps(
     """
     backbone = trained.model.backbone
     layers = observe_maps(backbone, picture.inputs)
-    frame = picture.frame(STRIDES[-1] if isinstance(backbone, LaViT) else 1)  # what a LaViT pads to
+    frame = picture.frame(_find_multiple(backbone, layers[0].grid, picture.inputs.shape[-2:]))
     size = picture.pixels.shape[1::-1]
     point = tuple(place * side / full for place, side, full in zip(point, size, frame.shape[1::-1], strict=True))
     plot_maps(layers, frame, point, f'{trained.name}: attention on {picture.path.name}', path, heads)
@@ -54,6 +55,14 @@ def write_maps(
     html = make_page(layers, frame, dict(names, size=size, point=point))
     write_file(path.with_suffix('.html'), html.encode())
     return path.with_suffix('.html')
+
+
+def _find_multiple(backbone: nn.Module, grid: Grid, size: Sequence[int]) -> int:
+    """Find what a backbone pads its images to, right and below: whole patches, in some plain transformers."""
+    if isinstance(backbone, LaViT):
+        return STRIDES[-1]
+    patch = next((module.stride[0] for module in backbone.modules() if isinstance(module, nn.Conv2d)), 1)
+    return patch if grid == tuple(ceil_div(side, patch) for side in size) else 1
 
 
 def make_page(layers: Sequence[LayerMaps], frame: np.ndarray, about: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from torch import Tensor, nn
 
 from mmlavit.apis.inference import require_device
@@ -24,12 +24,15 @@ from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
 from mmlavit.models.resample import ceil_div
 from mmlavit.utils.arguments import load_config
-from mmlavit.utils.config_types import model_config
+from mmlavit.utils.config_types import find_class, model_config
 from mmlavit.utils.data_paths import missing_data
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit_serve.predictor import find_images, read_image
 
 from .complexity import find_config
+
+# Whose transforms change no pixel by labels in a test.
+_TOOLBOXES = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg')
 
 
 class Trained(NamedTuple):
@@ -134,6 +137,15 @@ def choose_pictures(cfg: Config, folder: Path | None, count: int) -> list[Path]:
     return [Path(path) for path in paths]
 
 
+def _build_own_test(cfg: Config) -> Any:
+    """Build the test dataset if its transforms may draw on images what labels say, as those of a user's own may."""
+    config = find_test_dataset(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), redirect_stdout(StringIO()):
+        kinds = [find_class(step, TRANSFORMS) for step in config.pipeline]
+        known = all(isinstance(kind, type) and kind.__module__.split('.')[0] in _TOOLBOXES for kind in kinds)
+        return None if known or missing_data(cfg, ['test']) else DATASETS.build(deepcopy(config))
+
+
 def _spread(length: int, count: int) -> list[int]:
     return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
 
@@ -152,11 +164,16 @@ def read_pictures(trained: Trained, paths: Sequence[Path]) -> Iterator[Picture]:
         UserError: If a file is no image.
     """
     cfg, model = trained.cfg, trained.model
+    test = _build_own_test(cfg)
+    own = {Path(test.get_data_info(i).get('img_path') or ''): i for i in range(len(test))} if test else {}
     for path in paths:
         read_image(path)  # says in one line what is wrong with it
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            dataset = UnlabelledImages(str(path), remove_labels(find_test_dataset(cfg).pipeline))
-        data = pseudo_collate([dataset[0]])
+            if path in own:
+                item = test[own[path]]
+            else:
+                item = UnlabelledImages(str(path), remove_labels(find_test_dataset(cfg).pipeline))[0]
+        data = pseudo_collate([item])
         # BGR: only the data preprocessor changes that.
         pixels = data['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1]
         inputs = model.data_preprocessor(deepcopy(data), False)['inputs']

@@ -246,6 +246,25 @@ def test_one_transform(plain, what):
     assert not torch.allclose(before, outputs(model), rtol=1e-3)
 
 
+@pytest.mark.parametrize('what', ['psi', 'theta', 'transforms', 'blocks'])
+def test_transforms_of_chosen_layers(what):
+    """As with what is done to their attention, the others keep theirs."""
+    model = build_plain()
+    before = copy.deepcopy(model)
+    ablate(model, what, layers=[3])
+    first, last = (find_transformer(model).layers[i].attn for i in (2, 3))
+    kept = find_transformer(before).layers[2].attn
+    assert torch.equal(first.delta_psi, kept.delta_psi) and torch.equal(first.delta_theta, kept.delta_theta)
+    assert 'transform' not in vars(first) and 0 != first.delta_psi.abs().sum()
+    if what == 'blocks':
+        assert 'transform' in vars(last)
+    else:
+        assert (last.delta_psi.abs().sum() == 0) == (what != 'theta')
+        assert (last.delta_theta.abs().sum() == 0) == (what != 'psi')
+    with pytest.raises(ConfigError, match='this backbone has no'):
+        ablate(build_plain(), what, layers=[1])
+
+
 def literal_blocks(layer, scores, reference, extra):
     """Query by query: `layer` has the transforms."""
     height, width = scores.grid
@@ -305,6 +324,23 @@ def test_content(kind):
     ablate(model, 'content', LAYERS, layers=[2, 3] if kind == 'full' else None)
     torch.testing.assert_close(batch_outputs(model, equal), wanted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(batch_outputs(model, images), before, rtol=1e-2)
+
+
+def test_content_leaves_the_residual_alone():
+    """The next stage gets the scores of each image, from LaViT as from its twin."""
+    model = build()
+    seen = []
+    model.stages[1].residual.register_forward_hook(lambda module, args, output: seen.append(args[0].map.clone()))
+    images = torch.rand(3, 3, 97, 161)
+    with torch.no_grad():
+        model(images)
+        ablate(model, 'content', LAYERS)
+        model(images)
+    last = model.stages[0].blocks[-1].attn
+    assert isinstance(last, LessAttention)
+    # Later layers see other tokens, but their scores come from the first layer's alone.
+    torch.testing.assert_close(seen[1], seen[0])
+    assert seen[1].std(0).max() > 1e-3
 
 
 @pytest.mark.parametrize('layers', [(3,), ()], ids=['less', 'full'])

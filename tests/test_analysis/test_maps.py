@@ -6,6 +6,7 @@ import re
 import shutil
 import zlib
 from html.parser import HTMLParser
+from pathlib import Path
 
 import cv2
 import literal
@@ -18,7 +19,8 @@ from small_vit import VIT
 
 from mmlavit import LaViT
 from mmlavit.analysis.maps import find_cell, observe_maps, plot_maps
-from mmlavit.analysis.maps_page import make_page, make_payload
+from mmlavit.analysis.maps_page import _find_multiple, make_page, make_payload
+from mmlavit.analysis.trained import Picture
 from mmlavit.utils.toolbox import load_toolbox
 
 SIZE = (96, 160)  # 3 x 5 keys, which nano averages or enlarges to 4 x 4 reference keys
@@ -175,6 +177,19 @@ def test_extra_tokens_are_left_out():
     assert all((layer.attention.sum(-1) < 0.999).all() for layer in layers)  # the class token has the rest
     frame = np.zeros((64, 96, 3), np.uint8)
     assert 'Class and register tokens' in make_page(layers, frame, dict(ABOUT, size=(96, 64)))
+
+
+@pytest.mark.parametrize('size', [(64, 96), (70, 90)])
+def test_frame_of_a_transformer_that_pads(size):
+    """mmpretrain's pads right and below to whole patches; its grid covers that."""
+    load_toolbox('mmpretrain')
+    vit = MODELS.build(VIT)
+    vit.eval()
+    picture = Picture(Path('a.png'), np.zeros((*size, 3), np.uint8), torch.randn(1, 3, *size), {})
+    layers = observe_maps(vit, picture.inputs)
+    multiple = _find_multiple(vit, layers[0].grid, picture.inputs.shape[-2:])
+    frame = picture.frame(multiple)
+    assert frame.shape[:2] == tuple(16 * cells for cells in layers[0].grid)
 
 
 def test_cells():

@@ -1,10 +1,12 @@
 """Trained models and their images: datasets in wrappers or none at all, and what does not fit."""
 
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import synthetic
 import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
@@ -44,6 +46,25 @@ def test_broken_image(checkpoint, tmp_path):
     trained = load_trained(str(CONFIG), checkpoint)
     with pytest.raises(UserError, match='a.png cannot be read as an image'):
         next(read_pictures(trained, [tmp_path / 'a.png']))
+
+
+def test_what_transforms_draw_by_labels(tmp_path, monkeypatch):
+    """Images of the config's test are seen with it, others as they are."""
+    synthetic.write_handwritten(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    config = str(CONFIG.parents[1] / 'experiments/fpn_lavit_nano_framed.py')
+    load_toolbox('mmseg')
+    cfg = load_config(config)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        torch.save(MODELS.build(cfg.model).state_dict(), 'weights.pth')
+    trained = load_trained(config, 'weights.pth')
+    paths = choose_pictures(trained.cfg, None, 3)
+    Path('other').mkdir()
+    shutil.copy(paths[0], 'other/a.png')
+    *own, other = read_pictures(trained, [*paths, Path('other/a.png')])
+    changed = [np.any(picture.pixels[..., ::-1] != cv2.imread(str(picture.path)), axis=2).sum() for picture in own]
+    assert any(changed)  # a scene of different digits has no frame
+    assert np.array_equal(other.pixels[..., ::-1], cv2.imread('other/a.png'))
 
 
 def test_wrapped_test_data(checkpoint, tmp_path):
