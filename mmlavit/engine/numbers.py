@@ -40,6 +40,9 @@ def diagnose(model: nn.Module, batch: Any, optim_wrapper: Any) -> Diagnosis:
 
     Returns:
         Diagnosis: What and where.
+
+    Raises:
+        Exception: What the forward raises, unless numbers were not finite before.
     """
     images = image_names(batch)
     for name, weight in model.named_parameters():
@@ -49,7 +52,14 @@ def diagnose(model: nn.Module, batch: Any, optim_wrapper: Any) -> Diagnosis:
     watch = _Watch(model, len(images))
     rehearsal = _Rehearsal(optim_wrapper)
     with watch.attached():
-        terms = model.train_step(batch, optim_wrapper=rehearsal)
+        try:
+            # Not that of the instance, which the hook may have put there.
+            terms = type(model).train_step(model, batch, optim_wrapper=rehearsal)
+        except Exception as error:  # such as that of the matching in DETR
+            if not watch.forward:
+                raise
+            what = f'the loss cannot be computed ({type(error).__name__}: {error}), since outputs are not finite'
+            return Diagnosis(what, watch.forward, [images[i] for i in watch.rows] or images)
     bad = [name for name, value in terms.items() if 'loss' in name and not is_finite(value)]
     if bad:
         bad = [name for name in bad if name != 'loss'] or bad  # of a sum and its terms, the terms

@@ -205,6 +205,51 @@ def test_skipping_leaves_weights_and_statistics_as_they_were(accumulate):
     assert run.message_hub.get_scalar('train/skipped_steps').current() == 1
 
 
+class Matching(nn.Module):
+    """Raises, as SciPy's assignment in DETR, at what is not finite; and at each batch, if it is broken."""
+
+    broken = False
+
+    def forward(self, x):
+        if self.broken or not x.isfinite().all():
+            raise ValueError('matrix contains invalid numeric entries')
+        return x
+
+
+def test_a_forward_that_fails_at_such_numbers():
+    before, bad = make_batch(0), make_batch(9, bad=1)
+    with pytest.raises(UserError) as stopped:
+        Run(build(Matching()), CheckNumbersHook())([before, bad])
+    line = str(stopped.value)
+    assert line.startswith('iteration 2: the loss cannot be computed (ValueError: matrix contains invalid numeric ent')
+    assert 'first in the images themselves; images: 9/1.png;' in line
+    assert isinstance(stopped.value.__context__, ValueError)
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_skipping_a_forward_that_fails(accumulate):
+    batches = [make_batch(i) for i in range(2 * accumulate)]
+    bad = [make_batch(9, bad=1)] if accumulate == 1 else [make_batch(8), make_batch(9, bad=1)]
+    run = Run(build(Matching()), CheckNumbersHook('skip'), accumulate)
+    run.model.dropout.p = 0.0
+    run([*batches[:accumulate], *bad, *batches[accumulate:]])
+    other = Run(build(Matching()), None, accumulate)
+    other.model.dropout.p = 0.0
+    other(batches)
+    got, expected = state_of(run), state_of(other)
+    for key in ('norm.running_mean', 'norm.running_var', 'norm.num_batches_tracked') if accumulate == 2 else ():
+        del got[key], expected[key]
+    assert_equal(got, expected)
+    assert run.warnings[0].endswith('this step is left out') and 'train_step' not in vars(run.model)
+
+
+def test_an_error_that_is_about_something_else():
+    run = Run(build(Matching()), CheckNumbersHook('skip'))
+    run.model.middle.broken = True
+    with pytest.raises(ValueError, match='^matrix contains'):
+        run([make_batch(0)])
+
+
 def test_skipping_draws_what_it_would_have_drawn():
     """The second run of a batch does not change the random numbers of what follows."""
     drawn = []

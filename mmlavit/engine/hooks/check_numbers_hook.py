@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce
+from mmengine.dist import all_gather_object, all_reduce, is_distributed
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -29,6 +29,9 @@ class CheckNumbersHook(Hook):
     The message is one line: the iteration, what is not finite, the images of the batch (only the offending ones, where
     they can be told apart) and the first offending module. To find the module, the batch is run once more with the same
     random numbers and with hooks on all modules; as long as all is well that costs nothing.
+
+    Where the forward pass ends with an error after such numbers, as the matching of DETR's relatives does, the error is
+    replaced by that line. With several processes it also ends a training with 'skip'.
 
     The check itself reads each gradient once after each backward pass, and waits for the device. mmengine waits in each
     iteration anyway, when it logs the loss; and its ``CheckInvalidLossHook``, which looks at every 50th loss after the
@@ -79,11 +82,15 @@ class CheckNumbersHook(Hook):
             wrapper.backward = partial(self._backward, runner, wrapper, before[0])
             wrapper.step = partial(self._step, runner, wrapper, before[1])
             wrapper.step._with_counter = True  # what the schedulers of the learning rate have put there is still called
+        if self._wrappers:
+            runner.model.train_step = partial(self._train_step, runner, runner.model.train_step)
 
     def after_train(self, runner) -> None:
         """Step back."""
         for wrapper, backward, step in self._undo:
             wrapper.backward, wrapper.step = backward, step
+        if self._wrappers:
+            del runner.model.train_step
         self._wrappers, self._undo = [], []
         for name, count in self._counts.items():
             if count:
@@ -101,6 +108,35 @@ class CheckNumbersHook(Hook):
         self._batch = None
         if not self._wrappers and not is_finite(outputs):
             raise UserError(self._describe(runner, Diagnosis('the loss is not finite', '', image_names(data_batch))))
+
+    def _train_step(self, runner, original: Callable, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """Take a step; where its forward fails at numbers that are not finite, treat it as one with such a loss."""
+        try:
+            return original(data, optim_wrapper)
+        except UserError:
+            raise
+        except Exception as error:
+            wrapper = self._wrappers[0]
+            try:
+                found = self._diagnose_here(runner, wrapper)
+            except Exception:
+                raise error from None
+            if not found.what:
+                raise
+            if is_distributed():  # the others are waiting for this process's gradients
+                raise UserError(self._describe(runner, found)) from error
+            self._handle(runner, wrapper, 'skipped_steps', found)
+            for wrapper in self._wrappers:
+                self._leave_out(wrapper)
+            return {}
+
+    def _leave_out(self, wrapper: OptimWrapper) -> None:
+        """Go on as if there had been a backward pass, whose gradients are of no use."""
+        wrapper._inner_count += 1
+        wrapper.zero_grad()
+        self._spoilt = not hasattr(wrapper, 'loss_scaler')
+        if self._spoilt and wrapper.should_update():
+            wrapper.step()
 
     @torch.compiler.disable
     def _backward(self, runner, wrapper: OptimWrapper, original: Callable, loss: Tensor, **kwargs) -> None:
@@ -131,7 +167,7 @@ class CheckNumbersHook(Hook):
         else:
             self._handle(runner, wrapper, 'overflows')
 
-    def _handle(self, runner, wrapper: OptimWrapper, count: str) -> None:
+    def _handle(self, runner, wrapper: OptimWrapper, count: str, found: Diagnosis | None = None) -> None:
         """Count a step that is left out; raise a UserError if the training cannot go on."""
         self._counts[count] += 1
         self._in_a_row += 1
@@ -141,7 +177,7 @@ class CheckNumbersHook(Hook):
             damaged = _any_process(not is_finite(list(runner.model.buffers())))
             if not damaged and not hopeless:
                 return
-        line = self._describe(runner, self._diagnose(runner, wrapper))
+        line = self._describe(runner, found or self._diagnose(runner, wrapper))
         if hopeless:
             raise UserError(f'{line}; this is step {self._in_a_row} in a row that had to be left out')
         if self.action == 'stop':
@@ -155,6 +191,12 @@ class CheckNumbersHook(Hook):
 
     def _diagnose(self, runner, wrapper: OptimWrapper) -> Diagnosis:
         """Run the batch again, in all processes; give what the first of them that found something has found."""
+        found = self._diagnose_here(runner, wrapper)
+        everywhere = all_gather_object(found)
+        return next((one for one in everywhere if one.what), found)
+
+    def _diagnose_here(self, runner, wrapper: OptimWrapper) -> Diagnosis:
+        """Run the batch again."""
         model = runner.model
         if isinstance(model, DistributedDataParallel):
             model = model.module
@@ -163,12 +205,10 @@ class CheckNumbersHook(Hook):
         now = get_random_states()
         set_random_states(self._random_states)
         try:
-            found = diagnose(model, self._batch, wrapper)
+            return diagnose(model, self._batch, wrapper)
         finally:
             set_random_states(now)
             model.zero_grad()
-        everywhere = all_gather_object(found)
-        return next((one for one in everywhere if one.what), found)
 
     def _describe(self, runner, found: Diagnosis) -> str:
         """Write the line."""
