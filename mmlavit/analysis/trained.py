@@ -106,6 +106,8 @@ def load_trained(
     load_toolbox(scope)
     require_device(device)
     model, _ = build_teacher(model_config(cfg), scope, checkpoint)
+    if not hasattr(model, 'backbone'):
+        raise UserError(f'{type(model).__name__} has no backbone of its own; name the config of the model in it')
     return Trained(Path(config).stem, cfg, Path(checkpoint), model.to(device))
 
 

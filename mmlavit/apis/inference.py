@@ -221,6 +221,11 @@ class _Detector(TorchModel):
     def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
         from mmdet.apis import init_detector
 
+        if 'backbone' not in cfg.model:
+            raise UserError(
+                f'{type_name(cfg.model)} has no backbone of its own: name the config of the detector in it, and a '
+                'checkpoint with its weights alone'
+            )
         with warnings.catch_warnings(record=True) as said:
             model = init_detector(cfg, checkpoint, palette='random', device=device)
         for warning in said:

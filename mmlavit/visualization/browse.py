@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +11,9 @@ import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
+from torch import Tensor
 
 from mmlavit.datasets.check.config import explain_dataset
 from mmlavit.datasets.guard import find_leaves, guard_dataset
@@ -81,16 +84,33 @@ def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> 
     original = _has_original_annotations(next(find_leaves(dataset)))
     # Folders of classes come one after the other.
     for index in sorted({round(place) for place in np.linspace(0, len(dataset) - 1, min(number, len(dataset)))}):
-        item = dataset[index]
-        inputs, sample = item['inputs'], item['data_samples']
-        if isinstance(sample, list):  # of a dataset that gives batches, a batch of one
-            (inputs,), (sample,) = inputs, sample
-        image = inputs.numpy().transpose(1, 2, 0)  # BGR: only the data preprocessor changes that
-        if original and 'ori_shape' in sample:
-            height, width = sample.ori_shape[:2]
-            image = mmcv.imresize(image[slice(sample.img_shape[0]), slice(sample.img_shape[1])], (width, height))
-            image = image.reshape(height, width, -1)  # of a single channel, too
-        size = image.shape[:2]
-        drawn = draw_annotations(visualizer, image, sample, max(1, _SIDE // max(size)))
-        stem = Path(sample.get('img_path') or '').stem
-        yield Annotated(f'{index:06d}_{stem}'.rstrip('_'), drawn, size)
+        for branch, inputs, sample in _take_apart(dataset[index]):
+            drawn, size = _draw(visualizer, inputs, sample, original)
+            stem = Path(sample.get('img_path') or '').stem
+            yield Annotated('_'.join(filter(None, (f'{index:06d}', stem, branch))), drawn, size)
+
+
+def _take_apart(item: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, BaseDataElement]]:
+    """Yield what an item has for each branch of mmdet's ``MultiBranch``; most have one, without a name."""
+    inputs, sample = item['inputs'], item['data_samples']
+    if isinstance(sample, list):  # of a dataset that gives batches, a batch of one
+        (inputs,), (sample,) = inputs, sample
+    branches = sample.keys() if isinstance(sample, dict) else ['']
+    for branch in branches:
+        one = (inputs[branch], sample[branch]) if branch else (inputs, sample)
+        if one[1] is not None:
+            yield branch, *one
+
+
+def _draw(
+    visualizer: Visualizer, inputs: Tensor, sample: BaseDataElement, original: bool
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Draw an image; give its size before it was enlarged, too."""
+    image = inputs.numpy().transpose(1, 2, 0)  # BGR: only the data preprocessor changes that
+    if original and 'ori_shape' in sample:
+        height, width = sample.ori_shape[:2]
+        image = mmcv.imresize(image[slice(sample.img_shape[0]), slice(sample.img_shape[1])], (width, height))
+        image = image.reshape(height, width, -1)  # of a single channel, too
+    size = image.shape[:2]
+    drawn = draw_annotations(visualizer, image, sample, max(1, _SIDE // max(size)))
+    return drawn, size

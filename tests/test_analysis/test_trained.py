@@ -1,6 +1,7 @@
 """Trained models and their images: datasets in wrappers or none at all, and what does not fit."""
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
+from mmlavit.apis.inference import build_model
 from mmlavit.errors import UserError
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.toolbox import load_toolbox
@@ -85,3 +87,19 @@ def test_wrapped_test_data(checkpoint, tmp_path):
         choose_pictures(trained.cfg, None, 3)
     with pytest.raises(UserError, match='the config has no test_dataloader'):
         list(read_pictures(trained, expected[:1]))
+
+
+def test_a_model_without_a_backbone_of_its_own(tmp_path, monkeypatch):
+    """As mmdet's SoftTeacher, which has detectors inside."""
+    load_toolbox('mmdet')
+    cfg = load_config(str(CONFIG.parent / 'retinanet_lavit_nano.py'))
+    inner = cfg.model
+    preprocessor = dict(type='mmdet.MultiBranchDataPreprocessor', data_preprocessor=inner.data_preprocessor)
+    cfg.model = ConfigDict(type='SoftTeacher', detector=inner, data_preprocessor=preprocessor, semi_train_cfg={})
+    cfg.dump(str(tmp_path / 'semi.py'))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save(MODELS.build(deepcopy(cfg.model)).state_dict(), tmp_path / 'w.pth')
+    with pytest.raises(UserError, match='^SoftTeacher has no backbone of its own; name the config of the model in it'):
+        load_trained(str(tmp_path / 'semi.py'), str(tmp_path / 'w.pth'))
+    with pytest.raises(UserError, match='^SoftTeacher has no backbone of its own: name the config of the detector'):
+        build_model(cfg, str(tmp_path / 'w.pth'), 'cpu', 0.5)

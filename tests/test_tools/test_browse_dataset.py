@@ -10,8 +10,12 @@ import cv2
 import numpy as np
 import pytest
 import synthetic
+import torch
 from mmengine.config import Config
+from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
+
+from mmlavit.visualization.browse import _take_apart
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs/handwritten'
@@ -146,3 +150,12 @@ def test_mistakes(args, message, browse, monkeypatch, capsys):
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f'error: {message}') and error.count('\n') == 1
+
+
+def test_branches():
+    """As mmdet's MultiBranch gives them: one without annotations has no sample of its own."""
+    one, two = (BaseDataElement(metainfo=dict(img_path=f'{name}.png')) for name in 'ab')
+    images = dict(sup=torch.zeros(3, 4, 5), unsup=torch.ones(3, 6, 7), other=None)
+    item = dict(inputs=images, data_samples=dict(sup=one, unsup=two, other=None))
+    assert [*_take_apart(item)] == [('sup', images['sup'], one), ('unsup', images['unsup'], two)]
+    assert [*_take_apart(dict(inputs=images['sup'], data_samples=one))] == [('', images['sup'], one)]

@@ -24,9 +24,10 @@ from mmlavit.utils.config_types import find_class
 from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, is_remote, missing_data
 from mmlavit.utils.toolbox import load_toolbox
 
+from .boxes import find_box_faults
 from .coco import check_coco_file, reads_coco
 from .evaluators import find_evaluator_faults, find_topk_fault
-from .folders import check_folders, find_other_folders
+from .folders import check_folders, find_other_folders, find_unlisted
 from .images import find_fault, find_file_fault, find_map_fault, find_missing, read_labels, read_size
 from .maps import describe_loading, find_zero_label_fault, is_panoptic, maps_have_its_classes
 
@@ -150,6 +151,9 @@ def check_dataset(
     if fault := _find_empty(built, entries, dataset.get('filter_cfg')):
         yield f'{_ann_file(dataset) or place}: {fault}'
     yield from _check_labels(entries, classes, model, _ann_file(dataset) or place)
+    if not reads_coco(kind):  # else the file has been looked at
+        yield from find_box_faults(entries, classes, _ann_file(dataset) or place)
+    yield from find_unlisted(built, entries)
     if not annotations_only:
         yield from _check_images(entries, decode, dataset, built)
 

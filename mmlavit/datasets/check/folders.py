@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmlavit.errors import first_few
+from mmlavit.errors import UserError, first_few
+from mmlavit_serve.predictor import find_images
 
 
 def find_other_folders(dataset: Any, known: dict[str, Mapping[str, int]]) -> str:
@@ -53,6 +57,33 @@ def find_order_fault(dataset: Any) -> str:
         f'{dataset.img_prefix}: images in the folder {wrong[0][0]} would be called {wrong[0][1]}, since '
         'metainfo.classes has another order than the folders, which are numbered by their names: use that order'
     )
+
+
+def find_unlisted(dataset: Any, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Note image files that a dataset without an annotation file leaves out, and label maps without an image.
+
+    Args:
+        dataset (Any): Whose images are those of a folder; of others, files may be left out on purpose.
+        entries (Sequence[Mapping]): What it lists.
+
+    Yields:
+        str: A note for each folder.
+    """
+    if getattr(dataset, 'ann_file', '') or getattr(dataset, '_indices', None) is not None:
+        return
+    prefix = getattr(dataset, 'data_prefix', None) or {}
+    endings = ', '.join(sorted(getattr(dataset, 'extensions', ()) or [str(getattr(dataset, 'img_suffix', ''))]))
+    for folder, key, what in (
+        (getattr(dataset, 'img_prefix', None) or prefix.get('img_path'), 'img_path', f'it looks for {endings}'),
+        (prefix.get('seg_map_path'), 'seg_map_path', 'no image belongs to them'),
+    ):
+        if not isinstance(folder, str) or not os.path.isdir(folder):
+            continue
+        listed = {os.path.abspath(entry.get(key) or '') for entry in entries}
+        with suppress(UserError):  # no image of any kind, which is told elsewhere
+            others = [str(file) for file in find_images(Path(folder)) if os.path.abspath(file) not in listed]
+            if others:
+                yield f'note: {folder} has {len(others):,} image files that are not used ({first_few(others)}): {what}'
 
 
 def check_folders(dataset: Any) -> Iterator[str]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mmlavit.errors import first_few
 
-from ..handwritten import UNFINISHED
+from ..handwritten import UNFINISHED, HandwrittenConfig
 from ..handwritten_annotations import CLASSES
 from .coco import read_coco
 
@@ -158,11 +158,17 @@ def check_handwritten(root: Path, decode: int) -> Iterator[str]:
     """
     remedy = f'run python tools/dataset_converters/handwritten.py --root {root} again'
     try:
-        counts = json.loads((root / 'meta.json').read_text())['counts']
+        meta = json.loads((root / 'meta.json').read_text())
+        counts, options = meta['counts'], meta['options']
     except (OSError, ValueError, KeyError, TypeError):
         unfinished = (root / UNFINISHED).exists()
         yield f'{root} {"was not finished" if unfinished else "has no meta.json of theirs"}: {remedy}'
         return
+    default = vars(HandwrittenConfig())
+    changed = {name: value for name, value in options.items() if value != json.loads(json.dumps(default.get(name)))}
+    flags = [f'--{name.replace("_", "-")} {" ".join(map(str, np.ravel(value)))}' for name, value in changed.items()]
+    # Without --overwrite, a damaged file would be taken for a good one.
+    remedy = ' '.join([remedy.removesuffix(' again'), *flags, '--overwrite'])
     for split, count in counts.items():
         images, masks, crops = root / 'images' / split, root / 'masks' / split, root / 'classification' / split
         if count['scenes']:
