@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier, broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader
@@ -180,7 +180,12 @@ def _require_fitting_classes(dataset: Any, cfg: Config, evaluators: Iterable[Any
             raise DataError(f'{file} {fault}')
         for evaluator in evaluators:
             indices = getattr(dataset, '_indices', None)
-            for fault in find_evaluator_faults(evaluator, file, classes, alone, indices):
+            # Reading the file takes time and memory, so one process does it.
+            found = [None]
+            if is_main_process():
+                found = [[*find_evaluator_faults(evaluator, file, classes, alone, indices)]]
+            broadcast_object_list(found)
+            for fault in found[0]:
                 if not fault.startswith('note: '):
                     raise DataError(fault)
                 print_log(fault.removeprefix('note: '), 'current', logging.WARNING)

@@ -86,6 +86,15 @@ def note_validation(work_dir: str, iteration: int) -> None:
     write_file(Path(work_dir, _VALIDATED), str(iteration).encode())
 
 
+def forget_validation(work_dir: str) -> None:
+    """Remove the note of an earlier training.
+
+    Args:
+        work_dir (str): Where the training writes.
+    """
+    Path(work_dir, _VALIDATED).unlink(missing_ok=True)
+
+
 def was_validated(work_dir: str, iteration: int) -> bool:
     """Tell whether the last validation was that of a checkpoint.
 

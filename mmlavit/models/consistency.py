@@ -54,7 +54,8 @@ def require_classes(
         metainfo (Mapping): That of the dataset: ``classes``, and for panoptic segmentation ``thing_classes``, which
             its heads of boxes and masks have. Without ``classes`` nothing is known.
         data (str): What the message calls it, such as ``train_dataloader``.
-        preprocessor (Mapping, optional): ``data_preprocessor`` of the config, which a model without its own gets.
+        preprocessor (Mapping, optional): ``data_preprocessor`` of the config, which a model without its own gets; only
+            looked at where it reads its number of classes.
 
     Raises:
         ConfigError: If not; the message names the entry of the model.
@@ -65,6 +66,8 @@ def require_classes(
     if isinstance(classes, str):
         raise ConfigError(f'{data}: metainfo.classes is the string {classes!r}; expected a list, as [{classes!r}]')
     beside = {} if 'data_preprocessor' in model else preprocessor or {}
+    if not (beside.get('to_onehot') or beside.get('batch_augments')):
+        beside = {}  # mmpretrain's reads its number of classes for these alone
     for place, number in (*find_class_numbers(model, 'model'), *find_class_numbers(beside, 'data_preprocessor')):
         if number not in (len(classes), len(metainfo.get('thing_classes') or classes)):
             names = ', '.join(map(str, classes[:3])) + (', ...' if len(classes) > 3 else '')

@@ -110,7 +110,9 @@ def _find_classes(cfg: str) -> list[str]:
             for entry in ast.walk(node.value):
                 if isinstance(entry, ast.keyword) and entry.arg == 'classes':
                     with suppress(ValueError):
-                        return [str(name) for name in ast.literal_eval(entry.value)]
+                        names = ast.literal_eval(entry.value)
+                        if isinstance(names, (list, tuple)):  # no file of names
+                            return [str(name) for name in names]
     return []
 
 

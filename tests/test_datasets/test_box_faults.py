@@ -45,7 +45,8 @@ def test_voc(tmp_path, monkeypatch):
     for line, (fault, image) in zip(
         found, [('reaches out of its image', 'c.jpg'), ('has a box without area', 'd.jpg'), ('outside of', 'e.jpg')]
     ):
-        assert line.startswith('all.txt: 1 objects: each has a box') and fault in line and image in line
+        assert line.removeprefix('note: ').startswith('all.txt: 1 objects: each has a box')
+        assert fault in line and image in line and line.startswith('note: ') == (image == 'c.jpg')
     assert found[3] == 'note: all.txt has 1 objects that metainfo.classes does not name (Dog): left out'
 
 

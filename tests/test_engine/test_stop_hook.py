@@ -136,6 +136,12 @@ def test_killed_in_a_validation(cfg, fails, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / 'killed').glob('best_*')] == best != []
     train(tmp_path / 'killed', 'auto', **options)  # nothing is left to do
     assert len(Rising.values) == 2
+    Rising.values.clear()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):  # another training in the same folder
+        killed.setattr(Rising, 'compute_metrics', lambda *args: _die_at(fails, evaluate, *args))
+        train(tmp_path / 'killed', **options)
+    train(tmp_path / 'killed', 'auto', **options)
+    assert len(Rising.values) == 2
 
 
 def _die_at(number, evaluate, metric, results):

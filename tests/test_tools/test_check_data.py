@@ -270,7 +270,6 @@ def test_an_evaluator_with_a_file_of_its_own(tmp_path, monkeypatch, check_data, 
             lambda c: c.update(annotations=[*c['annotations'], new], images=[*c['images'], dict(id=9, file_name='m')]),
             'the evaluator reads data/other.json, and counts the objects of 1 images there (m) as missed',
         ),
-        (lambda c: c['annotations'][1].update(id=0), 'data/other.json: 1 annotations have the id 0, which COCO'),
         (lambda c: c['annotations'][1].update(id='a'), 'data/other.json: 1 annotations have an id that is no number'),
         (lambda c: c['annotations'][1].pop('iscrowd'), 'data/other.json: 1 annotations have no iscrowd of 0 or 1'),
         (lambda c: c.pop('annotations'), 'data/other.json has none, so nothing can be measured: set format_only=True'),
@@ -298,12 +297,26 @@ def test_evaluation_of_a_part_of_the_images(tmp_path):
     metric = dict(type='mmdet.CocoMetric', ann_file=str(file), metric=['bbox', 'segm'])
     load_toolbox('mmdet')
     assert [*find_evaluator_faults(metric, str(file), None)] == []
+    # Objects of classes that the dataset does not have are not counted.
+    more = {**content, 'categories': [*content['categories'], dict(id=9, name='other')]}
+    more['images'] = [*content['images'], dict(content['images'][0], id=9, file_name='more.jpg')]
+    more['annotations'] = [*content['annotations'], dict(content['annotations'][0], id=99, image_id=9, category_id=9)]
+    (tmp_path / 'more.json').write_text(json.dumps(more))
+    other = dict(metric, ann_file=str(tmp_path / 'more.json'))
+    assert [*find_evaluator_faults(other, str(file), ('one', 'two'))] == []
+    (fault,) = find_evaluator_faults(other, str(file), None)
+    assert 'counts the objects of 1 images there (more.jpg) as missed' in fault
     (fault,) = find_evaluator_faults(metric, str(file), None, indices=2)
     assert 'has indices=2, and the evaluator counts the objects of all other images' in fault
-    content['annotations'][0]['segmentation'].insert(0, [1, 1, 5, 5])
+    content['annotations'][0]['segmentation'].append([1, 1, 5, 5])  # does no harm there
     file.write_text(json.dumps(content))
-    (fault,) = find_evaluator_faults(metric, str(file), None)
-    assert '1 annotations have a polygon of fewer than three points' in fault
+    assert [*find_evaluator_faults(metric, str(file), None)] == []
+    content['annotations'][0]['segmentation'].reverse()
+    content['annotations'][1]['id'] = 0
+    file.write_text(json.dumps(content))
+    note, fault = find_evaluator_faults(metric, str(file), None)
+    assert note.startswith(f"note: {file}: 1 annotations have the id 0, which COCO's evaluation takes for no object")
+    assert '1 annotations have a first polygon of fewer than three points' in fault
 
 
 def test_classes_that_do_not_fit(tmp_path, monkeypatch, check_data, capsys):

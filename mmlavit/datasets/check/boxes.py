@@ -12,6 +12,8 @@ from mmlavit.errors import first_few
 
 _NO_AREA = 'has a box without area, which is an object all the same and can make losses NaN: correct or remove it'
 
+_REACHES_OUT = 'has a box that reaches out of its image, as those of hidden people in CrowdHuman may'
+
 
 def find_box_faults(entries: Sequence[Mapping[str, Any]], classes: Sequence[str] | None, place: str) -> Iterator[str]:
     """Yield the faults of boxes, and names of objects that are no classes.
@@ -29,6 +31,8 @@ def find_box_faults(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]
     names: dict[str, int] = {}
     for entry in entries:
         for instance in entry.get('instances') or ():
+            if instance.get('ignore_flag'):
+                continue
             fault = _find_fault(instance.get('bbox'), entry.get('width'), entry.get('height'))
             if fault:
                 found.setdefault(fault, []).append(str(entry.get('img_path')))
@@ -36,7 +40,8 @@ def find_box_faults(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]
             if name not in classes:
                 names[name] = names.get(name, 0) + 1
     for fault, images in found.items():
-        yield f'{place}: {len(images):,} objects: each {fault} ({first_few(images)})'
+        note = 'note: ' if fault == _REACHES_OUT else ''
+        yield f'{note}{place}: {len(images):,} objects: each {fault} ({first_few(images)})'
     if names:
         yield (
             f'note: {place} has {sum(names.values()):,} objects that metainfo.classes does not name '
@@ -60,7 +65,7 @@ def _find_fault(box: Any, width: float | None, height: float | None) -> str:
     if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
         return 'has a box outside of its image: correct or remove it'
     if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
-        return 'has a box that reaches out of its image: cut it off there'
+        return _REACHES_OUT
     return ''
 
 

@@ -151,10 +151,10 @@ def check_dataset(
     if fault := _find_empty(built, entries, dataset.get('filter_cfg')):
         yield f'{_ann_file(dataset) or place}: {fault}'
     yield from _check_labels(entries, classes, model, _ann_file(dataset) or place)
-    if not reads_coco(kind):  # else the file has been looked at
-        yield from find_box_faults(entries, classes, _ann_file(dataset) or place)
-    yield from find_unlisted(built, entries)
     if not annotations_only:
+        if not reads_coco(kind):  # else the file has been looked at
+            yield from find_box_faults(entries, classes, _ann_file(dataset) or place)
+        yield from find_unlisted(built, entries)
         yield from _check_images(entries, decode, dataset, built)
 
 

@@ -71,17 +71,22 @@ def find_unlisted(dataset: Any, entries: Sequence[Mapping[str, Any]]) -> Iterato
     """
     if getattr(dataset, 'ann_file', '') or getattr(dataset, '_indices', None) is not None:
         return
-    prefix = getattr(dataset, 'data_prefix', None) or {}
-    endings = ', '.join(sorted(getattr(dataset, 'extensions', ()) or [str(getattr(dataset, 'img_suffix', ''))]))
-    for folder, key, what in (
-        (getattr(dataset, 'img_prefix', None) or prefix.get('img_path'), 'img_path', f'it looks for {endings}'),
-        (prefix.get('seg_map_path'), 'seg_map_path', 'no image belongs to them'),
+    prefix, suffix = getattr(dataset, 'data_prefix', None) or {}, getattr(dataset, 'img_suffix', None)
+    if getattr(dataset, 'folder_to_idx', None):
+        images, endings = dataset.img_prefix, sorted(dataset.extensions)
+    else:  # others than these two choose their images otherwise
+        images, endings = prefix.get('img_path') if suffix else None, [suffix]
+    maps, map_suffix = prefix.get('seg_map_path'), getattr(dataset, 'seg_map_suffix', None)
+    for folder, key, what, ending in (
+        (images, 'img_path', f'it looks for {", ".join(map(str, endings))}', ''),
+        (maps if map_suffix else None, 'seg_map_path', 'no image belongs to them', str(map_suffix)),
     ):
         if not isinstance(folder, str) or not os.path.isdir(folder):
             continue
         listed = {os.path.abspath(entry.get(key) or '') for entry in entries}
         with suppress(UserError):  # no image of any kind, which is told elsewhere
-            others = [str(file) for file in find_images(Path(folder)) if os.path.abspath(file) not in listed]
+            files = [str(file) for file in find_images(Path(folder)) if str(file).endswith(ending)]
+            others = [file for file in files if os.path.abspath(file) not in listed]
             if others:
                 yield f'note: {folder} has {len(others):,} image files that are not used ({first_few(others)}): {what}'
 

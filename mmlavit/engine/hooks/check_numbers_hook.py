@@ -31,7 +31,8 @@ class CheckNumbersHook(Hook):
     random numbers and with hooks on all modules; as long as all is well that costs nothing.
 
     Where the forward pass ends with an error after such numbers, as the matching of DETR's relatives does, the error is
-    replaced by that line. With several processes it also ends a training with 'skip'.
+    replaced by that line, or the step is skipped. With several processes it stays as it is: to run the batch again, one
+    would need the others.
 
     The check itself reads each gradient once after each backward pass, and waits for the device. mmengine waits in each
     iteration anyway, when it logs the loss; and its ``CheckInvalidLossHook``, which looks at every 50th loss after the
@@ -116,6 +117,8 @@ class CheckNumbersHook(Hook):
         except UserError:
             raise
         except Exception as error:
+            if is_distributed() or is_model_wrapper(runner.model):
+                raise
             wrapper = self._wrappers[0]
             try:
                 found = self._diagnose_here(runner, wrapper)
@@ -123,12 +126,10 @@ class CheckNumbersHook(Hook):
                 raise error from None
             if not found.what:
                 raise
-            if is_distributed():  # the others are waiting for this process's gradients
-                raise UserError(self._describe(runner, found)) from error
             self._handle(runner, wrapper, 'skipped_steps', found)
             for wrapper in self._wrappers:
                 self._leave_out(wrapper)
-            return {}
+            return dict(loss=torch.tensor(float('nan')))  # as of any step that is left out
 
     def _leave_out(self, wrapper: OptimWrapper) -> None:
         """Go on as if there had been a backward pass, whose gradients are of no use."""

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmlavit.errors import UserError
 
 from ..loops import IterLoop, ResumableLoop
-from ..resume import note_validation, was_validated
+from ..resume import forget_validation, note_validation, was_validated
 from .total_batch_hook import images_per_iteration
 
 
@@ -42,6 +42,8 @@ class PositionHook(Hook):
                 )
         loop = runner.train_loop
         if isinstance(loop, ResumableLoop):
+            if not runner._resume and is_main_process():
+                forget_validation(runner.work_dir)  # of another training in this folder
             loop.find_place()  # a validation may come before the first iteration
             due = torch.tensor(loop.validation_due and not was_validated(runner.work_dir, runner.iter))
             broadcast(due)  # the main process has written the note
