@@ -62,10 +62,10 @@ def test_categories_before_something_of_that_name(tmp_path, monkeypatch):
         content['images'][0]['tag'] = dict(categories=other)
         content['images'][0]['more'] = list(range(20_000)), [[]] * 2000  # brackets, one of which is the last
         file.write_text(json.dumps(content))
-        data._require_fitting_classes(dataset, Config(dict(model={})), ())
+        data._require_fitting_classes(dataset, Config(dict(model={})), (), True)
     dataset.metainfo['classes'] = ('one', 'three')
     with pytest.raises(DataError, match='has no categories three'):
-        data._require_fitting_classes(dataset, Config(dict(model={})), ())
+        data._require_fitting_classes(dataset, Config(dict(model={})), (), True)
 
 
 @pytest.mark.parametrize('resume', [False, True])
