@@ -1,8 +1,8 @@
 """Train a student with less attention to do what a teacher does, on a folder of images without labels.
 
 The student takes the teacher's weights where it has room for them (a PVTv2, a LaViT of vanilla layers or a plain
-transformer with its sizes, necks and heads of the same shape), its transforms are fitted to the teacher's attention,
-and it then learns the teacher's maps and class scores. The result is an ordinary checkpoint of the student's config;
+transformer with its sizes, necks and heads of the same shape; with --fit-images, its transforms are fitted to the
+teacher's attention), and then learns the teacher's maps and class scores. The result is an ordinary checkpoint of the student's config;
 start.pth in the work dir is the student before the first iteration.
 """
 
@@ -41,9 +41,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--fit-images',
         type=int,
-        default=32,
+        default=0,
         metavar='N',
-        help='images that the transforms are fitted to (default: 32; 0: they start near the identity)',
+        help='images that the transforms are fitted to, such as 32 (default: 0, they start near the identity)',
     )
     parser.add_argument('--lr', type=float, help="highest learning rate (default: the student config's)")
     add_train_arguments(parser)

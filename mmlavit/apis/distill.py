@@ -34,7 +34,7 @@ def distillation_config(
     *,
     iters: int,
     layerwise_iters: int = 0,
-    fit_images: int = 32,
+    fit_images: int = 0,
     lr: float | None = None,
 ) -> Config:
     """Turn the config of a student into that of a distillation.
@@ -67,7 +67,7 @@ def distillation_config(
     if 'later' in student.model.backbone and (fit_images or layerwise_iters):
         raise UserError(
             f"model.backbone of the student's config is {kind}, a control, which has no transforms to fit and no "
-            'layers that learn alone; set --fit-images 0, and leave out --layerwise-iters'
+            'layers that learn alone; leave out --fit-images and --layerwise-iters'
         )
     strategy = type_name(student.get('strategy') or {})
     if strategy not in ('', 'SingleDeviceStrategy', 'DDPStrategy'):

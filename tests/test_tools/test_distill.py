@@ -86,7 +86,7 @@ def test_checkpoints_are_the_students(folder, monkeypatch, capfd, scope):
     teacher, checkpoint = write_teacher(folder, config)
     work_dir = folder / f'out_{scope}'
     command = [HANDWRITTEN / config, teacher, checkpoint, '--images', folder / 'images', '--work-dir', work_dir]
-    options = ['--layerwise-iters', 2, '--cfg-options', *SMALL, 'default_hooks.logger.interval=1']
+    options = ['--layerwise-iters', 2, '--fit-images', 8, '--cfg-options', *SMALL, 'default_hooks.logger.interval=1']
     options.append('default_hooks.checkpoint.max_keep_ckpts=-1')
     code, said = distill(monkeypatch, capfd, *command, '--iters', 4, *options)
     assert code == 0, said.err
@@ -151,7 +151,7 @@ def test_crops_of_several_sizes(folder, monkeypatch, capfd):
         'train_dataloader = dict(dataset=dict(pipeline=steps))\n'
         'model = dict(data_preprocessor=dict(size=(128, 128)))\n'
     )
-    code, said = distill_once(monkeypatch, capfd, folder, student, teacher, checkpoint)
+    code, said = distill_once(monkeypatch, capfd, folder, student, teacher, checkpoint, '--fit-images', 8)
     assert code == 0, said.err
     assert 'Scores of stages.2.blocks.2: relative error' in said.out
 
@@ -275,12 +275,12 @@ def test_whole_batches_are_refused(folder, monkeypatch, capfd):
     assert code == 2 and "error: DecodedImages of the student's train_dataloader gives whole batches" in said.err
 
 
-@pytest.mark.parametrize('arguments', [dict(), dict(fit_images=0, layerwise_iters=1)])
+@pytest.mark.parametrize('arguments', [dict(fit_images=32), dict(layerwise_iters=1)])
 def test_controls_have_nothing_to_fit(folder, arguments):
     _, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
     student = load_config(str(HANDWRITTEN / 'classify_lavit_nano.py'))
     student.model.backbone.update(type='mmlavit.analysis.controls.LaViTControl', later='none')
-    with pytest.raises(UserError, match='LaViTControl, a control, which has no transforms to fit .* --fit-images 0'):
+    with pytest.raises(UserError, match='LaViTControl, a control, which has no transforms to fit .* leave out --fit'):
         distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1, **arguments)
 
 
@@ -292,7 +292,7 @@ def test_a_control_as_student(folder, monkeypatch, capfd, later):
         f"_base_ = '{HANDWRITTEN / 'classify_lavit_nano.py'}'\n"
         f"model = dict(backbone=dict(type='mmlavit.analysis.controls.LaViTControl', later='{later}'))\n"
     )
-    code, said = distill_once(monkeypatch, capfd, folder, student, teacher, checkpoint, '--fit-images', 0)
+    code, said = distill_once(monkeypatch, capfd, folder, student, teacher, checkpoint)
     assert code == 0 and 'Compared with the teacher: blocks, maps, logits' in said.out + said.err
 
 
@@ -366,7 +366,7 @@ def test_a_plain_transformer(folder, monkeypatch, capfd):
     torch.save(dict(state_dict=model.state_dict()), folder / 'vit.pth')
     work_dir = folder / 'out_vit'
     command = [student, teacher, folder / 'vit.pth', '--images', folder / 'images', '--work-dir', work_dir]
-    options = ['--cfg-options', *SMALL, 'default_hooks.logger.interval=1']
+    options = ['--fit-images', 8, '--cfg-options', *SMALL, 'default_hooks.logger.interval=1']
     code, said = distill(monkeypatch, capfd, *command, '--iters', 3, *options)
     assert code == 0, said.err
     assert 'Compared with the teacher: blocks, maps, logits' in said.out + said.err

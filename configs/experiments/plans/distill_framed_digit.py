@@ -24,11 +24,24 @@ arms = dict(
         commands=dict(_delete_=True, test='python tools/test.py {twin} {trained} --work-dir {work_dir}'),
     ),
     copied=dict(commands=dict(distill=_trained + '1 --fit-images 0')),
-    fitted=dict(commands=dict(distill=_trained + '1')),
-    distilled=dict(commands=dict(distill=_trained + '{iters}')),
+    fitted=dict(commands=dict(distill=_trained + '1 --fit-images 32')),
+    distilled=dict(commands=dict(distill=_trained + '{iters} --fit-images 32')),
+    unfitted=dict(commands=dict(distill=_trained + '{iters} --fit-images 0')),
     longer=dict(
         title='copied, fitted, distilled for 480 iterations without labels',
-        commands=dict(distill=_trained + '480', test=_base_.test + 'distill/iter_480.pth'),
+        commands=dict(distill=_trained + '480 --fit-images 32', test=_base_.test + 'distill/iter_480.pth'),
+    ),
+    slow=dict(
+        title='copied, fitted, distilled for {iters} iterations, transforms at a tenth of the learning rate',
+        needs=['teacher'],
+        names=dict(student='configs/experiments/fpn_lavit_slow_nano_framed.py'),
+        commands=dict(distill=_trained + '{iters} --fit-images 32', test=_base_.test + 'distill/iter_{iters}.pth'),
+    ),
+    slow_unfitted=dict(
+        title='the same, not fitted',
+        needs=['teacher'],
+        names=dict(student='configs/experiments/fpn_lavit_slow_nano_framed.py'),
+        commands=dict(distill=_trained + '{iters} --fit-images 0', test=_base_.test + 'distill/iter_{iters}.pth'),
     ),
     **{
         f'distilled_{later}': dict(

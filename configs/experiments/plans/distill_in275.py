@@ -21,8 +21,9 @@ _trained = _base_.distill.replace('{root}/teacher/seed_0/train/{last}', '{traine
 arms = {name: dict(commands=dict(test=test, test_256=test + large)) for name, test in _tests.items()}
 arms['teacher']['commands']['_delete_'] = True
 arms['copied']['commands']['distill'] = _trained + '1 --fit-images 0'
-arms['fitted']['commands']['distill'] = _trained + '1'
-arms['distilled']['commands']['distill'] = _trained + '{iters} --amp'
+arms['fitted']['commands']['distill'] = _trained + '1 --fit-images 32'
+arms['distilled']['commands']['distill'] = _trained + '{iters} --amp --fit-images 32'
+arms['unfitted']['commands']['distill'] = _trained + '{iters} --amp --fit-images 0'
 arms['scratch']['commands']['train'] = (
     'python tools/train.py {short_student} --amp --work-dir {work_dir} --cfg-options randomness.seed={seed} {options}'
 )

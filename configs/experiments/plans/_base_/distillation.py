@@ -28,12 +28,17 @@ arms = dict(
     fitted=dict(
         title='copied, transforms fitted',
         needs=['teacher'],
-        commands=dict(distill=distill + '1', test=test + 'distill/start.pth'),
+        commands=dict(distill=distill + '1 --fit-images 32', test=test + 'distill/start.pth'),
     ),
     distilled=dict(
         title='copied, fitted, distilled for {iters} iterations without labels',
         needs=['teacher'],
-        commands=dict(distill=distill + '{iters}', test=test + 'distill/iter_{iters}.pth'),
+        commands=dict(distill=distill + '{iters} --fit-images 32', test=test + 'distill/iter_{iters}.pth'),
+    ),
+    unfitted=dict(
+        title='copied, distilled for {iters} iterations without labels',
+        needs=['teacher'],
+        commands=dict(distill=distill + '{iters} --fit-images 0', test=test + 'distill/iter_{iters}.pth'),
     ),
     scratch=dict(
         title='from scratch, {iters} iterations with labels',
