@@ -2,8 +2,8 @@
 
 The student takes the teacher's weights where it has room for them (a PVTv2, a LaViT of vanilla layers or a plain
 transformer with its sizes, necks and heads of the same shape; with --fit-images, its transforms are fitted to the
-teacher's attention), and then learns the teacher's maps and class scores. The result is an ordinary checkpoint of the student's config;
-start.pth in the work dir is the student before the first iteration.
+teacher's attention), and then learns the teacher's maps and class scores. The result is an ordinary checkpoint of the
+student's config; start.pth in the work dir is the student before the first iteration.
 """
 
 import argparse
