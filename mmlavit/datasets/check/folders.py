@@ -69,7 +69,8 @@ def find_unlisted(dataset: Any, entries: Sequence[Mapping[str, Any]]) -> Iterato
     Yields:
         str: A note for each folder.
     """
-    if getattr(dataset, 'ann_file', '') or getattr(dataset, '_indices', None) is not None:
+    part = getattr(dataset, '_indices', None) is not None
+    if part or getattr(dataset, 'ann_file', '') or not entries:  # the last is told elsewhere
         return
     prefix, suffix = getattr(dataset, 'data_prefix', None) or {}, getattr(dataset, 'img_suffix', None)
     if getattr(dataset, 'folder_to_idx', None):
