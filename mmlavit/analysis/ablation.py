@@ -197,10 +197,8 @@ def _transform_alike(transform: Callable[[AnyScores], AnyScores], scores: AnySco
 def _attend_less_alike(attn: LessAttention, args: tuple, output: tuple) -> tuple:
     """Attend with the mean of the scores over a batch; those that it passes on stay what they are."""
     (x, _), scores = args, output[1]
-    values = attn.reduction(x, scores.grid)  # (B, M, C)
-    values = resample_tokens(values, attn.reduction.reduced_grid(scores.grid), attn.reference_grid)
     average = Scores(_average_images(scores.map), scores.heads, scores.grid)
-    return attend(average, attn.v(values), attn.proj), scores
+    return attend(average, attn.v(attn.read_values(x, scores.grid)), attn.proj), scores
 
 
 def _average_images(scores: Tensor) -> Tensor:

@@ -29,9 +29,7 @@ class SharedAttention(LessAttention):
 
     def forward(self, x: Tensor, scores: Scores) -> tuple[Tensor, Scores]:
         """Attend; shapes as for ``LessAttention``."""
-        values = self.reduction(x, scores.grid)  # (B, M, C)
-        values = resample_tokens(values, self.reduction.reduced_grid(scores.grid), self.reference_grid)
-        return attend(scores, self.v(values), self.proj), scores
+        return attend(scores, self.v(self.read_values(x, scores.grid)), self.proj), scores
 
 
 class UniformAttention(SharedAttention):

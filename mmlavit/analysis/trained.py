@@ -130,22 +130,24 @@ def choose_pictures(cfg: Config, folder: Path | None, count: int) -> list[Path]:
         return [found[i] for i in _spread(len(found), count)]
     if missing := missing_data(cfg, ['test']):
         raise UserError(f"the images of the config's test are missing ({missing[0]}); name others with --images")
-    # pycocotools prints what it does.
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), redirect_stdout(StringIO()):
-        dataset = DATASETS.build(deepcopy(find_test_dataset(cfg)))
+    dataset = _build_test(cfg)
     paths = [dataset.get_data_info(i).get('img_path') for i in _spread(len(dataset), count)]
     if not all(isinstance(path, (str, os.PathLike)) for path in paths):
         raise UserError(f"the images of the config's test ({type(dataset).__name__}) are no files; name --images")
     return [Path(path) for path in paths]
 
 
-def _build_own_test(cfg: Config) -> Any:
-    """Build the test dataset if its transforms may draw on images what labels say, as those of a user's own may."""
-    config = find_test_dataset(cfg)
+def _build_test(cfg: Config) -> Any:
+    # pycocotools prints what it does.
     with DefaultScope.overwrite_default_scope(cfg.default_scope), redirect_stdout(StringIO()):
-        kinds = [find_class(step, TRANSFORMS) for step in config.pipeline]
-        known = all(isinstance(kind, type) and kind.__module__.split('.')[0] in _TOOLBOXES for kind in kinds)
-        return None if known or missing_data(cfg, ['test']) else DATASETS.build(deepcopy(config))
+        return DATASETS.build(deepcopy(find_test_dataset(cfg)))
+
+
+def _may_draw_labels(cfg: Config) -> bool:
+    """Tell whether transforms of the test may draw on images what labels say, as those of a user's own may."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        kinds = [find_class(step, TRANSFORMS) for step in find_test_dataset(cfg).pipeline]
+    return not all(isinstance(kind, type) and kind.__module__.split('.')[0] in _TOOLBOXES for kind in kinds)
 
 
 def _spread(length: int, count: int) -> list[int]:
@@ -166,7 +168,7 @@ def read_pictures(trained: Trained, paths: Sequence[Path]) -> Iterator[Picture]:
         UserError: If a file is no image.
     """
     cfg, model = trained.cfg, trained.model
-    test = _build_own_test(cfg)
+    test = _build_test(cfg) if _may_draw_labels(cfg) and not missing_data(cfg, ['test']) else None
     own = {Path(test.get_data_info(i).get('img_path') or ''): i for i in range(len(test))} if test else {}
     for path in paths:
         read_image(path)  # says in one line what is wrong with it

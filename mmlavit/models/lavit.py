@@ -242,12 +242,15 @@ class LessAttention(nn.Module):
         Returns:
             tuple[Tensor, Scores or FactoredScores]: Tokens (B, N, C) and this layer's scores.
         """
-        values = self.reduction(x, scores.grid)  # (B, M, C)
-        values = resample_tokens(values, self.reduction.reduced_grid(scores.grid), self.reference_grid)
+        values = self.read_values(x, scores.grid)
         if factoring_pays(scores, self.query_grid):
             scores = factor(scores, self.query_grid)
         scores = self.transform(scores)
         return attend(scores, self.v(values), self.proj), scores
+
+    def read_values(self, x: Tensor, grid: Grid) -> Tensor:
+        """Reduce tokens (B, N, C) to the reference grid of keys (B, K, C), whose values are attended to."""
+        return resample_tokens(self.reduction(x, grid), self.reduction.reduced_grid(grid), self.reference_grid)
 
     def transform(self, scores: AnyScores) -> AnyScores:
         """``Psi A Theta^T`` for scores A, in the form that they come in."""

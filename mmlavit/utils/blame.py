@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from typing import Any
@@ -78,8 +78,7 @@ def _find_unknown_argument(cfg: Mapping[str, Any], options: Mapping[str, Any], t
                 f'from a base config, write train_cfg=dict(_delete_=True, by_epoch={by_epoch}, {other}=N)'
             )
         if type_name(node) == owner.rpartition('.')[2] and name in node:
-            close = difflib.get_close_matches(name, _arguments(owner), n=1)
-            hint = f'did you mean {close[0]}?' if close else 'check its spelling.'
+            hint = _hint(name, _arguments(owner))
             return (
                 f'{place}: {owner} takes no argument {name!r}; {hint} If it is left over from the type of a base '
                 'config, add _delete_=True beside the new type'
@@ -121,9 +120,7 @@ def _find_unknown_type(cfg: Mapping[str, Any], text: str) -> str:
             elsewhere = _find_elsewhere(found[2].rpartition('::')[2], wanted)
             if elsewhere:
                 return f'{place}: no {found[1]} is registered in {found[2]}; did you mean {" or ".join(elsewhere)}?'
-            known = {name.lower(): name for name in _known_types()}
-            close = difflib.get_close_matches(wanted.lower(), known, n=1)
-            hint = f'did you mean {known[close[0]]}?' if close else 'check its spelling.'
+            hint = _hint(wanted, _known_types())
             return (
                 f'{place}: no {found[1]} is registered in {found[2]}; {hint} A class of your own has to be imported: '
                 "custom_imports=dict(imports=['its.module'])"
@@ -136,10 +133,15 @@ def _find_unknown_optimizer(cfg: Mapping[str, Any], text: str) -> str:
     for place, node in _walk(cfg) if text == 'None is not a callable object' else ():
         kind = node.get('type')
         if place.rpartition('.')[2] == 'optimizer' and isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
-            close = difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=1)
-            hint = f'did you mean {close[0]}?' if close else 'check its spelling.'
-            return f'{place}: no {kind} is registered in {OPTIMIZERS.name}; {hint}'
+            return f'{place}: no {kind} is registered in {OPTIMIZERS.name}; {_hint(kind, OPTIMIZERS.module_dict)}'
     return ''
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """Name what is nearest to a name, whatever the case of its letters."""
+    known = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f'did you mean {known[close[0]]}?' if close else 'check its spelling.'
 
 
 def _walk(node: Any, place: str = '') -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -62,11 +62,21 @@ def _find_fault(box: Any, width: float | None, height: float | None) -> str:
         return _NO_AREA
     if not width or not height:
         return ''
-    if min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
+    if lies_outside((x1, y1, x2, y2), width, height):
         return 'has a box outside of its image: correct or remove it'
-    if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
-        return _REACHES_OUT
-    return ''
+    return _REACHES_OUT if reaches_out((x1, y1, x2, y2), width, height) else ''
+
+
+def lies_outside(corners: tuple[float, float, float, float], width: float, height: float) -> bool:
+    """Tell whether no part of a box (x1, y1, x2, y2) is in its image."""
+    x1, y1, x2, y2 = corners
+    return min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0)
+
+
+def reaches_out(corners: tuple[float, float, float, float], width: float, height: float) -> bool:
+    """Tell whether a box (x1, y1, x2, y2) ends more than a pixel outside of its image."""
+    x1, y1, x2, y2 = corners
+    return x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1
 
 
 def _read_names(file: Any) -> Iterator[str]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from mmlavit.errors import first_few
 
+from .boxes import lies_outside, reaches_out
+
 _FIX = 'correct or remove them'
 
 
@@ -191,9 +193,9 @@ def _find_faults(
     if w < 1 or h < 1 or area <= 0:
         advice = f'{_FIX} (COCO has pixels; numbers from 0 to 1 are to be multiplied by the size of the image)'
         yield 'objects have no area, or a box below one pixel, and are left out in training', advice
-    elif min(x + w, image['width']) <= max(x, 0) or min(y + h, image['height']) <= max(y, 0):
+    elif lies_outside((x, y, x + w, y + h), image['width'], image['height']):
         yield 'objects have a box outside of their image, and are left out in training', _FIX
-    elif x < -1 or y < -1 or x + w > image['width'] + 1 or y + h > image['height'] + 1:
+    elif reaches_out((x, y, x + w, y + h), image['width'], image['height']):
         advice = 'cut it off there, or if it is two corners, make it x, y, width and height, as COCO has it'
         yield 'objects have a box that reaches out of their image', advice
     if masks and not is_mask(entry.get('segmentation'), image['height'], image['width']):

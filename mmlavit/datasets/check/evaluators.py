@@ -38,9 +38,8 @@ def find_evaluator_faults(
     Yields:
         str: A fault, with both files; what makes figures worthless on purpose begins with ``note:``.
     """
-    metrics = [evaluator] if isinstance(evaluator, Mapping) else evaluator or ()
-    for metric in metrics:
-        file = metric.get('ann_file') if isinstance(metric, Mapping) and _is_coco_metric(metric) else None
+    for metric in _find_metrics(evaluator):
+        file = metric.get('ann_file') if _is_coco_metric(metric) else None
         if not file or metric.get('format_only') or is_remote(metric) or not osp.isfile(file):
             continue
         content, problem = read_coco(Path(file))
@@ -61,6 +60,12 @@ def find_evaluator_faults(
                     yield from _compare(file, content, ann_file, known, classes, alone)
 
 
+def _find_metrics(evaluator: Any) -> list[Mapping[str, Any]]:
+    """List the configs of the metrics of an evaluator."""
+    metrics = [evaluator] if isinstance(evaluator, Mapping) else evaluator or ()
+    return [metric for metric in metrics if isinstance(metric, Mapping)]
+
+
 def _is_coco_metric(metric: Mapping[str, Any]) -> bool:
     """Tell whether a metric finds annotations as mmdet's ``CocoMetric`` does."""
     from mmdet.evaluation import CocoMetric
@@ -79,8 +84,8 @@ def find_topk_fault(evaluator: Any, classes: int | None) -> str:
     Returns:
         str: The fault.
     """
-    for metric in [evaluator] if isinstance(evaluator, Mapping) else evaluator or ():
-        if not isinstance(metric, Mapping) or type_name(metric) != 'Accuracy' or classes is None:
+    for metric in _find_metrics(evaluator):
+        if type_name(metric) != 'Accuracy' or classes is None:
             continue
         wanted = metric.get('topk', 1)
         most = max(wanted) if isinstance(wanted, (list, tuple)) and wanted else wanted
@@ -95,10 +100,13 @@ def find_topk_fault(evaluator: Any, classes: int | None) -> str:
 def _find_stumbling_blocks(file: str, content: Mapping[str, Any], masks: bool) -> Iterator[str]:
     """Yield what pycocotools fails at or counts wrongly, though a model can be trained with it."""
     entries = [entry for entry in content['annotations'] if isinstance(entry, Mapping)]
+    unnumbered = [entry for entry in entries if entry.get('id') == 0]
+    if unnumbered:  # one object, which hardly matters among many
+        yield (
+            f"note: {file}: {len(unnumbered):,} annotations have the id 0, which COCO's evaluation takes for no "
+            'object: number them from 1'
+        )
     kinds = {
-        "annotations have the id 0, which COCO's evaluation takes for no object: number them from 1": lambda e: (
-            e.get('id') == 0
-        ),
         'annotations have an id that is no number, which the evaluation needs': lambda e: (
             'id' in e and not isinstance(e['id'], (int, float))
         ),
@@ -113,8 +121,7 @@ def _find_stumbling_blocks(file: str, content: Mapping[str, Any], masks: bool) -
     for fault, applies in kinds.items():
         places = [str(entry.get('id')) for entry in entries if applies(entry)]
         if places:
-            note = 'note: ' if 'the id 0' in fault else ''  # of one object, which hardly matters among many
-            yield f'{note}{file}: {len(places):,} {fault} (ids {first_few(places)})'
+            yield f'{file}: {len(places):,} {fault} (ids {first_few(places)})'
 
 
 def _has_bad_polygon(entry: Mapping[str, Any]) -> bool:
