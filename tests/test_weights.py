@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from mmpretrain.apis import ModelHub, get_model
 from safetensors import safe_open
 
+from mmlavit.analysis.complexity import model_complexity
 from mmlavit.apis import export
 from mmlavit.errors import UserError
 from mmlavit.models import LessAttention
@@ -33,7 +35,11 @@ def read(file):
 
 def test_there_are_some():
     assert FILES
-    assert {path.name for path in (ROOT / 'weights').iterdir()} == {'README.md', *(file.name for file in FILES)}
+    assert {path.name for path in (ROOT / 'weights').iterdir()} == {
+        'README.md',
+        'metafile.yml',
+        *(file.name for file in FILES),
+    }
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
@@ -67,6 +73,27 @@ def test_they_load(file, scope):
     assert given.keys() == loaded.keys()
     assert all(torch.equal(loaded[key], value.to(loaded[key].dtype)) for key, value in given.items())
     assert any(isinstance(module, LessAttention) for module in model.modules()) == ('vanilla' not in name)
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+def test_they_are_in_the_model_index(file, monkeypatch):
+    """With figures of the card, and as mmpretrain finds them."""
+    name = file.stem.rpartition('-')[0]
+    monkeypatch.setattr(ModelHub, '_models_dict', {})
+    ModelHub.register_model_index(ROOT / 'model-index.yml', config_prefix=ROOT)
+    entry = ModelHub.get(name)
+    [result] = entry.results
+    top1, top5 = result.metrics['Top 1 Accuracy'], result.metrics['Top 5 Accuracy']
+    [row] = [
+        line for line in (ROOT / 'weights/README.md').read_text().splitlines() if f'| `mmlavit://{name}` |' in line
+    ]
+    assert f'| {top1} / {top5} % |' in row and file.name in row
+    complexity, _ = model_complexity(entry.config, (128, 128))
+    assert entry.metadata.data['Parameters'] == complexity.params
+    assert entry.metadata.data['FLOPs'] == complexity.macs
+
+    model = get_model(name, pretrained=True)
+    assert all(torch.equal(model.state_dict()[key], value.float()) for key, value in read(file)[0].items())
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)

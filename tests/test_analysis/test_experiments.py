@@ -84,10 +84,10 @@ def test_arms_share_commands_and_names(tmp_path):
     """What an arm says goes before what the plan says."""
     arms = dict(a=dict(title='A {size}'), b=dict(title='B {size}', names=dict(size=3)), c=arm(tmp_path, 3))
     commands = dict(train='echo {size} {word} {arm} {seed}')
-    plan = Plan.read(str(write_plan(tmp_path, arms, commands=commands, names=dict(size=2, word='x'))))
+    plan = Plan.read(str(write_plan(tmp_path, arms, commands=commands, names=dict(size=2, word='x/{seed}'))))
     assert [arm.title for arm in plan.arms] == ['A 2', 'B 3', 'arm 3']
     first, second, own = (plan.command(arm, 'train', 1, tmp_path) for arm in plan.arms)
-    assert (first, second) == ('echo 2 x a 1', 'echo 3 x b 1')
+    assert (first, second) == ('echo 2 x/1 a 1', 'echo 3 x/1 b 1')
     assert own.startswith(f'python {tmp_path}/step.py')
 
 

@@ -210,7 +210,7 @@ def expected_files(names: Iterable[str]) -> Iterator[tuple[Path, str]]:
         yield ZOO / f'{name}.md', page(name, entries)
         yield ZOO / f'{name}.yml', metafile(name, entries)
     # What `mim` reads first.
-    index = dict(Import=[f'configs/zoo/{name}.yml' for name in FAMILIES])
+    index = dict(Import=[*(f'configs/zoo/{name}.yml' for name in FAMILIES), 'weights/metafile.yml'])
     yield ROOT / 'model-index.yml', yaml.dump(index, sort_keys=False)
 
 

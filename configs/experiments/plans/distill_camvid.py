@@ -7,11 +7,10 @@ columns = dict(test='mIoU')
 names = dict(
     student='configs/experiments/upernet_lavit_nano_camvid.py',
     twin='configs/experiments/upernet_vanilla_nano_camvid.py',
+    trained='{root}/teacher/seed_0/train/iter_800.pth',
     images='data/camvid/images/train',
-    last='iter_800.pth',
     teacher_iters=800,
     iters=80,
-    options='',
     short='train_cfg.max_iters=80 train_cfg.val_interval=80 param_scheduler.0.end=4 param_scheduler.1.begin=4 '
     'param_scheduler.1.end=80 default_hooks.checkpoint.interval=80',
 )

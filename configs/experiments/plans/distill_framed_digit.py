@@ -12,46 +12,27 @@ names = dict(
     images='data/framed_train',
     teacher_iters=1600,
     iters=160,
-    options='',
     short='train_cfg.max_iters=160 train_cfg.val_interval=160 param_scheduler.0.end=10 param_scheduler.1.begin=10 '
     'param_scheduler.1.end=160 default_hooks.checkpoint.interval=160',
 )
-_trained = _base_.distill.replace('{root}/teacher/seed_0/train/{last}', '{trained}')
-# Would the same training teach a student as much that has something cheaper in these layers?
-_control = 'model.backbone.type=mmlavit.analysis.controls.LaViTControl model.backbone.later='  # and what
 arms = dict(
-    teacher=dict(
-        commands=dict(_delete_=True, test='python tools/test.py {twin} {trained} --work-dir {work_dir}'),
-    ),
-    copied=dict(commands=dict(distill=_trained + '1 --fit-images 0')),
-    fitted=dict(commands=dict(distill=_trained + '1 --fit-images 32')),
-    distilled=dict(commands=dict(distill=_trained + '{iters} --fit-images 32')),
-    unfitted=dict(commands=dict(distill=_trained + '{iters} --fit-images 0')),
+    teacher=dict(commands=dict(_delete_=True, test=_base_.test_teacher)),
     longer=dict(
         title='copied, fitted, distilled for 480 iterations without labels',
-        commands=dict(distill=_trained + '480 --fit-images 32', test=_base_.test + 'distill/iter_480.pth'),
+        needs=['teacher'],
+        commands=dict(
+            distill=_base_.distill + '--iters 480 --fit-images 32', test=_base_.test + 'distill/iter_480.pth'
+        ),
     ),
+    # Transforms at a tenth of the learning rate.
     slow=dict(
         title='copied, fitted, distilled for {iters} iterations, transforms at a tenth of the learning rate',
-        needs=['teacher'],
         names=dict(student='configs/experiments/fpn_lavit_slow_nano_framed.py'),
-        commands=dict(distill=_trained + '{iters} --fit-images 32', test=_base_.test + 'distill/iter_{iters}.pth'),
+        **{key: _base_.arms.distilled[key] for key in ('needs', 'commands')},
     ),
     slow_unfitted=dict(
         title='the same, not fitted',
-        needs=['teacher'],
         names=dict(student='configs/experiments/fpn_lavit_slow_nano_framed.py'),
-        commands=dict(distill=_trained + '{iters} --fit-images 0', test=_base_.test + 'distill/iter_{iters}.pth'),
+        **{key: _base_.arms.unfitted[key] for key in ('needs', 'commands')},
     ),
-    **{
-        f'distilled_{later}': dict(
-            title=f'distilled for {{iters}} iterations with {title} in the place of less attention',
-            needs=['teacher'],
-            commands=dict(
-                distill=f'{_trained} {{iters}} --fit-images 0'.replace('--iters ', f'{_control}{later} --iters'),
-                test=f'{_base_.test}distill/iter_{{iters}}.pth --cfg-options {_control}{later}',
-            ),
-        )
-        for later, title in dict(shared='shared scores', uniform='uniform attention', none='no attention').items()
-    },
 )

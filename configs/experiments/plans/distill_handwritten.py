@@ -7,11 +7,10 @@ columns = dict(test='box AP')
 names = dict(
     student='configs/handwritten/mask_rcnn_lavit_nano.py',
     twin='configs/experiments/mask_rcnn_vanilla_nano_handwritten.py',
+    trained='{root}/teacher/seed_0/train/epoch_8.pth',
     images='data/handwritten/images/train',
-    last='epoch_8.pth',
     teacher_iters=800,
     iters=80,
-    options='',
     short='train_cfg.max_epochs=1 train_cfg.val_interval=1',
 )
 arms = dict(

@@ -7,11 +7,10 @@ columns = dict(test='mIoU')
 names = dict(
     student='configs/handwritten/upernet_lavit_nano.py',
     twin='configs/experiments/upernet_vanilla_nano_handwritten.py',
+    trained='{root}/teacher/seed_0/train/iter_1600.pth',
     images='data/handwritten/images/train',
-    last='iter_1600.pth',
     teacher_iters=1600,
     iters=160,
-    options='',
     short='train_cfg.max_iters=160 train_cfg.val_interval=160 param_scheduler.0.end=10 param_scheduler.1.begin=10 '
     'param_scheduler.1.end=160 default_hooks.checkpoint.interval=160',
 )

@@ -27,7 +27,8 @@ class Arm:
         commands (Mapping[str, str]): Commands by a name of each. ``{seed}`` stands for the seed, ``{arm}`` for the
             arm's name, ``{work_dir}`` for the command's own folder, ``{run}`` for that of the arm and the seed, which
             holds those of its commands, and ``{root}`` for that of the experiment, which holds ``ARM/seed_N``.
-        names (Mapping[str, Any]): What else stands for ``{NAME}`` in its commands: the plan's names and its own.
+        names (Mapping[str, Any]): What else stands for ``{NAME}`` in its commands: the plan's names and its own. They
+            may have the placeholders above.
     """
 
     name: str
@@ -141,7 +142,8 @@ class Plan:
         run = root / arm.name / f'seed_{seed}'
         places = dict(seed=seed, arm=arm.name)
         places |= {key: shlex.quote(str(place)) for key, place in dict(work_dir=run / name, run=run, root=root).items()}
-        command = arm.commands[name].format(**arm.names, **places)
+        names = {key: text.format(**places) if isinstance(text, str) else text for key, text in arm.names.items()}
+        command = arm.commands[name].format(**names, **places)
         return ' '.join(command.split())
 
     def choose(self, names: Sequence[str], seeds: Sequence[int] = ()) -> list[Arm]:
