@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .errors import UserError
 from .memory import MemoryNeed, require_memory
-from .resizing import apply
+from .resizing import apply, shape_after_all
 from .results import Classification, Detections, Result, Segmentation, paste_masks
 from .runtimes import RUNTIMES
 
@@ -79,8 +79,7 @@ class ExportedModel:
         prepared = [self.prepare(image) for image in images]
         together = {}
         for index, (image, ready) in enumerate(zip(images, prepared, strict=True)):
-            # A segmentor resizes its maps to one size.
-            key = (ready.shape, image.shape) if self.batched else index
+            key = self._group(ready.shape[:2], image.shape[:2]) if self.batched else index
             together.setdefault(key, []).append(index)
         results = {}
         for indices in together.values():
@@ -91,6 +90,25 @@ class ExportedModel:
             for place, index in enumerate(indices):
                 results[index] = self._result(outputs, place, images[index], prepared[index])
         return [results[index] for index in range(len(images))]
+
+    def _group(self, prepared: tuple[int, int], shape: tuple[int, int]) -> Hashable:
+        """Name what images with this height and width after and before resizing are computed with."""
+        return (prepared, shape) if self.task == 'segmentation' else prepared  # a segmentor resizes maps to one size
+
+    def count_together(self, shape: tuple[int, int], shapes: Sequence[tuple[int, int]]) -> int:
+        """Count the images that are computed at once with one.
+
+        Args:
+            shape (tuple[int, int]): Height and width of the one.
+            shapes (Sequence[tuple[int, int]]): Those of all images that are there, itself among them.
+
+        Returns:
+            int: One or more.
+        """
+        if not self.batched:
+            return 1
+        groups = [self._group(shape_after_all(self.transforms, each), each) for each in (shape, *shapes)]
+        return groups[1:].count(groups[0])
 
     def _result(self, outputs: dict[str, np.ndarray], place: int, image: np.ndarray, prepared: np.ndarray) -> Result:
         shape = image.shape[:2]

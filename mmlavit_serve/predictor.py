@@ -95,7 +95,7 @@ class Predictor:
         Raises:
             UserError: If it is not an image, or needs more memory than there is.
         """
-        return self._predict([read_image(picture)])[0]
+        return self._predict_or_name([picture], [read_image(picture)])[0]
 
     def predict_each(
         self, pictures: str | os.PathLike | Iterable[Picture], batch_size: int = 1, *, keep_going: bool = False
@@ -126,7 +126,7 @@ class Predictor:
                 yield from self._predict_what_can(batch)
             else:
                 images = list(map(read_image, batch))
-                yield from zip(images, self._predict(images), strict=True)
+                yield from zip(images, self._predict_or_name(batch, images), strict=True)
 
     def _predict_what_can(self, batch: Sequence[Picture]) -> Iterator[tuple[np.ndarray | None, Result | UserError]]:
         """Predict on a batch; on each image alone where one of them cannot be used."""
@@ -142,9 +142,22 @@ class Predictor:
         else:
             yield from zip(images, results, strict=True)
 
+    def _predict_or_name(self, batch: Sequence[Picture], images: Sequence[np.ndarray]) -> list[Result]:
+        """Predict on a batch; say in a UserError which file it is about."""
+        try:
+            return self._predict(images)
+        except UserError as error:
+            if len(batch) > 1:  # one of them alone ends in the same
+                for picture, image in zip(batch, images, strict=True):
+                    self._predict_or_name([picture], [image])
+            if len(batch) > 1 or isinstance(batch[0], np.ndarray):
+                raise
+            raise UserError(f'{os.fspath(batch[0])}: {error}') from error
+
     def _predict(self, images: Sequence[np.ndarray]) -> list[Result]:
-        for image in images:
-            self._require_memory(image.shape[:2], len(images) if self.model.batched else 1)
+        shapes = [image.shape[:2] for image in images]
+        for shape in shapes:
+            self._require_memory(shape, self.model.count_together(shape, shapes))
         try:
             return self.model.predict(images)
         except cv2.error as error:  # such as one of 1x5000, of which resizing would leave nothing
@@ -181,8 +194,13 @@ def read_image(picture: Picture) -> np.ndarray:
                 'order blue, green, red as cv2.imread gives it'
             )
         return picture
+    if not isinstance(picture, (str, os.PathLike)):  # such as the None of cv2.imread
+        raise UserError(
+            f'an image is of type {type(picture).__name__}; expected the name of a file, or an array (H, W, 3) of '
+            'uint8 in the order blue, green, red'
+        )
     path = Path(os.path.expanduser(picture))
-    if not path.is_file():
+    if not _is_file(path):
         raise UserError(f'{path} does not exist; expected an image')
     try:
         content = path.read_bytes()
@@ -202,6 +220,14 @@ def read_image(picture: Picture) -> np.ndarray:
     return image
 
 
+def _is_file(path: Path) -> bool:
+    """Tell whether there is such a file; a UserError where that cannot be told."""
+    try:
+        return path.is_file()
+    except OSError as error:  # such as a name that is too long, or a folder that may not be read
+        raise UserError(f'{str(path)[:200]} cannot be read: {error.strerror}') from error
+
+
 def find_images(path: Path) -> list[Path]:
     """List the images at a path.
 
@@ -214,7 +240,7 @@ def find_images(path: Path) -> list[Path]:
     Raises:
         UserError: If there is none.
     """
-    if path.is_file():
+    if _is_file(path):
         return [path]
     if not path.is_dir():
         raise UserError(f'{path} does not exist; expected an image or a folder of images')

@@ -26,6 +26,7 @@ CV2_CODES = {
 """Interpolations by OpenCV."""
 
 _PRECISION = 22  # bits of Pillow's fixed-point weights
+_BLOCK = 16  # columns of the result that are computed at once
 
 
 def _triangle(x: np.ndarray) -> np.ndarray:
@@ -119,10 +120,18 @@ def resizing_bytes(transforms: Iterable[Mapping[str, Any]], shape: tuple[int, in
     needed = 0.0
     for transform in transforms:
         before, shape = shape, shape_after(transform, shape)
-        # Columns come first; of three channels, Pillow's way has up to three arrays of 32 bits beside the bytes.
-        pixels = max(before[0] * shape[1], shape[0] * shape[1])
-        needed = max(needed, pixels * (42.0 if transform.get('backend') == 'pillow' else 3.0))
+        if transform.get('backend') == 'pillow':  # columns come first
+            needed = max(needed, _resampling_bytes(before[0], before[1], shape[1]))
+            needed = max(needed, _resampling_bytes(shape[1], before[0], shape[0]))
+        else:
+            needed = max(needed, 3.0 * max(before[0] * shape[1], shape[0] * shape[1]))
     return needed
+
+
+def _resampling_bytes(lines: int, source: int, result: int) -> float:
+    """Give what :func:`_resample_columns` needs: bytes twice, and a block of columns in float64."""
+    block = (_BLOCK + 8) * max(source / max(result, 1), 1) + 2 * _BLOCK
+    return lines * (3.0 * source + 9.0 * result + 24.0 * block)
 
 
 def _resized_shape(transform: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
@@ -182,9 +191,16 @@ def _resample_columns(
     taps = first[:, None] + np.arange(math.ceil(support) * 2 + 1)  # (width, taps)
     weights = function((taps - centre[:, None] + 0.5) / stretch) * (taps < last[:, None])
     weights /= weights.sum(axis=1, keepdims=True)
-    weights = np.trunc(weights * (1 << _PRECISION) + np.copysign(0.5, weights)).astype(np.int32)
+    weights = np.trunc(weights * (1 << _PRECISION) + np.copysign(0.5, weights))
     taps = np.minimum(taps, source - 1)
-    total = np.full((image.shape[0], width, image.shape[2]), 1 << (_PRECISION - 1), np.int32)  # as in Pillow
-    for tap in range(taps.shape[1]):
-        total += image[:, taps[:, tap]] * weights[:, tap, None]
-    return np.clip(total >> _PRECISION, 0, 255).astype(np.uint8)
+    columns = image.transpose(1, 0, 2).reshape(source, -1)  # (source, H * 3)
+    resized = np.empty((width, columns.shape[1]), np.uint8)
+    for begin in range(0, width, _BLOCK):
+        part = slice(begin, begin + _BLOCK)
+        low, high = first[part].min(), last[part].max()
+        matrix = np.zeros((weights[part].shape[0], high - low))
+        np.add.at(matrix, (np.arange(matrix.shape[0])[:, None], np.minimum(taps[part], high - 1) - low), weights[part])
+        # Sums of integers that float64 holds, so they are exact. As in Pillow, half is added, and the fraction cut off.
+        total = matrix @ columns[low:high].astype(np.float64) + (1 << (_PRECISION - 1))
+        resized[part] = np.clip(np.floor(total / (1 << _PRECISION)), 0, 255)
+    return np.ascontiguousarray(resized.reshape(width, image.shape[0], -1).transpose(1, 0, 2))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -87,7 +88,7 @@ def export_onnx(
         graph = build_graph(built.model, built.scope)
     except AttributeError as error:  # a model that lacks what those of its toolbox have
         raise UserError(f'{cfg.filename} cannot be exported: {error}') from error
-    height, width = shape or _EXAMPLE
+    height, width = shape or (max(side, sides[0] + 11 * (place + 1)) for place, side in enumerate(_EXAMPLE))
     batched = built.scope != 'mmdet'
     arguments = {'images': torch.zeros(2 if batched else 1, height, width, 3, dtype=torch.uint8)}
     sizes = {0: Dim('batch', min=1, max=1024)} if batched else {}
@@ -126,7 +127,7 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
     """Collect what a user of the file has to know, as values for JSON."""
     preprocessor = model.data_preprocessor
     normalised = getattr(preprocessor, '_enable_normalize', True)
-    palette = meta.get('palette')
+    classes, palette = meta.get('classes'), meta.get('palette')  # lists, or arrays
     rcnn = (model.test_cfg.get('rcnn') or {}) if scope == 'mmdet' else {}
     with DefaultScope.overwrite_default_scope(scope):
         transforms = describe_pipeline(find_test_dataset(cfg).pipeline)
@@ -134,8 +135,8 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
         raise UserError('CenterCrop of the test pipeline is exported for classifiers only: boxes and maps would move')
     return dict(
         task=TASKS[scope],
-        classes=list(meta['classes']) if meta.get('classes') else None,
-        palette=[list(colour) for colour in palette] if palette and not isinstance(palette, str) else None,
+        classes=list(map(str, classes)) if classes is not None and len(classes) else None,
+        palette=np.asarray(palette).tolist() if palette is not None and not isinstance(palette, str) else None,
         transforms=transforms,
         mean=preprocessor.mean.flatten().tolist() if normalised else None,
         std=preprocessor.std.flatten().tolist() if normalised else None,

@@ -113,10 +113,16 @@ class TorchModel(ABC):
 
     @cached_property
     def memory(self) -> MemoryNeed:
-        """What an image needs; measured at two sizes when it is first asked for. On another device, none of it here."""
+        """What an image needs; measured at two sizes when it is first asked for.
+
+        On another device, none of it here. Of a model that is made for images of one size, nothing is known.
+        """
         if torch.device(self.device).type != 'cpu':
             return MemoryNeed(0, 0, self._bytes_for_image)
-        peaks = [peak_tensor_bytes(lambda side=side: self._run_square(side)) for side in _SIDES]
+        try:
+            peaks = [peak_tensor_bytes(lambda side=side: self._run_square(side)) for side in _SIDES]
+        except (AssertionError, RuntimeError, ValueError):  # made for images of one size: nothing is known of others
+            return MemoryNeed(0, 0, self._bytes_for_image)
         pixels = [side * side for side in _SIDES]
         slope = max(0.0, (peaks[1] - peaks[0]) / (pixels[1] - pixels[0]))
         return MemoryNeed(max(0.0, peaks[0] - slope * pixels[0]), slope, self._bytes_for_image)
@@ -126,6 +132,10 @@ class TorchModel(ABC):
         image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         with _entered(self.scope), torch.no_grad():
             self.model.test_step(dict(inputs=[image], data_samples=[self._sample(side)]))
+
+    def count_together(self, shape: tuple[int, int], shapes: Sequence[tuple[int, int]]) -> int:
+        """Count the images that are computed at once with one of this height and width, of all these."""
+        return len(shapes) if self.batched else 1
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Result]:
         """Run the model on images.

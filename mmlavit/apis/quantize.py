@@ -82,7 +82,10 @@ def _examples(exported: ExportedModel, pictures: list[Path]) -> Iterator[dict[st
     """Yield inputs of the graph, one picture at a time."""
     for picture in pictures:
         image = read_image(picture)
-        inputs = dict(images=exported.prepare(image)[None])
+        try:
+            inputs = dict(images=exported.prepare(image)[None])
+        except UserError as error:
+            raise UserError(f'{picture}: {error}') from error
         if exported.task == 'segmentation':
             inputs['size'] = np.array(image.shape[:2], np.int64)
         yield inputs

@@ -49,9 +49,22 @@ def to_int8(model: Path, out_file: Path, examples: Iterable[Example], runtime: s
     Raises:
         UserError: If a package is missing, or in none of the examples is anything found.
     """
+    examples = list(examples)
     with _quiet():
-        (_by_nncf if runtime == 'openvino' else _by_onnxruntime)(model, out_file, list(examples))
+        _require_masks(model, examples)
+        (_by_nncf if runtime == 'openvino' else _by_onnxruntime)(model, out_file, examples)
         _keep_metadata(model, out_file)
+
+
+def _require_masks(model: Path, examples: list[Example]) -> None:
+    """Make sure that something is found, without which activations of a mask head have no ranges."""
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(os.fspath(model))
+    if all(output.name != 'masks' for output in session.get_outputs()):
+        return
+    if not any(len(session.run(['scores'], dict(example))[0]) for example in examples):
+        raise UserError(f'{model} finds nothing in the pictures; for a detector, name pictures with objects')
 
 
 def _by_nncf(model: Path, out_file: Path, examples: list[Example]) -> None:
@@ -75,6 +88,7 @@ def _by_nncf(model: Path, out_file: Path, examples: list[Example]) -> None:
 
 
 def _by_onnxruntime(model: Path, out_file: Path, examples: list[Example]) -> None:
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -87,7 +101,7 @@ def _by_onnxruntime(model: Path, out_file: Path, examples: list[Example]) -> Non
             return next(self.examples, None)
 
     quantize_static(
-        os.fspath(model),
+        onnx.load(model),  # of a file, it would write another one beside it
         os.fspath(out_file),
         Reader(),
         op_types_to_quantize=['Conv'],

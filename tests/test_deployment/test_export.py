@@ -134,6 +134,77 @@ def test_as_many_threads_as_the_runtime_takes(runtime, exported):
     assert (found.labels == expected.labels).mean() > 0.999
 
 
+def test_images_that_are_computed_together(exported):
+    """Of a classifier, those of one size after resizing; memory is asked for as many."""
+    resize = dict(type='Resize', scale=[128, 96], scale_factor=None, keep_ratio=False)
+    resize.update(interpolation='bilinear', backend='cv2')
+    predictor = Predictor(exported('classifier')[2])
+    predictor.model.transforms = [resize]
+    images = [make_image((90, width)) for width in (120, 121, 122)]
+    run, batches = predictor.model.session.run, []
+    predictor.model.session.run = lambda inputs: batches.append(len(inputs['images'])) or run(inputs)
+    found = [result for _, result in predictor.predict_each(images, batch_size=3)]
+    assert batches == [3]
+    for image, result in zip(images, found, strict=True):
+        np.testing.assert_allclose(result.scores, predictor.predict(image).scores, atol=1e-6)
+    shapes = [image.shape[:2] for image in images]
+    assert predictor.model.count_together(shapes[0], shapes) == 3
+    segmentor = Predictor(exported('upernet')[2]).model  # which resizes maps to one size
+    assert segmentor.count_together(shapes[0], [*shapes, shapes[0]]) == 2
+    assert Predictor(exported('retinanet')[2]).model.count_together(shapes[0], shapes) == 1
+
+
+def test_message_names_the_file(exported, tmp_path):
+    predictor = Predictor(exported('classifier')[2])
+    for name, size in dict(good=(90, 120), thin=(1, 4000)).items():
+        cv2.imwrite(str(tmp_path / f'{name}.png'), make_image(size))
+    files = [tmp_path / 'good.png', tmp_path / 'thin.png']
+    for paths in (files, files[1:]):
+        with pytest.raises(UserError, match='thin.png: '):
+            list(predictor.predict_each(paths, batch_size=2))
+
+
+@pytest.mark.parametrize('picture', [None, 3, 'x' * 300 + '.png'])
+def test_what_is_no_image(picture, exported):
+    predictor = Predictor(exported('classifier')[2])
+    [(image, error)] = predictor.predict_each([picture], keep_going=True)
+    assert image is None and isinstance(error, UserError)
+    with pytest.raises(UserError):
+        predictor.predict(picture)
+
+
+def test_model_made_for_one_size(tmp_path):
+    """Which fails at the sizes at which the memory of others is measured."""
+    cfg = make_config('classifier')
+    arch = dict(embed_dims=32, num_layers=1, tokens_mlp_dims=32, channels_mlp_dims=32)
+    cfg.model.backbone = dict(type='MlpMixer', arch=arch, img_size=64, patch_size=16)
+    cfg.model.neck = dict(type='GlobalAveragePooling', dim=1)
+    cfg.model.head.in_channels = 32
+    save_random(cfg, tmp_path / 'a.pth')
+    image = make_image((64, 64))
+    expected = Predictor(cfg, str(tmp_path / 'a.pth'), memory_limit=1e6).predict(image)
+    file = export_onnx(cfg, tmp_path / 'a.pth', tmp_path / 'a.onnx', shape=(64, 64))
+    np.testing.assert_allclose(Predictor(file).predict(image).scores, expected.scores, atol=1e-5)
+
+
+def test_coarse_levels_and_arrays_of_colours(tmp_path):
+    """A level of stride 256; names and colours as arrays."""
+    cfg = make_config('retinanet')
+    cfg.model.backbone = dict(type='FourConvolutions')
+    cfg.model.neck.num_outs = 6
+    sizes = dict(strides=[8, 16, 32, 64, 128, 256], base_sizes=[26, 38, 54, 70, 90, 120])
+    cfg.model.bbox_head.anchor_generator.update(sizes)
+    save_random(cfg, tmp_path / 'a.pth')
+    weights = torch.load(tmp_path / 'a.pth', weights_only=False)
+    meta = weights['meta']['dataset_meta'] = dict(
+        classes=np.array(list('0123456789')), palette=np.eye(10, 3, dtype=int)
+    )
+    torch.save(weights, tmp_path / 'a.pth')
+    model = Predictor(export_onnx(cfg, tmp_path / 'a.pth', tmp_path / 'a.onnx')).model
+    assert model.sides[0] == 257
+    assert model.classes == list(meta['classes']) and model.palette == meta['palette'].tolist()
+
+
 def test_fixed_size(tmp_path):
     cfg, checkpoint = make_config('retinanet'), tmp_path / 'retinanet.pth'
     cfg.model.backbone = dict(type='FourConvolutions')  # the anchors are what is constant

@@ -9,11 +9,12 @@ import pytest
 from exportable import ROOT, make_image
 
 from mmlavit.apis.quantize import quantize_onnx
-from mmlavit.deployment.quantization import to_fp16
+from mmlavit.deployment.quantization import INT8_RUNTIMES, to_fp16, to_int8
 from mmlavit.errors import UserError
 from mmlavit_serve import Predictor
 
 onnx = pytest.importorskip('onnx')
+helper, TensorProto = onnx.helper, onnx.TensorProto
 
 
 @pytest.fixture
@@ -138,6 +139,37 @@ def test_nothing_to_calibrate_with(exported, pictures, tmp_path, monkeypatch):
     with pytest.raises(UserError, match='name pictures with objects that it finds'):
         quantize_onnx(exported('classifier')[2], tmp_path / 'a.onnx', pictures=pictures)
     assert not list(tmp_path.glob('*.onnx'))
+
+
+@pytest.mark.parametrize('runtime', INT8_RUNTIMES)
+def test_no_masks_to_calibrate_with(runtime, tmp_path):
+    """A mask head that never ran has no ranges."""
+    empty = dict(scores=[0], masks=[0, 28, 28])
+    nodes = [
+        helper.make_node('Constant', [], [name], value=helper.make_tensor(name, TensorProto.FLOAT, shape, []))
+        for name, shape in empty.items()
+    ]
+    image = helper.make_tensor_value_info('images', TensorProto.UINT8, [1, 8, 8, 3])
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in empty.items()]
+    graph = helper.make_graph(nodes, 'detector', [image], outputs)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=10), tmp_path / 'a.onnx')
+    with pytest.raises(UserError, match='finds nothing in the pictures; for a detector, name pictures with objects'):
+        to_int8(tmp_path / 'a.onnx', tmp_path / 'b.onnx', [dict(images=np.zeros((1, 8, 8, 3), np.uint8))], runtime)
+
+
+def test_files_beside_the_model(exported, pictures, tmp_path):
+    """The tool of ONNX Runtime would write one of this name and remove it."""
+    model, other = tmp_path / 'model.onnx', tmp_path / 'model-inferred.onnx'
+    model.write_bytes(exported('classifier')[2].read_bytes())
+    other.write_text('mine')
+    quantize_onnx(model, tmp_path / 'out.onnx', pictures=pictures, number=1, runtime='onnxruntime')
+    assert other.read_text() == 'mine'
+
+
+def test_picture_that_cannot_be_taken(exported, tmp_path):
+    cv2.imwrite(str(tmp_path / 'thin.png'), make_image((1, 4000)))
+    with pytest.raises(UserError, match='thin.png: '):
+        quantize_onnx(exported('classifier')[2], tmp_path / 'a.onnx', pictures=tmp_path, runtime='onnxruntime')
 
 
 def test_missing_package(exported, pictures, tmp_path, monkeypatch):
