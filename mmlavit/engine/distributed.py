@@ -62,10 +62,16 @@ def require_launcher(launcher: str, rank: int = 0) -> None:
         rank (int): Value of ``--local_rank``, for launchers that pass the option and no variable.
 
     Raises:
-        UserError: If its variables are not set, if torchrun started several processes and none is named, or if it
-            started more processes than there are GPUs.
+        UserError: If its variables are not set, if torchrun or srun started several processes and none is named, or if
+            it started more processes than there are GPUs.
     """
     if launcher == 'none':
+        # Not of the first task, which may be the shell of an interactive step.
+        if int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1 and int(os.environ.get('SLURM_PROCID', 0)) > 0:
+            raise UserError(
+                'srun has started several processes, each of which would do the same by itself; add --launcher slurm, '
+                'or start one with srun --ntasks=1'
+            )
         if int(os.environ.get('WORLD_SIZE', 1)) > 1 and 'LOCAL_RANK' in os.environ:
             raise UserError(
                 'torchrun has started several processes, each of which would do the same by itself; '
@@ -82,9 +88,17 @@ def require_launcher(launcher: str, rank: int = 0) -> None:
                 f'but {name} is not set; for a single process leave the option out'
             )
     if launcher == 'slurm':
-        # Jobs may share a node, and mmengine has one port for all of them.
-        os.environ.setdefault('MASTER_PORT', str(20000 + int(os.environ['SLURM_JOB_ID']) % 10000))
+        # Jobs, and steps of a job, may share a node, and mmengine has one port for all of them.
+        step = int(os.environ['SLURM_JOB_ID']) + 101 * int(os.environ.get('SLURM_STEP_ID', 0))
+        os.environ.setdefault('MASTER_PORT', str(20000 + step % 10000))
+        # Its first node is where the processes meet.
+        os.environ['SLURM_NODELIST'] = os.environ.get('SLURM_STEP_NODELIST', os.environ.get('SLURM_NODELIST', ''))
     processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+    if launcher == 'slurm' and 0 < gpus <= (place := int(os.environ['SLURM_LOCALID'])):
+        raise UserError(
+            f'process {place} of this node sees {gpus} GPU(s) only, but takes the one of its number; let each task see '
+            'the GPUs of all (no --gpus-per-task or --gpu-bind), or start fewer'
+        )
     if 0 < gpus < processes:
         raise UserError(
             f'{processes} processes on this machine but {gpus} GPU(s); start at most {gpus}, '
@@ -127,6 +141,8 @@ def require_strategy(cfg: Config) -> None:
             "strategy.type='mmlavit.engine.strategy.SafeDeepSpeedStrategy'"
         )
     if kind == 'DeepSpeedStrategy':
+        if (cfg.get('auto_scale_lr') or {}).get('enable'):
+            raise UserError(f'{name} does not scale the learning rate; set optim_wrapper.optimizer.lr instead')
         _require_deepspeed()
     # DeepSpeedOptimWrapper does not even take clip_grad=None.
     if cfg.optim_wrapper.get('clip_grad') or (kind == 'DeepSpeedStrategy' and 'clip_grad' in cfg.optim_wrapper):
@@ -243,6 +259,6 @@ def init_gloo(launcher: str, timeout: float | None = None) -> None:
 
 def _first_slurm_host() -> str:
     """Ask slurm for the host name of the job's first node."""
-    nodes = os.environ['SLURM_NODELIST']
+    nodes = os.environ['SLURM_NODELIST']  # of the step
     hosts = subprocess.run(['scontrol', 'show', 'hostname', nodes], check=True, capture_output=True, text=True)
     return hosts.stdout.split()[0]

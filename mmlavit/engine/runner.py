@@ -36,6 +36,7 @@ from mmlavit.utils.toolbox import load_toolbox
 from .data import explain_sizes, watch_data
 from .distributed import adapt_to_cpu, init_gloo, require_launcher, require_strategy
 from .hooks.checkpoint_fit_hook import CheckpointFitHook, CheckpointFormatHook
+from .hooks.collect_hook import CollectHook
 from .hooks.position_hook import PositionHook
 from .hooks.rates_hook import RatesHook
 from .hooks.stop_hook import StopHook, TrainingStopped
@@ -145,8 +146,10 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
                 "custom_hooks = [dict(type='CheckNumbersHook'), ...] does"
             )
     if cfg.get('load_from'):
-        runner.register_hook(CheckpointFormatHook(cfg.load_from))
-        runner.register_hook(CheckpointFitHook(cfg.load_from, whole=mode == 'test' or bool(cfg.get('resume'))))
+        goes_on = mode == 'test' or bool(cfg.get('resume'))
+        runner.register_hook(CheckpointFormatHook(cfg.load_from, begins=not goes_on))
+        runner.register_hook(CheckpointFitHook(cfg.load_from, whole=goes_on))
+    runner.register_hook(CollectHook())
     if mode == 'test':
         return runner.test()
     stop = StopHook()

@@ -330,6 +330,22 @@ def test_overflow_that_damages_running_statistics():
         run([make_batch(0), make_batch(1, bad=1), make_batch(2)])
 
 
+class BFloat16Wrapper(ScaledWrapper):
+    """As ``AmpOptimWrapper`` with ``dtype='bfloat16'``."""
+
+    cast_dtype = torch.bfloat16
+
+
+def test_scaled_loss_that_cannot_overflow():
+    """One that is not finite is what it is without a scale."""
+    batches = [make_batch(0), make_batch(1, bad=1), make_batch(2)]
+    with pytest.raises(UserError, match='iteration 2: .*images: 1/1.png'):
+        Run(build(nn.Identity()), CheckNumbersHook(), wrapper=BFloat16Wrapper)(batches)
+    run = Run(build(nn.Identity()), CheckNumbersHook('skip'), wrapper=BFloat16Wrapper)(batches)
+    assert run.message_hub.get_scalar('train/skipped_steps').current() == 1
+    assert run.warnings[0].startswith('iteration 2: ')
+
+
 def train_in_two(rank, port, folder):
     """Only the second process has a bad image; both have to say so."""
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2')

@@ -9,12 +9,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS
+from torch import multiprocessing
 from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from mmlavit.engine import launch
 from mmlavit.engine.distributed import adapt_to_cpu, local_rank, require_launcher, require_strategy
+from mmlavit.engine.hooks.collect_hook import find_shared_folder
 from mmlavit.engine.hooks.stop_hook import STOPPED_FILE
 from mmlavit.errors import UserError
 
@@ -22,7 +24,8 @@ from mmlavit.errors import UserError
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
     """Forget a launcher that started the tests, and what ours leaves."""
-    slurm = [f'SLURM_{name}' for name in ('PROCID', 'LOCALID', 'NTASKS', 'JOB_ID')]
+    names = ('PROCID', 'LOCALID', 'NTASKS', 'JOB_ID', 'NODELIST', 'STEP_ID', 'STEP_NODELIST', 'STEP_NUM_TASKS')
+    slurm = [f'SLURM_{name}' for name in names]
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_PORT', STOPPED_FILE, *slurm):
         monkeypatch.setenv(name, '')  # so that what a test sets is undone
         monkeypatch.delenv(name)
@@ -91,6 +94,7 @@ DEEPSPEED = dict(type='mmlavit.engine.strategy.SafeDeepSpeedStrategy')
         (dict(type='DeepSpeedStrategy'), {}, 'runs code that may be in a checkpoint; set strategy.type='),
         (FSDP, dict(custom_hooks=[dict(type='A'), dict(type='EMAHook')]), 'EMAHook does not work with Res'),
         (None, dict(custom_hooks=[dict(type='EMAHook')]), 'EMAHook does not work with FlexibleRunner'),
+        (DEEPSPEED, dict(auto_scale_lr=dict(enable=True)), 'does not scale the learning rate'),
     ],
 )
 def test_strategy_that_cannot_work(monkeypatch, strategy, entries, message):
@@ -203,6 +207,59 @@ def test_slurm_jobs_have_ports_of_their_own(monkeypatch):
     monkeypatch.setenv('MASTER_PORT', '1234')
     require_launcher('slurm')
     assert os.environ['MASTER_PORT'] == '1234'
+
+
+def test_slurm_steps_meet_at_places_of_their_own(monkeypatch):
+    for name, value in dict(PROCID='0', LOCALID='0', NTASKS='2', JOB_ID='7', NODELIST='n[1-2]').items():
+        monkeypatch.setenv(f'SLURM_{name}', value)
+    found = []
+    for step in range(2):
+        monkeypatch.setenv('SLURM_STEP_ID', str(step))
+        monkeypatch.setenv('SLURM_STEP_NODELIST', f'n{step + 1}')
+        monkeypatch.delenv('MASTER_PORT', raising=False)
+        require_launcher('slurm')
+        found.append((os.environ['MASTER_PORT'], os.environ['SLURM_NODELIST']))
+    assert found[0][0] != found[1][0] and [nodes for _, nodes in found] == ['n1', 'n2']
+    monkeypatch.delenv('MASTER_PORT')
+
+
+def test_slurm_task_without_the_gpu_of_its_number(monkeypatch):
+    for name, value in dict(PROCID='3', LOCALID='3', NTASKS='4', JOB_ID='7').items():
+        monkeypatch.setenv(f'SLURM_{name}', value)
+    monkeypatch.setenv('MASTER_PORT', '1234')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    require_launcher('slurm')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    with pytest.raises(UserError, match=r'process 3 of this node sees 1 GPU\(s\) only'):
+        require_launcher('slurm')
+
+
+def test_srun_without_the_option(monkeypatch):
+    monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '8')
+    monkeypatch.setenv('SLURM_PROCID', '0')
+    require_launcher('none')  # perhaps an interactive shell
+    monkeypatch.setenv('SLURM_PROCID', '3')
+    with pytest.raises(UserError, match='add --launcher slurm'):
+        require_launcher('none')
+
+
+def look_for_folders(rank, port, root):
+    """Both have the same work dir, or one each; the current folder is one each."""
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2')
+    torch.distributed.init_process_group('gloo')
+    own = Path(root, str(rank))
+    own.mkdir()
+    assert find_shared_folder([root, str(own)]) == root
+    assert find_shared_folder([str(own), root]) == root
+    assert list(own.iterdir()) == []
+    with pytest.raises(UserError, match='need a folder that all processes see'):
+        find_shared_folder([str(own), str(own)])
+    torch.distributed.destroy_process_group()
+
+
+def test_a_folder_that_all_processes_see(tmp_path, free_port):
+    multiprocessing.start_processes(look_for_folders, (free_port, str(tmp_path)), nprocs=2, start_method='fork')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['0', '1']
 
 
 def test_threads(monkeypatch):

@@ -42,6 +42,20 @@ def test_the_second_start(weights, tmp_path):
     assert Recorder.last.places[0] == (1, 0, 6)
 
 
+def test_average_of_an_earlier_training(tmp_path):
+    """A training from its checkpoint starts from the average and begins its own, which mmpretrain's hook does not."""
+    ema = dict(type='mmpretrain.EMAHook', ema_type='MomentumAnnealingEMA', gamma=10, momentum=4e-5)
+    options = dict(custom_hooks=[dict(type='Recorder'), ema], train_cfg__max_epochs=1)
+    train(tmp_path / 'first', **options)
+    before = torch.load(tmp_path / 'first/iter_3.pth', weights_only=True)
+    assert not torch.equal(before['state_dict']['layer.weight'], before['ema_state_dict']['module.layer.weight'])
+    options |= dict(load_from=str(tmp_path / 'first/iter_3.pth'), optim_wrapper__optimizer__lr=0.0)
+    train(tmp_path / 'second', **options)
+    after = torch.load(tmp_path / 'second/iter_3.pth', weights_only=True)
+    assert before['ema_state_dict']['steps'] == after['ema_state_dict']['steps']  # as many iterations
+    assert torch.equal(first_weights(tmp_path / 'second'), before['state_dict']['layer.weight'])
+
+
 @pytest.mark.parametrize('kind', ['published', 'state dict'])
 def test_weights_are_not_resumed_from(kind, weights, tmp_path):
     if kind == 'published':

@@ -46,6 +46,28 @@ def test_another_number_of_processes(world_size, batch_size, advice):
         assert runner.warnings[0].endswith(f'To go on unchanged: {advice}')
 
 
+@pytest.mark.parametrize(
+    ('world_size', 'accumulative_counts', 'enable', 'said'),
+    [(8, 1, False, None), (4, 2, False, None), (16, 1, True, None), (16, 1, False, 2), (1, 1, False, 0.125)],
+)
+def test_another_batch_than_the_learning_rate_is_for(world_size, accumulative_counts, enable, said):
+    runner = make_runner(world_size, 2, resume=False)
+    runner.cfg.auto_scale_lr = dict(base_batch_size=16, enable=enable)
+    runner.optim_wrapper = SimpleNamespace(_accumulative_counts=accumulative_counts)
+    TotalBatchHook().before_train(runner)
+    assert len(runner.warnings) == (said is not None)
+    if said is not None:
+        assert runner.warnings[0].endswith(f'has {2 * world_size}; --auto-scale-lr multiplies it by {said:g}')
+
+
+def test_no_batch_that_the_learning_rate_is_for():
+    for scaling in ({}, dict(auto_scale_lr=dict(enable=False))):
+        runner = make_runner(1, 2, resume=False)
+        runner.cfg.merge_from_dict(scaling)
+        TotalBatchHook().before_train(runner)
+        assert runner.warnings == []
+
+
 def test_several_sources():
     """mmdet's MultiDataAspectRatioBatchSampler has a batch of each."""
     checkpoint = save(2, [8, 32])

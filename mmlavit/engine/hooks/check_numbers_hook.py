@@ -38,8 +38,8 @@ class CheckNumbersHook(Hook):
     iteration anyway, when it logs the loss; and its ``CheckInvalidLossHook``, which looks at every 50th loss after the
     step, finds weights that are damaged already. Several processes agree: all stop, or all skip.
 
-    Under float16 AMP the loss scaler skips steps whose gradients overflow; they are counted (``overflows`` in the
-    log) and are no error, unless ``limit`` follow each other or running statistics are damaged. With DeepSpeed
+    Under float16 AMP the loss scaler skips steps whose loss or gradients overflow; they are counted (``overflows`` in
+    the log) and are no error, unless ``limit`` follow each other or running statistics are damaged. With DeepSpeed
     and the like, whose wrappers have their own steps, only the loss is looked at.
 
     Results are the same bit by bit with and without this hook, as long as all numbers are finite.
@@ -142,7 +142,13 @@ class CheckNumbersHook(Hook):
     @torch.compiler.disable
     def _backward(self, runner, wrapper: OptimWrapper, original: Callable, loss: Tensor, **kwargs) -> None:
         original(loss, **kwargs)
-        if hasattr(wrapper, 'loss_scaler') or not _any_process(_spoilt(wrapper, loss)):
+        if not hasattr(wrapper, 'loss_scaler'):
+            spoilt = _spoilt(wrapper, loss)
+        elif getattr(wrapper, 'cast_dtype', None) is torch.bfloat16:  # which has the range of float32
+            spoilt = ~loss.detach().isfinite().all()
+        else:
+            return
+        if not _any_process(spoilt):
             return
         self._handle(runner, wrapper, 'skipped_steps')
         self._spoilt = True
@@ -150,11 +156,12 @@ class CheckNumbersHook(Hook):
 
     @torch.compiler.disable
     def _step(self, runner, wrapper: OptimWrapper, original: Callable, **kwargs) -> None:
-        if not hasattr(wrapper, 'loss_scaler'):
-            if not self._spoilt:
-                original(**kwargs)
-                self._in_a_row = 0
+        if self._spoilt:
             self._spoilt = False
+            return
+        if not hasattr(wrapper, 'loss_scaler'):
+            original(**kwargs)
+            self._in_a_row = 0
             return
         stepped = []
         # A fused optimizer is always called, and leaves the step out itself where the scaler has found an overflow.

@@ -16,15 +16,20 @@ class CheckpointFormatHook(Hook):
 
     Args:
         path (str): The file or address, for the message.
+        begins (bool): Whether a training begins with it. It then starts from the averaged weights, and its own average
+            begins anew: mmpretrain's ``EMAHook`` would go on with that of the earlier training, and its length.
     """
 
     priority = 'HIGHEST'  # before EMAHook, which looks for 'state_dict'
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, begins: bool = False) -> None:
         self.path = path
+        self.begins = begins
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Look into it."""
+        if self.begins:
+            checkpoint.pop('ema_state_dict', None)  # the weights that were not averaged; those that were stay
         if 'state_dict' not in checkpoint:
             weights = dict(checkpoint)
             checkpoint.clear()

@@ -1,4 +1,4 @@
-"""Going on with a training in another number of processes."""
+"""Images per iteration: as many as the learning rate is for, and when resumed as many as before."""
 
 from __future__ import annotations
 
@@ -9,8 +9,21 @@ class TotalBatchHook(Hook):
     """Write the images per iteration into checkpoints, and say so where a resumed training has another number.
 
     mmengine restores learning rate and schedule as they were. A schedule that is counted in iterations, also one that
-    was converted from epochs, is then too long or too short, and the learning rate is that of another batch.
+    was converted from epochs, is then too long or too short, and the learning rate is that of another batch. A training
+    that begins is told if its config states another batch for its learning rate.
     """
+
+    def before_train(self, runner) -> None:
+        """Compare the batch with that of the config's learning rate."""
+        scaling = runner.cfg.get('auto_scale_lr') or {}
+        base, now = scaling.get('base_batch_size'), images_per_iteration(runner)
+        if runner._resume or scaling.get('enable') or None in (base, now):
+            return
+        if base not in (now, now * getattr(runner.optim_wrapper, '_accumulative_counts', 1)):
+            runner.logger.warning(
+                f'The learning rate is for {base} images per iteration, as the config says (auto_scale_lr), but this '
+                f'training has {now}; --auto-scale-lr multiplies it by {now / base:g}'
+            )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Write the number down."""
