@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 
 from mmlavit.datasets.unlabelled import remove_labels
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT, WithLessAttention
 from mmlavit.utils.arguments import merge_options
-from mmlavit.utils.checkpoint import require_checkpoint
+from mmlavit.utils.checkpoint import load_checkpoint, require_checkpoint
 from mmlavit.utils.config_types import model_config, type_name, without_initialisation
+
+from .inference import find_meta
 
 # The diagonality loss is added to a model's own losses, of which there are none. The average of weights: the
 # learning rate falls to zero, and what is saved must be the student itself.
@@ -83,11 +85,20 @@ def distillation_config(
         for part in ('dataloader', 'cfg', 'evaluator'):
             cfg[f'{split}_{part}'] = None
     cfg.train_cfg = ConfigDict(type='IterBasedTrainLoop', max_iters=iters)
+    # mmengine's Runner does what DDPStrategy does, and knows of heads that are left out of what is compared.
+    for key in ('runner_type', 'strategy'):
+        cfg.pop(key, None)
+    cfg.find_unused_parameters = True
+    # Batches are padded as before, but there are no masks to pad.
+    for augment in (cfg.model.get('data_preprocessor') or {}).get('batch_augments') or []:
+        augment.update({key: False for key in ('pad_mask', 'pad_seg') if key in augment})
     loader = cfg.train_dataloader
+    dataset = _find_dataset(loader.dataset)
     loader.dataset = ConfigDict(
         type='mmlavit.datasets.unlabelled.UnlabelledImages',
         data_root=images,
-        pipeline=remove_labels(_find_pipeline(loader.dataset)),
+        pipeline=remove_labels(dataset['pipeline']),
+        metainfo=_find_names(dataset, checkpoint, student.get('default_scope')),
     )
     loader.sampler = ConfigDict(type='InfiniteSampler', shuffle=True)
     loader.batch_sampler = None  # those of the toolboxes ask annotation files for shapes
@@ -111,8 +122,6 @@ def distillation_config(
     hooks.checkpoint = ConfigDict(type='CheckpointHook', by_epoch=False, interval=max(1, iters // 10), max_keep_ckpts=1)
     hooks.logger = ConfigDict(type='LoggerHook', interval=min(50, max(1, iters // 10)), log_metric_by_epoch=False)
     cfg.log_processor = ConfigDict(window_size=50, by_epoch=False)
-    if cfg.get('runner_type') != 'FlexibleRunner':  # which does not read it
-        cfg.find_unused_parameters = True  # heads may be left out of what is compared
     return cfg
 
 
@@ -140,8 +149,17 @@ def keep_options(cfg: Config, options: Mapping[str, Any]) -> Config:
     return merge_options(cfg, {key: value for key, value in options.items() if key.split('.')[0] in _SET_HERE})
 
 
-def _find_pipeline(dataset: Mapping[str, Any]) -> list:
-    """Find the pipeline of a dataset, looking through wrappers such as ``RepeatDataset``."""
+def _find_names(dataset: Mapping[str, Any], checkpoint: str, scope: str | None) -> dict[str, Any]:
+    """Find names and colours of classes, which images do not have: the student's, or else the teacher's."""
+    with DefaultScope.overwrite_default_scope(scope):
+        found = find_meta({}, dataset)
+        if not found.get('classes'):
+            found = find_meta(load_checkpoint(checkpoint), dataset)
+    return {key: found[key] for key in ('classes', 'palette') if found.get(key) is not None}
+
+
+def _find_dataset(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Find the dataset with the pipeline, looking through wrappers such as ``RepeatDataset``."""
     while 'dataset' in dataset:
         if 'pipeline' in dataset:
             raise UserError(
@@ -157,4 +175,4 @@ def _find_pipeline(dataset: Mapping[str, Any]) -> list:
             'needs; give the student a train_dataloader and a data_preprocessor such as those of '
             'configs/experiments/lavit_nano_in30.py'
         )
-    return dataset['pipeline']
+    return dataset

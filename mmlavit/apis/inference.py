@@ -83,7 +83,7 @@ class TorchModel(ABC):
                 raise UserError(f'{checkpoint} has no weights; expected a checkpoint with a state_dict')
             self.model = self._load(cfg, checkpoint, device)
             require_whole(self.model, weights.get('state_dict', weights), checkpoint)
-            self.meta = _find_meta(weights, dataset)
+            self.meta = find_meta(weights, dataset)
             try:
                 self.transforms = describe_pipeline(dataset.pipeline)
             except ConfigError:  # unknown steps: images count as they are
@@ -151,8 +151,16 @@ class TorchModel(ABC):
         return [self._to_result(image.shape[:2], sample.cpu()) for image, sample in zip(images, samples, strict=True)]
 
 
-def _find_meta(weights: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Find names and colours of classes: those that a checkpoint came with, else those of the config's dataset."""
+def find_meta(weights: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Find names and colours of classes: those that a checkpoint came with, else those of the config's dataset.
+
+    Args:
+        weights (Mapping): The checkpoint.
+        dataset (Mapping): Config of a dataset.
+
+    Returns:
+        dict[str, Any]: With 'classes' and 'palette', where they are known.
+    """
     meta = weights.get('meta') or {}
     found = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
     if any(isinstance(found.get(key), str) for key in ('classes', 'CLASSES')):
@@ -239,7 +247,7 @@ class _Detector(TorchModel):
         with warnings.catch_warnings(record=True) as said:
             model = init_detector(cfg, checkpoint, palette='random', device=device)
         for warning in said:
-            if 'use COCO classes by default' not in str(warning.message):  # _find_meta finds the right ones
+            if 'use COCO classes by default' not in str(warning.message):  # find_meta finds the right ones
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return model
 

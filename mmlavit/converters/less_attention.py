@@ -112,6 +112,10 @@ def find_twin(backbone: WithLessAttention, teacher: nn.Module) -> nn.Module | No
     except ConfigError:
         return None
     ours, theirs = ([_teachable(block) for block in some] for some in blocks)
+    for their, block in zip(theirs, blocks[0], strict=False):
+        if 'attn.v.weight' in block.state_dict():  # no queries and keys, and so no norms of them
+            for name in [name for name in their if name.startswith(('attn.q_norm.', 'attn.k_norm.'))]:
+                del their[name]
     heads = [[getattr(block.attn, 'heads', None) or block.attn.num_heads for block in some] for some in blocks]
     outside = [find_transformer(some).state_dict() for some in (backbone, teacher)]  # norms at the end may differ
     fits = all(value.shape == outside[0][name].shape for name, value in outside[1].items() if name in outside[0])

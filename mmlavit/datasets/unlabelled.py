@@ -13,6 +13,18 @@ from mmlavit.errors import UserError
 from mmlavit.utils.config_types import type_name
 from mmlavit_serve.predictor import find_images
 
+_BY_BOXES = (
+    'CachedMixUp',
+    'CachedMosaic',
+    'CopyPaste',
+    'MinIoURandomCrop',
+    'MixUp',
+    'Mosaic',
+    'RandomAffine',
+    'RandomCenterCropPad',
+    'RandomShift',
+)
+
 
 @DATASETS.register_module()
 class UnlabelledImages(BaseDataset):
@@ -21,13 +33,16 @@ class UnlabelledImages(BaseDataset):
     Args:
         data_root (str): The folder.
         pipeline (Sequence[dict]): Transforms, from loading the image to packing it.
+        metainfo (dict, optional): Names and colours of classes, for the checkpoints of what is trained.
 
     Raises:
         UserError: If there is no image.
     """
 
-    def __init__(self, data_root: str, pipeline: Sequence[Mapping[str, Any]]) -> None:
-        super().__init__(data_root=data_root, pipeline=pipeline)
+    def __init__(
+        self, data_root: str, pipeline: Sequence[Mapping[str, Any]], metainfo: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(data_root=data_root, pipeline=pipeline, metainfo=metainfo)
 
     def load_data_list(self) -> list[dict]:
         """List the images in the order of their names."""
@@ -52,7 +67,7 @@ def remove_labels(pipeline: Sequence[Mapping[str, Any]]) -> list[dict]:
     left = []
     for transform in pipeline:
         name = type_name(transform)
-        if name in ('Mosaic', 'MixUp', 'CopyPaste', 'CachedMosaic', 'CachedMixUp', 'MinIoURandomCrop'):
+        if name in _BY_BOXES:
             raise UserError(f'{name} in the training pipeline works by the boxes of images; leave it out to distil')
         if name.endswith('Annotations'):
             continue

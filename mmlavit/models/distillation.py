@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,9 +50,7 @@ def find_distances(student: Mapping[str, Any], teacher: Mapping[str, Any], sigmo
 
 def _match_maps(student: Any, teacher: Any) -> list[tuple[Tensor, Tensor]]:
     """Pairs of maps of the same shape."""
-    student, teacher = (
-        maps if isinstance(maps, Sequence) else [] if maps is None else [maps] for maps in (student, teacher)
-    )
+    student, teacher = (list(_flatten(maps)) for maps in (student, teacher))
     counts = [Counter(tuple(some.shape) for some in maps) for maps in (student, teacher)]
     pairs = [
         (a, b)
@@ -62,6 +60,15 @@ def _match_maps(student: Any, teacher: Any) -> list[tuple[Tensor, Tensor]]:
         and (all(count[tuple(a.shape)] == 1 for count in counts) or (i == j and len(student) == len(teacher)))
     ]
     return [(a, b) for a, b in pairs if a.dim() == 4]
+
+
+def _flatten(maps: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested sequences, as transformers give that have several tokens beside their map."""
+    if isinstance(maps, Tensor):
+        yield maps
+    elif isinstance(maps, Sequence):
+        for some in maps:
+            yield from _flatten(some)
 
 
 def relative_distance(student: Tensor, teacher: Tensor) -> Tensor:

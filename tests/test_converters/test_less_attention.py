@@ -306,9 +306,9 @@ def test_controls_as_students(later):
     assert {name.rpartition('attn.')[2] for name in own} == ({'fixed'} if later == 'fixed' else set())
 
 
-@pytest.mark.parametrize('maps', [False, True])
-def test_plain_transformers_of_timm(maps):
-    """features_only=True puts one more module around it."""
+@pytest.mark.parametrize(('maps', 'qk_norm'), [(False, False), (True, False), (False, True)])
+def test_plain_transformers_of_timm(maps, qk_norm):
+    """features_only=True puts one more module around it; norms of queries and keys go with these."""
     timm = dict(
         type='mmpretrain.TIMMBackbone',
         model_name='vit_tiny_patch16_224',
@@ -316,6 +316,7 @@ def test_plain_transformers_of_timm(maps):
         embed_dim=32,
         depth=4,
         num_heads=2,
+        qk_norm=qk_norm,
     )
     load_toolbox('mmpretrain')
     student = Classifier(WithLessAttention(dict(timm, features_only=True), (2, 3)))

@@ -9,6 +9,7 @@ from torch import nn
 from mmlavit import LaViT
 from mmlavit.converters.less_attention import build_twin, gives_the_same
 from mmlavit.engine.hooks import DistillationHook
+from mmlavit.engine.hooks.distillation_hook import _run
 from mmlavit.errors import ConfigError
 from mmlavit.models.distillation import divergence, find_distances
 
@@ -226,6 +227,37 @@ def test_maps_are_compared_at_their_places():
     # Levels P2 to P4 of one neck, and P3 to P5 of another.
     levels = [torch.randn(2, 8, 32 >> i, 32 >> i) for i in range(4)]
     assert find_distances(dict(neck=levels[:3]), dict(neck=levels[1:]))['neck'] == 0
+
+
+def test_maps_beside_tokens():
+    """In nested sequences, as the transformers of the toolboxes give them."""
+    ours, theirs = torch.rand(2, 8, 4, 4), torch.rand(2, 8, 4, 4)
+    tokens = torch.rand(2, 8), torch.rand(2, 8)
+    found = find_distances(dict(backbone=([ours, *tokens],)), dict(backbone=((theirs, tokens),)))
+    assert found.keys() == {'maps'}
+    torch.testing.assert_close(found['maps'], relative(ours, theirs))
+    assert find_distances(dict(backbone=(ours,)), dict(backbone=(tokens,))) == {}
+
+
+def test_heads_that_need_labels():
+    """Of mmseg's segmentors; maps are compared all the same."""
+    from mmseg.models.decode_heads import Mask2FormerHead, PointHead
+
+    class Segmentor(nn.Module):
+        def __init__(self, head):
+            super().__init__()
+            nn.Module.__init__(head)
+            self.decode_head, self.seen = nn.ModuleList([head]) if isinstance(head, PointHead) else head, []
+
+        def extract_feat(self, inputs):
+            self.seen.append(inputs)
+
+        def forward(self, *args, **kwargs):
+            raise AssertionError('heads were asked')
+
+    for kind in (Mask2FormerHead, PointHead):
+        model = Segmentor(kind.__new__(kind))
+        assert _run(model, torch.zeros(1), None) is None and len(model.seen) == 1
 
 
 def test_blocks_with_other_tokens():

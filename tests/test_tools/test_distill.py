@@ -314,14 +314,37 @@ def test_a_data_set_that_mixes_images_needs_labels(folder):
 
 @pytest.mark.parametrize('name', ['fsdp', 'deepspeed'])
 def test_strategies(folder, name):
-    """The runner that has them reads no find_unused_parameters, and refuses it."""
+    """What mmengine's Runner does as well is left to it, since it knows of heads without gradients."""
     _, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
     student = load_config(str(ROOT / f'configs/distributed/mask_rcnn_lavit_s_{name}.py'))
     with pytest.raises(UserError, match='has strategy .*, which hands out parts of the weights'):
         distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
     student.strategy = dict(type='DDPStrategy')
     cfg = distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
-    assert cfg.runner_type == 'FlexibleRunner' and 'find_unused_parameters' not in cfg
+    assert 'runner_type' not in cfg and 'strategy' not in cfg and cfg.find_unused_parameters
+
+
+def test_names_of_classes(folder, tmp_path):
+    """Those of the student's dataset, else of the teacher's checkpoint."""
+    for name, known in (('retinanet_lavit_nano.py', True), ('classify_lavit_nano.py', False)):
+        _, checkpoint = write_teacher(folder, name)
+        weights = torch.load(checkpoint)
+        torch.save(dict(weights, meta=dict(dataset_meta=dict(classes=list('abcdefghij')))), tmp_path / 'teacher.pth')
+        student = load_config(str(HANDWRITTEN / name))
+        cfg = distillation_config(student, student, str(tmp_path / 'teacher.pth'), str(folder / 'images'), iters=1)
+        dataset = UnlabelledImages(
+            **{key: cfg.train_dataloader.dataset[key] for key in ('data_root', 'metainfo')}, pipeline=[]
+        )
+        expected = student.train_dataloader.dataset.metainfo.classes if known else list('abcdefghij')
+        assert list(dataset.metainfo['classes']) == list(expected)
+
+
+def test_masks_are_not_padded(folder):
+    _, checkpoint = write_teacher(folder, 'retinanet_lavit_nano.py')
+    student = load_config(str(HANDWRITTEN / 'retinanet_lavit_nano.py'))
+    student.model.data_preprocessor.batch_augments = [dict(type='BatchFixedSizePad', size=(64, 64), pad_mask=True)]
+    cfg = distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
+    assert cfg.model.data_preprocessor.batch_augments == [dict(type='BatchFixedSizePad', size=(64, 64), pad_mask=False)]
 
 
 def test_options_reach_what_the_tool_sets(folder):

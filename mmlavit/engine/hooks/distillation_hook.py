@@ -320,7 +320,11 @@ def _check_schedules(runner) -> None:
 
 def _run(model: nn.Module, inputs: Tensor, data_samples: list | None) -> Tensor | None:
     """Run a model up to its class scores, a detector up to its neck."""
-    if any(cls.__module__.startswith('mmdet.') for cls in type(model).__mro__):
+    heads = getattr(model, 'decode_head', None)
+    heads = heads if isinstance(heads, nn.ModuleList) else [heads]
+    kinds = [cls for some in (model, *heads) for cls in type(some).__mro__]
+    # mmseg's MaskFormer and Mask2Former have heads of mmdet, and its PointRend samples points by labels.
+    if any(cls.__module__.startswith('mmdet.') or cls.__name__ == 'PointHead' for cls in kinds):
         model.extract_feat(inputs)
         return None
     return model.forward(inputs, data_samples, mode='tensor')
