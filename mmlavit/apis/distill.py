@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -85,12 +85,20 @@ def distillation_config(
         for part in ('dataloader', 'cfg', 'evaluator'):
             cfg[f'{split}_{part}'] = None
     cfg.train_cfg = ConfigDict(type='IterBasedTrainLoop', max_iters=iters)
-    # mmengine's Runner does what DDPStrategy does, and knows of heads that are left out of what is compared.
-    for key in ('runner_type', 'strategy'):
-        cfg.pop(key, None)
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        # mmengine's Runner does what DDPStrategy does, and knows of heads that are left out of what is compared.
+        more = sorted((cfg.get('strategy') or {}).keys() - {'type'})
+        if more:
+            raise UserError(
+                f"the student's strategy has {', '.join(more)}; distillation uses mmengine's Runner, so leave out "
+                'runner_type and strategy, and set in the config itself what Runner reads there, such as sync_bn'
+            )
+        for key in ('runner_type', 'strategy'):
+            cfg.pop(key, None)
     cfg.find_unused_parameters = True
-    # Batches are padded as before, but there are no masks to pad.
-    for augment in (cfg.model.get('data_preprocessor') or {}).get('batch_augments') or []:
+    # Batches are padded as before, but there are no masks to pad. Those of mmpretrain, a dict, mix images with labels.
+    augments = (cfg.model.get('data_preprocessor') or {}).get('batch_augments') or []
+    for augment in augments if isinstance(augments, Sequence) else []:
         augment.update({key: False for key in ('pad_mask', 'pad_seg') if key in augment})
     loader = cfg.train_dataloader
     dataset = _find_dataset(loader.dataset)
@@ -104,6 +112,7 @@ def distillation_config(
     loader.batch_sampler = None  # those of the toolboxes ask annotation files for shapes
     if lr is not None:
         cfg.optim_wrapper.optimizer.lr = lr
+        cfg.pop('auto_scale_lr', None)  # it is for this batch
     warmup = iters // 20
     cfg.param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=warmup, end=iters)]
     if warmup:

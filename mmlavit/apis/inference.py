@@ -31,7 +31,7 @@ from mmlavit.errors import ConfigError, UserError
 from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import require_checkpoint
-from mmlavit.utils.config_types import model_config, type_name
+from mmlavit.utils.config_types import find_class, model_config, type_name
 from mmlavit.utils.tensor_peak import peak_tensor_bytes
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit.utils.weights import require_whole
@@ -121,7 +121,10 @@ class TorchModel(ABC):
             return MemoryNeed(0, 0, self._bytes_for_image)
         try:
             peaks = [peak_tensor_bytes(lambda side=side: self._run_square(side)) for side in _SIDES]
-        except (AssertionError, RuntimeError, ValueError):  # made for images of one size: nothing is known of others
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if 'memory' in str(error):
+                raise
+            # Made for images of one size: nothing is known of others.
             return MemoryNeed(0, 0, self._bytes_for_image)
         pixels = [side * side for side in _SIDES]
         slope = max(0.0, (peaks[1] - peaks[0]) / (pixels[1] - pixels[0]))
@@ -166,8 +169,7 @@ def find_meta(weights: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[st
     if any(isinstance(found.get(key), str) for key in ('classes', 'CLASSES')):
         found = {}  # a config may name a file of names, but no checkpoint what is read on this machine
     if not found:
-        kind = dataset['type']
-        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        kind = find_class(dataset, DATASETS)
         found = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
         if isinstance(dataset.get('classes'), (list, tuple, str)):  # as mmpretrain's datasets take them, too
             found['classes'] = dataset['classes']

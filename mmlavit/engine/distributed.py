@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import logging
 import os
 import subprocess
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 from torch import distributed as dist
 
 from mmlavit.errors import UserError
@@ -62,15 +64,17 @@ def require_launcher(launcher: str, rank: int = 0) -> None:
         rank (int): Value of ``--local_rank``, for launchers that pass the option and no variable.
 
     Raises:
-        UserError: If its variables are not set, if torchrun or srun started several processes and none is named, or if
-            it started more processes than there are GPUs.
+        UserError: If its variables are not set, if torchrun started several processes and none is named, or if it
+            started more processes than there are GPUs.
     """
     if launcher == 'none':
-        # Not of the first task, which may be the shell of an interactive step.
+        # Not of the first task, which may be the shell of an interactive step. The others may be meant so.
         if int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1 and int(os.environ.get('SLURM_PROCID', 0)) > 0:
-            raise UserError(
-                'srun has started several processes, each of which would do the same by itself; add --launcher slurm, '
-                'or start one with srun --ntasks=1'
+            print_log(
+                'srun has started several processes, and each runs by itself. For one run of all of them, add '
+                '--launcher slurm; if they are meant to be several runs, give each a --work-dir of its own.',
+                'current',
+                logging.WARNING,
             )
         if int(os.environ.get('WORLD_SIZE', 1)) > 1 and 'LOCAL_RANK' in os.environ:
             raise UserError(

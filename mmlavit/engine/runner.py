@@ -149,7 +149,7 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
         goes_on = mode == 'test' or bool(cfg.get('resume'))
         runner.register_hook(CheckpointFormatHook(cfg.load_from, begins=not goes_on))
         runner.register_hook(CheckpointFitHook(cfg.load_from, whole=goes_on))
-    runner.register_hook(CollectHook())
+    runner.register_hook(CollectHook(mode))
     if mode == 'test':
         return runner.test()
     stop = StopHook()

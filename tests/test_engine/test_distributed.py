@@ -4,6 +4,7 @@ import os
 import signal
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from mmlavit.engine import launch
+from mmlavit.engine import distributed, launch
 from mmlavit.engine.distributed import adapt_to_cpu, local_rank, require_launcher, require_strategy
-from mmlavit.engine.hooks.collect_hook import find_shared_folder
+from mmlavit.engine.hooks.collect_hook import CollectHook, _needs_folder, find_shared_folder
 from mmlavit.engine.hooks.stop_hook import STOPPED_FILE
 from mmlavit.errors import UserError
 
@@ -237,10 +238,13 @@ def test_slurm_task_without_the_gpu_of_its_number(monkeypatch):
 def test_srun_without_the_option(monkeypatch):
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '8')
     monkeypatch.setenv('SLURM_PROCID', '0')
+    said = []
+    monkeypatch.setattr(distributed, 'print_log', lambda text, *args: said.append(text))
     require_launcher('none')  # perhaps an interactive shell
+    assert not said
     monkeypatch.setenv('SLURM_PROCID', '3')
-    with pytest.raises(UserError, match='add --launcher slurm'):
-        require_launcher('none')
+    require_launcher('none')
+    assert 'For one run of all of them, add --launcher slurm' in said[0]
 
 
 def look_for_folders(rank, port, root):
@@ -260,6 +264,40 @@ def look_for_folders(rank, port, root):
 def test_a_folder_that_all_processes_see(tmp_path, free_port):
     multiprocessing.start_processes(look_for_folders, (free_port, str(tmp_path)), nprocs=2, start_method='fork')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['0', '1']
+
+
+@pytest.mark.parametrize(
+    ('evaluator', 'needed'),
+    [
+        (None, False),
+        (dict(type='Accuracy'), True),
+        ([dict(type='Accuracy'), dict(type='CocoMetric', collect_device='gpu')], True),
+        (dict(type='Accuracy', collect_device='gpu'), False),
+        (dict(type='Accuracy', collect_dir='there'), False),
+        (dict(type='Evaluator', metrics=[dict(type='Accuracy', collect_device='gpu')]), False),
+    ],
+)
+def test_who_needs_a_folder(evaluator, needed):
+    assert _needs_folder(evaluator) == needed
+
+
+def test_each_metric_has_a_folder_each_time():
+    hook = CollectHook('train')
+    metrics = [SimpleNamespace(collect_device='cpu', collect_dir=None) for _ in range(2)]
+    metrics += [
+        SimpleNamespace(collect_device='gpu', collect_dir=None),
+        SimpleNamespace(collect_device='cpu', collect_dir='mine'),
+    ]
+    runner = SimpleNamespace(val_loop=SimpleNamespace(evaluator=SimpleNamespace(metrics=metrics)))
+    hook.before_val(runner)  # one process
+    assert [metric.collect_dir for metric in metrics] == [None, None, None, 'mine']
+    hook._prefix = '/work_dir/.dist_test'
+    seen = []
+    for _ in range(2):
+        hook.before_val(runner)
+        seen += [metric.collect_dir for metric in metrics[:2]]
+    assert len(set(seen)) == 4 and all(folder.startswith('/work_dir/.dist_test_') for folder in seen)
+    assert [metric.collect_dir for metric in metrics[2:]] == [None, 'mine']
 
 
 def test_threads(monkeypatch):

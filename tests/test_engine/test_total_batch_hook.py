@@ -57,7 +57,7 @@ def test_another_batch_than_the_learning_rate_is_for(world_size, accumulative_co
     TotalBatchHook().before_train(runner)
     assert len(runner.warnings) == (said is not None)
     if said is not None:
-        assert runner.warnings[0].endswith(f'has {2 * world_size}; --auto-scale-lr multiplies it by {said:g}')
+        assert f'has {2 * world_size}. In proportion it would be {said:g} times as large' in runner.warnings[0]
 
 
 def test_no_batch_that_the_learning_rate_is_for():

@@ -322,6 +322,9 @@ def test_strategies(folder, name):
     student.strategy = dict(type='DDPStrategy')
     cfg = distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
     assert 'runner_type' not in cfg and 'strategy' not in cfg and cfg.find_unused_parameters
+    student.strategy.sync_bn = 'torch'
+    with pytest.raises(UserError, match='strategy has sync_bn; distillation uses'):
+        distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
 
 
 def test_names_of_classes(folder, tmp_path):
@@ -337,6 +340,20 @@ def test_names_of_classes(folder, tmp_path):
         )
         expected = student.train_dataloader.dataset.metainfo.classes if known else list('abcdefghij')
         assert list(dataset.metainfo['classes']) == list(expected)
+
+
+def test_names_that_a_dataset_has_by_itself(folder):
+    _, checkpoint = write_teacher(folder, 'retinanet_lavit_nano.py')
+    student = load_config(str(ROOT / 'configs/retinanet_lavit_t.py'))
+    cfg = distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
+    assert len(cfg.train_dataloader.dataset.metainfo.classes) == 80
+
+
+def test_batch_augmentation_of_mmpretrain(folder):
+    _, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
+    student = load_config(str(HANDWRITTEN / 'classify_lavit_nano.py'))
+    student.model.data_preprocessor.batch_augments = dict(augments=[dict(type='Mixup', alpha=0.8)])
+    distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
 
 
 def test_masks_are_not_padded(folder):

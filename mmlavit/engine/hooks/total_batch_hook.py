@@ -22,7 +22,8 @@ class TotalBatchHook(Hook):
         if base not in (now, now * getattr(runner.optim_wrapper, '_accumulative_counts', 1)):
             runner.logger.warning(
                 f'The learning rate is for {base} images per iteration, as the config says (auto_scale_lr), but this '
-                f'training has {now}; --auto-scale-lr multiplies it by {now / base:g}'
+                f'training has {now}. In proportion it would be {now / base:g} times as large: --auto-scale-lr of '
+                'train.py, or --lr of distill.py'
             )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
