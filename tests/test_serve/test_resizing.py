@@ -1,5 +1,7 @@
 """Transforms without OpenMMLab against those of mmcv and mmpretrain."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from mmengine.registry import TRANSFORMS, init_default_scope
@@ -9,7 +11,7 @@ from mmlavit.deployment.pipeline import describe_pipeline
 from mmlavit.errors import ConfigError
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit_serve import UserError
-from mmlavit_serve.resizing import apply, resize
+from mmlavit_serve.resizing import apply, resize, resizing_bytes
 
 SIZES = [(97, 120), (300, 261), (64, 64), (31, 500)]
 STEPS = [
@@ -77,3 +79,18 @@ def test_images_from_no_file():
     init_default_scope('mmpretrain')
     with pytest.raises(ConfigError, match='has no LoadImageFromFile'):
         describe_pipeline([dict(type='PackInputs')])
+
+
+@pytest.mark.parametrize(
+    ('shape', 'size'),
+    [((400, 600), (84, 56)), ((400, 600), (300, 200)), ((60, 40), (800, 1200)), ((1, 300), (7680, 25))],
+)
+def test_memory_of_pillows_resizing(shape, size):
+    """The estimate is above what the arrays take, and not by much."""
+    step = dict(type='Resize', scale=list(size), scale_factor=None, keep_ratio=False, backend='pillow')
+    image = np.zeros((*shape, 3), np.uint8)
+    tracemalloc.start()
+    resize(image, size, 'bicubic', 'pillow')
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < resizing_bytes([step], shape) < 2 * peak
