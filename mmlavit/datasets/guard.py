@@ -133,11 +133,17 @@ class GuardedPipeline(Compose):
 
     def _check_runs(self, path: str, data: dict, transform: Any, loaded: tuple[int, int] | None) -> None:
         """Look at run-length masks before they are decoded, which would fill up or cut off what is damaged."""
-        decodes = getattr(transform, 'with_mask', False) and getattr(transform, 'poly2mask', False)
-        if not decodes or type(transform).__name__ != 'LoadAnnotations' or loaded is None:
+        decodes = getattr(transform, 'with_mask', False) and type(transform).__name__ == 'LoadAnnotations'
+        if not decodes or loaded is None:
             return
-        masks = [one['mask'] for one in data.get('instances') or () if isinstance(one.get('mask'), Mapping)]
-        if not all(covers(mask, *loaded) for mask in masks):
+        objects = [one for one in data.get('instances') or () if isinstance(one.get('mask'), Mapping)]
+        if not transform.poly2mask:
+            if not all(one.get('ignore_flag') for one in objects):
+                raise DataError(
+                    f'{path} has run-length masks, and LoadAnnotations(poly2mask=False) leaves such objects out: set '
+                    'poly2mask=True, or leave it out'
+                )
+        elif not all(covers(one['mask'], *loaded) for one in objects):
             raise DataError(f'{path} has a run-length mask that is damaged or of another size: correct the annotations')
 
     def _check_map(self, path: str, labels: np.ndarray, loaded: tuple[int, int] | None, image: Any) -> None:
@@ -147,6 +153,11 @@ class GuardedPipeline(Compose):
         fault = ''
         if labels.ndim != 2 or (sizes and labels.shape not in sizes):
             fault = find_map_fault(path, loaded, None, self.panoptic)
+            if not fault and labels.ndim != 2 and not self.panoptic:
+                fault = (
+                    'has a palette, and is loaded as colours: set imdecode_backend="pillow" in LoadAnnotations, or '
+                    'convert it to gray'
+                )
         elif self.labels is not None:
             if labels.dtype == np.uint8 and os.path.isfile(path) and has_16_bits(path):
                 values = read_values(path)
@@ -181,18 +192,20 @@ def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> N
         skip_file (str, optional): As of :class:`GuardedPipeline`; not for validation and test, whose images all count.
     """
     for leaf in find_leaves(dataset):
-        pipeline = getattr(leaf, 'pipeline', None)
-        # The second kind is what mmdet's PipelineSwitchHook sets.
-        if isinstance(pipeline, (Compose, transforms.Compose)) and not isinstance(pipeline, GuardedPipeline):
-            known = (getattr(leaf, 'metainfo', None) or {}).get('classes')
-            labels = classes if known is None else len(known)
-            leaf.pipeline = GuardedPipeline(
-                pipeline,
-                labels=labels if maps_have_its_classes(leaf) else None,
-                ignore_index=getattr(leaf, 'ignore_index', 255),
-                panoptic=is_panoptic(leaf),
-                skip_file=None if getattr(leaf, 'test_mode', False) else skip_file,
-            )
+        known = (getattr(leaf, 'metainfo', None) or {}).get('classes')
+        labels = classes if known is None else len(known)
+        for name in ('pipeline', 'target_pipeline'):  # the second is of DecodedImages
+            pipeline = getattr(leaf, name, None)
+            # The second kind is what mmdet's PipelineSwitchHook sets.
+            if isinstance(pipeline, (Compose, transforms.Compose)) and not isinstance(pipeline, GuardedPipeline):
+                guarded = GuardedPipeline(
+                    pipeline,
+                    labels=labels if maps_have_its_classes(leaf) else None,
+                    ignore_index=getattr(leaf, 'ignore_index', 255),
+                    panoptic=is_panoptic(leaf),
+                    skip_file=skip_file if name == 'pipeline' and not getattr(leaf, 'test_mode', False) else None,
+                )
+                setattr(leaf, name, guarded)
 
 
 def find_leaves(dataset: Any) -> Iterator[Any]:

@@ -172,11 +172,11 @@ def _require_fitting_classes(dataset: Any, cfg: Config, evaluators: Iterable[Any
     classes, file = metainfo.get('classes'), getattr(dataset, 'ann_file', '')
     require_classes(cfg.model, metainfo, _name(dataset), cfg.get('data_preprocessor'))
     if classes is not None and reads_coco(type(dataset)) and osp.isfile(file):
-        names = _read_categories(file)
-        if names is None or find_class_fault(names, classes):
+        categories = _read_categories(file)
+        if categories is None or find_class_fault(categories, classes):
             # What was found may be something else of that name. Reading it all takes seconds.
-            names = [str(category.get('name')) for category in read_coco(Path(file))[0].get('categories', [])]
-        if fault := find_class_fault(names, classes):
+            categories = read_coco(Path(file))[0].get('categories', [])
+        if fault := find_class_fault(categories, classes):
             raise DataError(f'{file} {fault}')
         for evaluator in evaluators:
             indices = getattr(dataset, '_indices', None)
@@ -191,8 +191,8 @@ def _require_fitting_classes(dataset: Any, cfg: Config, evaluators: Iterable[Any
                 print_log(fault.removeprefix('note: '), 'current', logging.WARNING)
 
 
-def _read_categories(file: str) -> list[str] | None:
-    """Read what are most likely the names of categories in COCO's format, without the rest of the file."""
+def _read_categories(file: str) -> list[dict] | None:
+    """Read what are most likely the categories in COCO's format, without the rest of the file."""
     with open(file, 'rb') as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         key = _CATEGORIES.match(content, max(0, content.rfind(b'"categories"')))
         start = key.end() - 1 if key else 0
@@ -200,9 +200,8 @@ def _read_categories(file: str) -> list[str] | None:
         while key and 0 < end - start < _LONGEST:  # to the bracket that closes the list, not one inside
             try:
                 categories, _ = JSONDecoder().raw_decode(content[start : end + 1].decode())
-                return [category['name'] for category in categories]
             except ValueError:
                 end = content.find(b']', end + 1)
-            except (TypeError, KeyError):
-                break
+            else:
+                return categories if all(isinstance(one, dict) and 'name' in one for one in categories) else None
     return None

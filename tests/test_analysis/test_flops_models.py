@@ -280,6 +280,7 @@ def test_tool_sums_up(monkeypatch, capsys):
         ),
         (['mmfoo::a.py'], 'mmfoo::a.py: expected mmdet::FILE, mmseg::FILE, mmpretrain::FILE or the path of a config'),
         (['configs/lavit_t_in1k.py', '--compare', 'configs/none.py'], 'config configs/none.py does not exist'),
+        (['configs/lavit_t_in1k.py', '--compare', '{FAULTY}'], 'LaViT takes no argument .stuff'),
         (['configs/lavit_t_in1k.py', '--cfg-options', 'model.backbone.arc=b'], 'model.backbone'),
         (['configs/lavit_t_in1k.py', '--cfg-options', 'model.backbone.stuff=1'], 'LaViT takes no argument .stuff'),
         (['configs/lavit_t_in1k.py', '--cfg-options', 'model.backbone.arch=z'], 'arch must be one of nano, '),
@@ -287,8 +288,10 @@ def test_tool_sums_up(monkeypatch, capsys):
         (['mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', '--shape', '3'], 'cannot be counted at 3x3'),
     ],
 )
-def test_tool_complains_in_one_line(monkeypatch, capsys, args, message):
-    code, _, err = get_flops(monkeypatch, capsys, *args)
+def test_tool_complains_in_one_line(monkeypatch, capsys, tmp_path, args, message):
+    faulty = tmp_path / 'faulty.py'
+    faulty.write_text(f"_base_ = '{Path('configs/lavit_t_in1k.py').resolve()}'\nmodel = dict(backbone=dict(stuff=1))")
+    code, _, err = get_flops(monkeypatch, capsys, *(arg.format(FAULTY=faulty) for arg in args))
     assert code == 2
     assert re.match(f'error: .*{message}.*\n$', err)
 

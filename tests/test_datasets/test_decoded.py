@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
 from mmlavit.datasets.decoded import CroppingDataPreprocessor, DecodedImages, keep_batch, random_resized_crop
+from mmlavit.datasets.guard import guard_dataset
 from mmlavit.datasets.teacher_scores import TeacherScores
 from mmlavit.engine.loader import ResumableLoader
 from mmlavit.errors import ConfigError, DataError
@@ -48,6 +49,21 @@ def test_batches_are_what_the_pipeline_gives(folder):
             np.testing.assert_array_equal(image.permute(1, 2, 0), wanted['img'])
             assert sample.gt_label.tolist() == [wanted['gt_label']]
     assert len(list((folder / 'cache').iterdir())) == 1
+
+
+def test_labels_that_no_class_has(folder):
+    """Also where the images are there already, and none is loaded."""
+    names = [str(path.relative_to(folder / 'images')) for path in sorted(folder.glob('images/*/*.png'))]
+    for last, good in ((2, True), (3, False)):
+        lines = [f'{name} {label}' for name, label in zip(names, (0, 0, 1, 1, last, last))]
+        (folder / 'list.txt').write_text('\n'.join(lines))
+        dataset = build(folder, ann_file=str(folder / 'list.txt'), metainfo=dict(classes=('a', 'b', 'c')))
+        guard_dataset(dataset, None, None)
+        if good:
+            dataset[0]
+        else:
+            with pytest.raises(DataError, match='c/0.png has the label 3, but the model has classes 0 to 2'):
+                dataset[0]
 
 
 def test_another_list_or_pipeline_is_decoded_anew(folder):

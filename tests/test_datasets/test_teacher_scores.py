@@ -96,6 +96,13 @@ def test_errors_of_the_tool(teacher, monkeypatch, capsys, args, message):
     assert message in capsys.readouterr().err
 
 
+def test_classes_without_timm(teacher, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'timm.data', None)
+    with pytest.raises(SystemExit) as stop:
+        predict(monkeypatch, teacher[0], '--out', 'scores.npz', '--classes', __file__)
+    assert stop.value.code == 2 and '--classes needs timm: pip install timm' in capsys.readouterr().err
+
+
 def test_broken_image(teacher, monkeypatch, capsys, tmp_path):
     (tmp_path / 'a.jpg').write_bytes(b'no image')
     with pytest.raises(SystemExit) as stop:

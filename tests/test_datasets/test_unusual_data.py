@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner.runner import _SlicedDataset
@@ -14,10 +14,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mmlavit.datasets.check.coco import check_coco_file, covers
-from mmlavit.datasets.check.config import check_dataset
-from mmlavit.datasets.check.images import read_size
+from mmlavit.datasets.check.config import check_dataset, explain_dataset
+from mmlavit.datasets.check.images import find_fault, read_size
 from mmlavit.datasets.check.maps import find_zero_label_fault
 from mmlavit.datasets.guard import GuardedPipeline, guard_dataset
+from mmlavit.engine.data import _require_fitting_classes
 from mmlavit.errors import DataError
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.toolbox import load_toolbox
@@ -226,8 +227,97 @@ def test_nulls_and_texts_in_coco(here, part, change, message):
     )
     content[part][0] = None if change is None else {**content[part][0], **change}
     (here / 'a.json').write_text(json.dumps(content))
-    (finding,) = check_coco_file(here / 'a.json', ('one',), masks=False)
+    (finding,) = check_coco_file(here / 'a.json', ('one',))
     assert message in finding
+
+
+def write_coco(**changes):
+    """One object of the first of two classes."""
+    content = dict(
+        images=[dict(id=0, file_name='0.jpg', height=48, width=64)],
+        annotations=[dict(id=1, image_id=0, category_id=0, bbox=[1, 1, 9, 9], area=81, iscrowd=0)],
+        categories=[dict(id=0, name='a'), dict(id=1, name='b')],
+    )
+    content.update(changes)
+    Path('a.json').write_text(json.dumps(content))
+    return content
+
+
+@pytest.mark.parametrize(
+    ('ids', 'classes', 'message'),
+    [
+        ((0, 1), ('a', 'b'), ''),
+        ((1, 1), ('a', 'b'), 'has several categories of one id (1): give each its own'),
+        ((0, 1), ('a', 'b', 'a'), 'is read with metainfo.classes that name a more than once'),
+    ],
+)
+def test_numbers_of_classes(here, ids, classes, message):
+    """mmdet would train all objects as the last category of an id, or of a name."""
+    write_coco(categories=[dict(id=number, name=name) for number, name in zip(ids, 'ab')])
+    found = [line for line in check_coco_file(Path('a.json'), classes) if 'more than once' in line or 'one id' in line]
+    assert [line.removeprefix('a.json ')[: len(message)] for line in found] == [message] * bool(message)
+    with enter('mmdet'):
+        dataset = DATASETS.build(
+            dict(
+                type='CocoDataset',
+                data_prefix=dict(img=''),
+                ann_file='a.json',
+                metainfo=dict(classes=classes),
+                pipeline=[],
+                serialize_data=False,
+            )
+        )
+        cfg = Config(dict(model=dict(bbox_head=dict(num_classes=len(classes)))))
+        if message:
+            with pytest.raises(DataError, match=message[:30]):
+                _require_fitting_classes(dataset, cfg, [], True)
+        else:
+            _require_fitting_classes(dataset, cfg, [], True)
+
+
+@pytest.mark.parametrize(('number', 'note'), [(1, False), (1001, True)])
+def test_a_box_without_height_among_many(here, number, note):
+    """COCO's own file has two of 860,001."""
+    (good,) = write_coco()['annotations']
+    entries = [dict(good, id=i + 1, segmentation=[[1, 1, 9, 1, 9, 9]]) for i in range(number)]
+    entries[0]['bbox'] = [1, 1, 9, 0]
+    write_coco(annotations=entries)
+    (found,) = check_coco_file(Path('a.json'), ('a', 'b'), masks='any')
+    assert found.startswith('note: ') == note and 'a box below one pixel, and are left out in training' in found
+
+
+def test_annotations_in_a_storage(here, monkeypatch):
+    """Nobody says that they are missing."""
+    dataset = ConfigDict(type='CocoDataset', data_root='s3://bucket/', ann_file='a.json', metainfo=dict(classes=('a',)))
+    with enter('mmdet'):
+        (finding,) = check_dataset(dataset, {}, 'train', None)
+        assert 'CocoDataset cannot read it' in finding and 'does not exist' not in finding
+        error = ConnectionError('no network')
+        assert explain_dataset(dataset, {}, error) is error
+
+
+def test_metainfo_that_is_a_list(here):
+    write_coco()
+    with enter('mmdet'):
+        (finding,) = check_dataset(
+            ConfigDict(type='CocoDataset', ann_file='a.json', metainfo=['a', 'b']), {}, 'train', None
+        )
+    assert 'metainfo should be a Mapping or Config' in finding
+
+
+def test_files_that_the_system_refuses(here, monkeypatch):
+    """The one is named, and the others are looked at."""
+    write_coco()
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr('builtins.open', refuse)
+    monkeypatch.setattr(Path, 'read_bytes', refuse)
+    assert find_fault('images/0.png') == 'cannot be read (Permission denied)'
+    (finding,) = check_coco_file(Path('a.json'), ('a', 'b'))
+    assert finding.startswith('a.json cannot be read (Permission denied)')
 
 
 def write_ade20k(labels):
@@ -278,6 +368,32 @@ def test_panoptic_map_after_resizing(here):
         GuardedPipeline(steps, 200, panoptic=True)(dict(files))
         with pytest.raises(DataError, match='maps/0.png is not a label map'):
             GuardedPipeline(steps, 200)(dict(files))
+
+
+def test_palette_that_opencv_loads_as_colours(here):
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save('images/0.png')
+    image = Image.fromarray(rng.integers(0, 2, SIZE, np.uint8))
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    image.save('maps/0.png')
+    data = dict(img_path='images/0.png', seg_map_path='maps/0.png', seg_fields=[], reduce_zero_label=False)
+    for backend, good in (('pillow', True), ('cv2', False)):
+        load = dict(type='LoadAnnotations', imdecode_backend=backend)
+        with enter('mmseg'):
+            guarded = GuardedPipeline(Compose([dict(type='LoadImageFromFile'), load]), labels=2)
+            if good:
+                assert guarded(dict(data))['gt_seg_map'].max() == 1
+            else:
+                with pytest.raises(DataError, match='maps/0.png has a palette, and is loaded as colours'):
+                    guarded(dict(data))
+
+
+def test_bands_that_only_tifffile_reads(here):
+    tifffile = pytest.importorskip('tifffile')
+    tifffile.imwrite('images/0.tif', rng.integers(0, 256, (*SIZE, 8), np.uint8), planarconfig='contig')
+    Image.fromarray(rng.integers(0, 2, SIZE, np.uint8)).save('maps/0.png')
+    load = dict(type='LoadImageFromFile', imdecode_backend='tifffile', color_type='unchanged')
+    with enter('mmseg'):
+        assert check_maps('.tif', [load, dict(type='LoadAnnotations')]) == []
 
 
 def test_image_resized_to_its_smaller_map(here):
@@ -396,7 +512,7 @@ def test_run_lengths(mask, fault, here):
     image = dict(id=1, file_name='0.png', height=SIZE[0], width=SIZE[1])
     content = dict(images=[image], annotations=[entry], categories=[dict(id=1, name='a')])
     Path('train.json').write_text(json.dumps(content))
-    found = list(check_coco_file(Path('train.json'), ('a',), masks=True))
+    found = list(check_coco_file(Path('train.json'), ('a',), masks='any'))
     assert ['no mask with an area' in line for line in found] == [True] * bool(fault)
     for options in (dict(), dict(with_mask=True, poly2mask=False), dict(with_mask=True)):
         load = dict(type='LoadAnnotations', with_bbox=True, **options)
@@ -411,8 +527,11 @@ def test_run_lengths(mask, fault, here):
                 )
             )
             guard_dataset(dataset, 1, None)
-            if fault == 'damaged' and options == dict(with_mask=True):
-                with pytest.raises(DataError, match='0.png has a run-length mask that is damaged or of another size'):
+            if options and (fault == 'damaged' or 'poly2mask' in options):
+                refused = 'has a run-length mask that is damaged or of another size'
+                if 'poly2mask' in options:
+                    refused = r'has run-length masks, and LoadAnnotations\(poly2mask=False\) leaves such objects out'
+                with pytest.raises(DataError, match=f'0.png {refused}'):
                     dataset[0]
             else:
                 assert len(dataset[0]['gt_bboxes']) == 1

@@ -74,7 +74,9 @@ def main() -> None:
             first, notes = model_complexity(cfg, shape)
         compared = [(f'{args.config}, changed' if args.cfg_options else args.config, first)]
         for name in args.compare:
-            other, more = model_complexity(read_config(name), shape)
+            other_cfg = read_config(name)
+            with blame_config(other_cfg):
+                other, more = model_complexity(other_cfg, shape)
             compared.append((name, other))
             notes += [f'{name}: {note}' for note in more]
 

@@ -52,7 +52,10 @@ def parse_args() -> argparse.Namespace:
 
 def find_columns(path: str) -> list[int]:
     """Find where the classes in a file stand among those of ImageNet, which are in the order of their synsets."""
-    from timm.data import ImageNetInfo
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError as error:
+        raise UserError('--classes needs timm: pip install timm') from error
 
     synsets = ImageNetInfo('imagenet-1k').label_names()
     if not Path(path).is_file():

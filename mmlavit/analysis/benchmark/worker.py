@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..flops import count_complexity
-from .runtimes import EXPORTED, RUNTIMES
+from .runtimes import RUNTIMES
 from .subjects import InputSize, Subject
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -171,12 +171,15 @@ class Runner:
         self.size = size
         self.settings = settings
         self.device = torch.device(settings.device)
+        # torch computes convolutions in TF32 by default, but not what transformers consist of.
+        torch.backends.cudnn.allow_tf32 = False
         torch.set_num_threads(settings.threads)
         torch.manual_seed(0)
         self.model = subject.build(size.height, size.width).to(self.device)
         self.model.train(settings.mode == 'train')  # not chained: OpenMMLab's often return nothing
-        # To export takes more memory than to run, and what is built for one size has no other to begin with.
-        self.has_base = subject.runtime not in EXPORTED and not subject.one_size
+        # To export or to compile takes more memory than to run, and what is built for one size has no other to begin
+        # with.
+        self.has_base = subject.runtime == 'eager' and not subject.one_size
         self.runtime = RUNTIMES[subject.runtime](self.model, settings.threads)
 
     def warm_up(self) -> None:
@@ -208,8 +211,8 @@ class Runner:
 
         Returns:
             dict[str, float]: 'memory_mb', the peak; on the CPU, what it grew by since the backbone was built and run
-            once, and None if it was exported or is built for one size. 'params' and 'macs', the parameters and the
-            multiply-adds of one image in inference.
+            once, and None if it was exported or compiled, or is built for one size. 'params' and 'macs', the parameters
+            and the multiply-adds of one image in inference.
         """
         # Memory first: counting runs the backbone in another way.
         on_gpu = self.device.type == 'cuda'

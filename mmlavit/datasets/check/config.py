@@ -25,7 +25,7 @@ from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, is_remo
 from mmlavit.utils.toolbox import load_toolbox
 
 from .boxes import find_box_faults
-from .coco import check_coco_file, reads_coco
+from .coco import Masks, check_coco_file, reads_coco
 from .evaluators import find_evaluator_faults, find_topk_fault
 from .folders import check_folders, find_other_folders, find_unlisted
 from .images import find_fault, find_file_fault, find_map_fault, find_missing, read_labels, read_size
@@ -113,9 +113,9 @@ def check_dataset(
     """
     kind = find_class(dataset, DATASETS)
     faulty = False
-    if reads_coco(kind):
+    if reads_coco(kind) and not is_remote(dataset):
         classes = _find_classes(kind, dataset)
-        masks = any(step.get('with_mask') for step in dataset.get('pipeline') or ())
+        masks = _find_masks(dataset.get('pipeline') or ())
         test = bool(dataset.get('test_mode'))
         for finding in check_coco_file(Path(_ann_file(dataset)), classes, masks, test):
             faulty |= not finding.startswith('note:')
@@ -170,6 +170,8 @@ def explain_dataset(dataset: Mapping[str, Any], model: Mapping[str, Any], error:
         Exception: One line about the annotations; the error itself if they have no fault.
     """
     for leaf in find_leaf_configs(dataset):
+        if is_remote(leaf):  # where we cannot look
+            continue
         for finding in check_dataset(leaf, model, 'the data', 0, annotations_only=True):
             if not finding.startswith('note:'):
                 return DataError(finding)
@@ -178,7 +180,18 @@ def explain_dataset(dataset: Mapping[str, Any], model: Mapping[str, Any], error:
 
 def _find_classes(kind: type, dataset: Mapping[str, Any]) -> Any:
     """Give the classes of a dataset of mmengine as it will find them."""
-    return kind._load_metainfo(copy.deepcopy(dataset.get('metainfo'))).get('classes')
+    try:
+        return kind._load_metainfo(copy.deepcopy(dataset.get('metainfo'))).get('classes')
+    except TypeError:  # as building it will say
+        return None
+
+
+def _find_masks(pipeline: Sequence[Mapping[str, Any]]) -> Masks:
+    """Tell which masks a pipeline uses."""
+    loading = [step for step in pipeline if step.get('with_mask')]
+    if any(step.get('poly2mask') is False for step in loading):
+        return 'polygons'
+    return 'any' if loading else 'none'
 
 
 def _check_evaluator(dataset: Mapping[str, Any], evaluator: Any, alone: bool) -> Iterator[str]:
@@ -255,7 +268,7 @@ def _label_values(dataset: Any) -> set[int] | None:
         return None
     first = int(bool(getattr(dataset, 'reduce_zero_label', False)))
     return {
-        *range(len(classes) + first),
+        *range(min(len(classes) + first, 256)),  # mmseg keeps 8 bits
         getattr(dataset, 'ignore_index', 255),
         255,
         65535,

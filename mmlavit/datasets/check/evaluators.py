@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def find_topk_fault(evaluator: Any, classes: int | None) -> str:
 
 def _find_stumbling_blocks(file: str, content: Mapping[str, Any], masks: bool) -> Iterator[str]:
     """Yield what pycocotools fails at or counts wrongly, though a model can be trained with it."""
-    entries = [entry for entry in content['annotations'] if isinstance(entry, Mapping)]
+    entries = _entries(content['annotations'])
     unnumbered = [entry for entry in entries if entry.get('id') == 0]
     if unnumbered:  # one object, which hardly matters among many
         yield (
@@ -107,6 +107,9 @@ def _find_stumbling_blocks(file: str, content: Mapping[str, Any], masks: bool) -
             'object: number them from 1'
         )
     kinds = {
+        'annotations have no area or bbox, which the evaluation needs: add them': lambda e: (
+            e.get('area') is None or e.get('bbox') is None
+        ),
         'annotations have an id that is no number, which the evaluation needs': lambda e: (
             'id' in e and not isinstance(e['id'], (int, float))
         ),
@@ -122,6 +125,11 @@ def _find_stumbling_blocks(file: str, content: Mapping[str, Any], masks: bool) -
         places = [str(entry.get('id')) for entry in entries if applies(entry)]
         if places:
             yield f'{file}: {len(places):,} {fault} (ids {first_few(places)})'
+
+
+def _entries(entries: Iterable[Any]) -> list[Mapping[str, Any]]:
+    """Leave out what is no entry, which the check of the dataset names."""
+    return [entry for entry in entries if isinstance(entry, Mapping)]
 
 
 def _has_bad_polygon(entry: Mapping[str, Any]) -> bool:
@@ -142,8 +150,9 @@ def _compare(
     alone: bool,
 ) -> Iterator[str]:
     """Yield what differs between the file of a metric and that of the dataset."""
-    names = {image.get('id'): image.get('file_name') for image in content['images']}
-    images = {image.get('id'): image.get('file_name') for image in known['images']}
+    names, images = (
+        {one.get('id'): one.get('file_name') for one in _entries(file['images'])} for file in (content, known)
+    )
     other = [name for key, name in images.items() if name is not None and names.get(key) != name]
     if other:
         yield (
@@ -153,12 +162,14 @@ def _compare(
         )
         return
     wanted = {
-        category.get('id') for category in content['categories'] if classes is None or category.get('name') in classes
+        category.get('id')
+        for category in _entries(content['categories'])
+        if classes is None or category.get('name') in classes
     }
     with_objects = {
         entry.get('image_id')
-        for entry in content['annotations']
-        if isinstance(entry, Mapping) and entry.get('category_id') in wanted and not entry.get('iscrowd')
+        for entry in _entries(content['annotations'])
+        if entry.get('category_id') in wanted and not entry.get('iscrowd')
     }
     more = [str(name) for key, name in names.items() if key not in images and key in with_objects]
     if alone and more:
@@ -167,6 +178,6 @@ def _compare(
             f'missed, which its dataset {ann_file} does not have; set ann_file of the evaluator to that of the dataset'
         )
     if classes is not None and not isinstance(classes, str):
-        fault = find_class_fault([str(category.get('name')) for category in content['categories']], classes)
+        fault = find_class_fault(content['categories'], classes)
         if fault:
             yield f'{file} {fault}'

@@ -53,16 +53,19 @@ def find_file_fault(path: str | os.PathLike, decode: bool = True) -> str:
     if fault := find_missing(path):
         return fault
     try:
+        cut = is_cut_off(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                if decode or is_cut_off(path):
+                if decode or cut:
                     image.load()
     except Image.DecompressionBombError:
         return f'has more than {LARGEST / 1e6:.0f} million pixels: cut it into pieces, or make it smaller'
     except UnidentifiedImageError:
         return 'is not an image that can be read: get it again, or convert it to JPEG or PNG'
     except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is Pillow's for a broken PNG
+        if getattr(error, 'errno', None) is not None:  # of the system
+            return f'cannot be read ({error.strerror})'
         cut = 'truncated' in str(error) or is_cut_off(path)
         return f'{"is cut off" if cut else f"is damaged ({error})"}: get it again'
     return ''

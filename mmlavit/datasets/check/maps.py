@@ -39,12 +39,11 @@ def describe_loading(pipeline: Sequence[Mapping[str, Any]]) -> Loading:
     found = Loading()
     for step in pipeline:
         name = type_name(step)
-        if name == 'LoadImageFromFile':
+        if name == 'LoadImageFromFile' and step.get('imdecode_backend') == 'tifffile':  # bands of any number and depth
+            found = found._replace(depth='unknown', turns=False)
+        elif name == 'LoadImageFromFile':
             kind = step.get('color_type', 'color')
-            plain = step.get('imdecode_backend') != 'tifffile'  # which leaves everything as it is
-            found = found._replace(
-                depth='8 bits' if kind in _COLOURS and plain else 'any', turns=kind in ('color', 'grayscale') and plain
-            )
+            found = found._replace(depth='8 bits' if kind in _COLOURS else 'any', turns=kind in ('color', 'grayscale'))
         elif name.startswith('Load') and 'Annotation' in name:
             found = found._replace(maps=name in MAP_LOADERS)
         elif name.startswith('Load') and 'Image' in name:

@@ -141,7 +141,9 @@ def _check_imagenet_list(file: Path, folder: Path, names: Collection[str], numbe
     """Yield findings on a list of images and labels."""
     lines = [line.rsplit(maxsplit=1) for line in file.read_text().splitlines() if line.strip()]
     labels = {line[-1] for line in lines}
-    if len(lines) != number or len(labels) != IMAGENET_CLASSES:
+    if labels == {str(label) for label in range(1, IMAGENET_CLASSES + 1)}:
+        yield f'{file} has labels from 1 to {IMAGENET_CLASSES:,}, and mmpretrain counts from 0: get the list it names'
+    elif len(lines) != number or labels != {str(label) for label in range(IMAGENET_CLASSES)}:
         yield (
             f'{file} lists {len(lines):,} images of {len(labels):,} classes, expected {number:,} of '
             f'{IMAGENET_CLASSES:,}: get it again, or remove it if {folder} has class folders'
