@@ -60,25 +60,31 @@ class AblationHook(Hook):
         Raises:
             ConfigError: As for the class; and for 'content', if batches have one image.
         """
-        require_batches(self.what, runner.test_dataloader.batch_size)
+        require_batches(self.what, runner.test_dataloader.batch_size, len(runner.test_dataloader.dataset))
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         ablate(model.backbone, self.what, self.num_va_layers, self.layers)
 
 
-def require_batches(what: str, batch_size: int) -> None:
+def require_batches(what: str, batch_size: int, images: int | None = None) -> None:
     """Make sure that there is something to average over.
 
     Args:
         what (str): As of :class:`AblationHook`.
         batch_size (int): That of the test.
+        images (int, optional): Number of images of the test; None: not known yet.
 
     Raises:
-        ConfigError: If scores are to be averaged over the images of a batch, and it has one.
+        ConfigError: If scores are to be averaged over the images of a batch, and one has a single image.
     """
     if what == 'content' and batch_size == 1:
         raise ConfigError(
             'scores are to be averaged over the images of a batch, but test_dataloader.batch_size is 1; set it to 8 or '
             'more'
+        )
+    if what == 'content' and images is not None and images % batch_size == 1:
+        raise ConfigError(
+            f'scores are to be averaged over the images of a batch, but the last of the {images} images would be alone '
+            f'in one; set test_dataloader.batch_size to another number than {batch_size}'
         )
 
 

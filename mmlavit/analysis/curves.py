@@ -10,9 +10,14 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmlavit.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -217,24 +222,44 @@ class Panel(NamedTuple):
     limits: tuple[float, float] | None = None
 
 
-def make_panel(key: str, names: Sequence[str], logs: Sequence[Log]) -> Panel:
+def default_colours(count: int) -> list[str]:
+    """Give the first colours of matplotlib's."""
+    return [f'C{i}' for i in range(count)]
+
+
+def make_panel(key: str, names: Sequence[str], logs: Sequence[Log], colours: Sequence[str] = ()) -> Panel:
     """Collect the curves of one key.
 
     Args:
         key (str): What was logged.
         names (Sequence[str]): What the legend calls the trainings.
         logs (Sequence[Log]): Their logs; each has the same colour in all panels.
+        colours (Sequence[str]): Their colours; by default the first of matplotlib's.
 
     Returns:
         Panel: The curves.
     """
     curves = [
-        Curve(name, log.points(key), dict(color=f'C{index}', marker='' if key in log.keys(training=True) else 'o'))
-        for index, (name, log) in enumerate(zip(names, logs, strict=True))
+        Curve(name, log.points(key), dict(color=colour, marker='' if key in log.keys(training=True) else 'o'))
+        for name, log, colour in zip(names, logs, colours or default_colours(len(logs)), strict=True)
     ]
     unit = ' or '.join(sorted({log.unit(key) for log in logs if log.points(key)}))
     positive = all(value > 0 for curve in curves for _, value in curve.points)
     return Panel(key, unit, curves, log='loss' in key and positive)
+
+
+def write_legend(owner: Axes | Figure, handles: Sequence[Artist], names: Sequence[str], **options: Any) -> None:
+    """Write a legend with names as they are: matplotlib hides those with ``_`` first, and reads ``$`` as formulas.
+
+    Args:
+        owner (Axes or Figure): Whose legend it is.
+        handles (Sequence[Artist]): What is explained.
+        names (Sequence[str]): What each is called.
+        **options (Any): As of matplotlib's ``legend``.
+    """
+    legend = owner.legend(handles, [f' {name}' if name.startswith('_') else name for name in names], **options)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def draw_panels(panels: Sequence[Panel], out_file: Path, columns: int = 2) -> None:
@@ -257,13 +282,14 @@ def draw_panels(panels: Sequence[Panel], out_file: Path, columns: int = 2) -> No
             continue
         curves = [curve for curve in panel.curves if curve.points]
         for curve in curves:
-            axes.plot(*zip(*curve.points, strict=True), label=curve.name, **curve.style)
+            alone = dict(marker='o') if len(curve.points) == 1 and not curve.style.get('marker') else {}
+            axes.plot(*zip(*curve.points, strict=True), **{**curve.style, **alone})
         axes.set(xlabel=panel.unit, ylabel=panel.title, yscale='log' if panel.log else 'linear', ylim=panel.limits)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         if curves:
             longest = max(len(curve.name) for curve in curves) + 6  # with the line before it
             place = dict(loc='upper center', bbox_to_anchor=(0.5, -0.13), ncols=min(4, _LEGEND_WIDTH // longest) or 1)
-            axes.legend(fontsize='small', frameon=False, **place)
+            write_legend(axes, axes.lines, [curve.name for curve in curves], fontsize='small', frameon=False, **place)
     out_file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_file, dpi=120)

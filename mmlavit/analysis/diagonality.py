@@ -87,12 +87,14 @@ class History(NamedTuple):
         log (Log, optional): What it logged.
         weight (float, optional): Weight of the loss in it; None: it had none.
         measured (Sequence[tuple[int, Diagonality]]): Iteration of each checkpoint and what was measured there.
+        colour (str): What its curves have.
     """
 
     name: str
     log: Log | None
     weight: float | None
     measured: Sequence[tuple[int, Diagonality]]
+    colour: str = 'C0'
 
     def logged(self, key: str) -> Points:
         """Give the points of a key of the log, of the loss without its weight."""
@@ -112,9 +114,9 @@ def plot_diagonality(histories: Sequence[History], path: Path) -> None:
     panels = []
     for key, field in zip(_TITLES, Diagonality._fields, strict=True):
         curves = []
-        for i, history in enumerate(histories):
+        for history in histories:
             with_loss = f'with the loss, weight {history.weight:g}' if history.weight else 'without the loss'
-            colour = dict(color=f'C{i}')
+            colour = dict(color=history.colour)
             points = [(step, getattr(diagonality, field)) for step, diagonality in history.measured]
             curves.append(Curve(f'{history.name}, {with_loss}: log', history.logged(key), colour))
             style = dict(colour, marker='D', linestyle='')

@@ -48,7 +48,7 @@ def write_maps(
     backbone = trained.model.backbone
     layers = observe_maps(backbone, picture.inputs)
     frame = picture.frame(_find_multiple(backbone, layers[0].grid, picture.inputs.shape[-2:]))
-    size = picture.pixels.shape[1::-1]
+    size = picture.inner[::-1]
     point = tuple(place * side / full for place, side, full in zip(point, size, frame.shape[1::-1], strict=True))
     plot_maps(layers, frame, point, f'{trained.name}: attention on {picture.path.name}', path, heads)
     names = dict(model=trained.name, checkpoint=trained.checkpoint.name, image=picture.path.name)

@@ -17,7 +17,7 @@ from mmlavit.utils.local_files import write_file
 
 from .attention import LayerAttention, measure_attention
 from .benchmark.report import device_name, versions
-from .curves import draw_panels, main_keys, make_panel
+from .curves import default_colours, draw_panels, main_keys, make_panel
 from .diagonality import History, measure_diagonality, plot_diagonality
 from .maps_page import write_maps
 from .pages import render
@@ -50,6 +50,16 @@ class Source:
     def runs(self) -> list[Run]:
         """All trainings, that of the report first."""
         return [self.run, *self.others]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What plots call the trainings: by their models, or by their folders if models have the same name."""
+        return _names(self.runs)
+
+    @cached_property
+    def colours(self) -> list[str]:
+        """Their colours, which are the same in all pictures, also where one is left out."""
+        return default_colours(len(self.runs))
 
     @cached_property
     def pictures(self) -> list[Picture]:
@@ -113,7 +123,7 @@ def write_report(source: Source, command: str, notify: Callable[[str], None] = l
 
 
 def _conditions(source: Source) -> str:
-    device = next(source.run.trained.model.parameters()).device.type
+    device = str(next(source.run.trained.model.parameters()).device)
     threads = torch.get_num_threads()
     return f'{device_name(device)}, {threads} CPU thread{"s" if threads > 1 else ""}'
 
@@ -131,12 +141,12 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return ['/'.join(some) for some in parts]
 
 
-def _measure_each(source: Source, measure: Callable[[str, Run], T]) -> tuple[list[T], list[str]]:
-    """Measure each training by its name; of those it is compared with, say which cannot be measured."""
+def _measure_each(source: Source, measure: Callable[[str, str, Run], T]) -> tuple[list[T], list[str]]:
+    """Measure each training by its name and colour; of those it is compared with, say which cannot be measured."""
     found, left_out = [], []
-    for name, run in zip(_names(source.runs), source.runs, strict=True):
+    for name, colour, run in zip(source.names, source.colours, source.runs, strict=True):
         try:
-            found.append(measure(name, run))
+            found.append(measure(name, colour, run))
         except ConfigError as error:
             if run is source.run:
                 raise
@@ -145,12 +155,16 @@ def _measure_each(source: Source, measure: Callable[[str, Run], T]) -> tuple[lis
 
 
 def _training(source: Source) -> Section:
-    runs = [run for run in source.runs if run.log is not None]
+    logged = [
+        (name, run.log, colour)
+        for name, colour, run in zip(source.names, source.colours, source.runs, strict=True)
+        if run.log
+    ]
     if source.run.log is None:
         raise UserError(f'{source.run.folder} has no log of a training')
-    logs = [run.log for run in runs]
+    names, logs, colours = zip(*logged, strict=True)
     keys = main_keys(logs)
-    draw_panels([make_panel(key, _names(runs), logs) for key in keys], source.folder / 'training.png')
+    draw_panels([make_panel(key, names, logs, colours) for key in keys], source.folder / 'training.png')
     text = [f'Logged in {source.run.folder}: {", ".join(keys)}.']
     if not any('lr' not in row for row in source.run.log.rows):
         text.append('The training was not validated, so there are no metrics.')
@@ -158,12 +172,12 @@ def _training(source: Source) -> Section:
 
 
 def _saturation(source: Source) -> Section:
-    def measure(name: str, run: Run) -> tuple[str, list[LayerAttention]]:
+    def measure(name: str, colour: str, run: Run) -> tuple[str, list[LayerAttention], str]:
         pictures = read_pictures(run.trained, source.paths)
-        return name, measure_attention(run.trained.model.backbone, (picture.inputs for picture in pictures))
+        return name, measure_attention(run.trained.model.backbone, (picture.inputs for picture in pictures)), colour
 
     models, left_out = _measure_each(source, measure)
-    plot_attention(models, source.folder / 'saturation.png')
+    plot_attention([model[:2] for model in models], source.folder / 'saturation.png', [model[2] for model in models])
     text = [
         'How alike the attention of successive layers is: the motive of less attention is that full attention repeats '
         'itself. Means over images, heads and queries, on the reference keys of a LaViT.'
@@ -191,14 +205,14 @@ def _maps(source: Source) -> Section:
 
 
 def _diagonality(source: Source) -> Section:
-    def measure(name: str, run: Run) -> History:
+    def measure(name: str, colour: str, run: Run) -> History:
         backbone = run.trained.model.backbone
         measured = []
         if any(isinstance(module, (LessAttention, PlainLessAttention)) for module in backbone.modules()):
             pictures = list(read_pictures(run.trained, source.paths))
             inputs, sizes = [picture.inputs for picture in pictures], [picture.pixels.shape[:2] for picture in pictures]
             measured = [(step, measure_diagonality(backbone, inputs, sizes)) for step in each_checkpoint(run)]
-        return History(name, run.log, run.diagonality_weight, measured)
+        return History(name, run.log, run.diagonality_weight, measured, colour)
 
     histories, left_out = _measure_each(source, measure)
     histories = [history for history in histories if history.measured]
@@ -229,7 +243,7 @@ def _pyramid(source: Source) -> Section:
 def _cost(source: Source) -> Section:
     picture = source.pictures[0]
     shares = measure_shares(source.run.trained, picture)
-    height, width = picture.inputs.shape[-2:]
+    height, width = picture.whole
     conditions = f'one image of {height}x{width}, {_conditions(source)}'
     plot_shares(shares, conditions, source.folder / 'cost.png')
     totals = [sum(values) for values in zip(*(share[1:] for share in shares), strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .attention import LayerAttention, place_of
+from .curves import default_colours, write_legend
 
 PANELS = {
     'similarity': 'cosine with the layer before',
@@ -16,26 +17,29 @@ PANELS = {
 }
 
 
-def plot_attention(models: Sequence[tuple[str, Sequence[LayerAttention]]], path: Path) -> None:
+def plot_attention(
+    models: Sequence[tuple[str, Sequence[LayerAttention]]], path: Path, colours: Sequence[str] = ()
+) -> None:
     """Draw statistics over layers, a panel each; less-attention layers are hollow, dotted lines separate stages.
 
     Args:
         models (Sequence[tuple[str, Sequence[LayerAttention]]]): Name and layers of each model.
         path (Path): Picture to write.
+        colours (Sequence[str]): Colours of the models; by default the first of matplotlib's.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    colours = colours or default_colours(len(models))
     # Models of other depths have gaps: a layer stands where its stage and number are.
     places = sorted({place_of(layer.name) for _, layers in models for layer in layers})
     several = len({stage for stage, _ in places}) > 1
     names = [f'{stage}.{number}' if several else str(number) for stage, number in places]
     figure = Figure(figsize=(3.2 * len(PANELS), 3.6), layout='constrained')
     for axes, (field, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        for i, (_, layers) in enumerate(models):
+        for color, (_, layers) in zip(colours, models, strict=True):
             values = [getattr(layer, field) for layer in layers]
             x = [places.index(place_of(layer.name)) for layer in layers]
-            color = f'C{i}'
             axes.plot(x, [float('nan') if v is None else v for v in values], color=color, lw=1)
             for j, layer, value in zip(x, layers, values, strict=True):
                 if value is not None:
@@ -50,11 +54,12 @@ def plot_attention(models: Sequence[tuple[str, Sequence[LayerAttention]]], path:
                 axes.axvline(j - 0.5, color='grey', lw=0.8, ls=':')
         axes.grid(axis='y', alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
-    marks = [Line2D([], [], color=f'C{i}', label=name) for i, (name, _) in enumerate(models)]
+    marks = [Line2D([], [], color=colour, label=name) for colour, (name, _) in zip(colours, models, strict=True)]
     marks += [
         Line2D([], [], color='grey', marker='o', ls='', label='vanilla layer'),
         Line2D([], [], color='grey', marker='o', ls='', markerfacecolor='white', label='less-attention layer'),
     ]
-    figure.legend(handles=marks, loc='outside lower center', ncols=len(marks), frameon=False, fontsize=9)
+    place = dict(loc='outside lower center', ncols=len(marks))
+    write_legend(figure, marks, [mark.get_label() for mark in marks], frameon=False, fontsize=9, **place)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

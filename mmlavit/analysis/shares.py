@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +93,7 @@ def measure_shares(trained: Trained, picture: Picture, repeats: int = 7) -> list
         # Those of a plain transformer are not told apart in work and time, so they are not here.
         transform = name in ('delta_psi', 'delta_theta') and owners[module] in MECHANISMS
         params[TRANSFORMS if transform else owners[module]] += parameter.numel()
-    shape, times = _passes(trained.model, picture.inputs.shape[-2:])
+    shape, times = _passes(trained.model, picture.whole)
     complexity, _ = model_complexity(trained.cfg, shape, _find_mechanism)
     macs = Counter()
     for (path, role), count in complexity.cells.items():
@@ -140,7 +141,7 @@ class _Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+        self.wait = partial(torch.cuda.synchronize, device) if device.type == 'cuda' else lambda: None
         self.seconds: Counter[str] = Counter()
         self.stack: list[str] = [REST]
         self.last = 0.0

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from copy import deepcopy
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from mmengine.registry import TRANSFORMS, DefaultScope
 from torch import Tensor, nn
 
 from mmlavit.apis.inference import require_device
+from mmlavit.datasets.check.config import build_dataset
 from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
 from mmlavit.deployment.pipeline import find_test_dataset
 from mmlavit.engine.teacher import build_teacher
 from mmlavit.environment import SCOPES
-from mmlavit.errors import UserError
+from mmlavit.errors import UserError, first_few
 from mmlavit.models.resample import ceil_div
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.config_types import find_class, model_config
 from mmlavit.utils.data_paths import missing_data
 from mmlavit.utils.toolbox import load_toolbox
+from mmlavit.visualization.browse import find_inner_size
 from mmlavit_serve.predictor import find_images, read_image
 
 from .complexity import find_config
@@ -56,15 +56,21 @@ class Picture(NamedTuple):
 
     Args:
         path (Path): Its file.
-        pixels (np.ndarray): (h, w, 3), uint8, RGB, before padding and normalisation.
+        pixels (np.ndarray): (h, w, 3), uint8, RGB, before the model pads and normalises it.
         inputs (Tensor): What the model gets, (1, 3, H, W), on its device; padding is right and below.
         data (dict): What ``test_step`` of the model takes.
+        inner (tuple[int, int]): Height and width of the image in the pixels; what is right and below of it is padding
+            of the config's own.
+        whole (tuple[int, int]): Height and width of what a prediction is made on: those of the inputs, unless these are
+            one window of several.
     """
 
     path: Path
     pixels: np.ndarray
     inputs: Tensor
     data: dict[str, Any]
+    inner: tuple[int, int]
+    whole: tuple[int, int]
 
     def frame(self, multiple: int = 1) -> np.ndarray:
         """Give the pixels with the padding of the inputs, in grey.
@@ -108,6 +114,11 @@ def load_trained(
     model, _ = build_teacher(model_config(cfg), scope, checkpoint)
     if not hasattr(model, 'backbone'):
         raise UserError(f'{type(model).__name__} has no backbone of its own; name the config of the model in it')
+    wrong = [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]
+    if wrong:
+        raise UserError(
+            f'{checkpoint} has numbers that are not finite ({first_few(wrong)}): take an earlier checkpoint'
+        )
     return Trained(Path(config).stem, cfg, Path(checkpoint), model.to(device))
 
 
@@ -131,6 +142,8 @@ def choose_pictures(cfg: Config, folder: Path | None, count: int) -> list[Path]:
     if missing := missing_data(cfg, ['test']):
         raise UserError(f"the images of the config's test are missing ({missing[0]}); name others with --images")
     dataset = _build_test(cfg)
+    if not len(dataset):
+        raise UserError("the config's test has no images; name others with --images")
     paths = [dataset.get_data_info(i).get('img_path') for i in _spread(len(dataset), count)]
     if not all(isinstance(path, (str, os.PathLike)) for path in paths):
         raise UserError(f"the images of the config's test ({type(dataset).__name__}) are no files; name --images")
@@ -138,9 +151,8 @@ def choose_pictures(cfg: Config, folder: Path | None, count: int) -> list[Path]:
 
 
 def _build_test(cfg: Config) -> Any:
-    # pycocotools prints what it does.
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), redirect_stdout(StringIO()):
-        return DATASETS.build(deepcopy(find_test_dataset(cfg)))
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return build_dataset(find_test_dataset(cfg), cfg.model)
 
 
 def _may_draw_labels(cfg: Config) -> bool:
@@ -162,7 +174,7 @@ def read_pictures(trained: Trained, paths: Sequence[Path]) -> Iterator[Picture]:
         paths (Sequence[Path]): Files of images.
 
     Yields:
-        Picture: One after the other.
+        Picture: One after the other. Of a segmentor that is tested by sliding windows, the window in the middle.
 
     Raises:
         UserError: If a file is no image.
@@ -181,4 +193,18 @@ def read_pictures(trained: Trained, paths: Sequence[Path]) -> Iterator[Picture]:
         # BGR: only the data preprocessor changes that.
         pixels = data['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1]
         inputs = model.data_preprocessor(deepcopy(data), False)['inputs']
-        yield Picture(path, np.ascontiguousarray(pixels), inputs, data)
+        inner = find_inner_size(data['data_samples'][0], pixels.shape[:2])
+        whole = tuple(inputs.shape[-2:])
+        if window := _find_window(model, pixels.shape[:2]):
+            pixels, inputs = pixels[window], inputs[(..., *window)]
+            inner = pixels.shape[:2]
+        yield Picture(path, np.ascontiguousarray(pixels), inputs, data, inner, whole)
+
+
+def _find_window(model: nn.Module, size: Sequence[int]) -> tuple[slice, slice] | None:
+    """Find the window in the middle of an image, if a segmentor is tested by windows that are smaller."""
+    test_cfg = getattr(model, 'test_cfg', None) or {}
+    if test_cfg.get('mode') != 'slide':
+        return None
+    starts = [max(0, side - window) // 2 for side, window in zip(size, test_cfg['crop_size'], strict=True)]
+    return tuple(slice(start, start + window) for start, window in zip(starts, test_cfg['crop_size'], strict=True))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
-from copy import deepcopy
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 
+from mmlavit.datasets.check.config import build_dataset
 from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
 from mmlavit.utils.data_paths import require_data
@@ -75,8 +73,8 @@ def read_examples(cfg: Config, split: Literal['train', 'val', 'test'], number: i
         raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(SCOPES)}')
     require_data(cfg, [split])
     load_toolbox(scope)
-    with DefaultScope.overwrite_default_scope(scope), redirect_stdout(StringIO()):  # pycocotools prints what it does
-        dataset = DATASETS.build(deepcopy(cfg[f'{split}_dataloader'].dataset))
+    with DefaultScope.overwrite_default_scope(scope):
+        dataset = build_dataset(cfg[f'{split}_dataloader'].dataset, cfg.model)
     for index in np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist():
         sample = dataset[index]['data_samples']
         image = cv2.imread(sample.img_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,12 +9,12 @@ from typing import Any, Literal, NamedTuple
 import mmcv
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 from torch import Tensor
 
-from mmlavit.datasets.check.config import explain_dataset
+from mmlavit.datasets.check.config import build_dataset
 from mmlavit.datasets.guard import find_leaves, guard_dataset
 from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
@@ -72,13 +71,7 @@ def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> 
     require_data(cfg, [split])
     load_toolbox(scope)
     init_default_scope(scope)
-    config = cfg[f'{split}_dataloader'].dataset
-    try:
-        dataset = DATASETS.build(copy.deepcopy(config))
-    except UserError:
-        raise
-    except Exception as error:  # a toolbox can stumble over anything in an annotation file
-        raise explain_dataset(config, cfg.get('model') or {}, error) from error
+    dataset = build_dataset(cfg[f'{split}_dataloader'].dataset, cfg.get('model') or {})
     guard_dataset(dataset, None, None)
     visualizer = build_visualizer(scope, dataset.metainfo)
     original = _has_original_annotations(next(find_leaves(dataset)))
@@ -102,6 +95,25 @@ def _take_apart(item: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, BaseData
             yield branch, *one
 
 
+def find_inner_size(sample: BaseDataElement, size: tuple[int, int]) -> tuple[int, int]:
+    """Find how much of what a pipeline gives is the image, without padding, which is right and below.
+
+    Args:
+        sample (BaseDataElement): What the pipeline says of it: ``img_shape``, and where it was resized ``ori_shape``
+            and ``scale_factor``, of width and height.
+        size (tuple[int, int]): Height and width of the whole.
+
+    Returns:
+        tuple[int, int]: Height and width.
+    """
+    shape = tuple(sample.get('img_shape', size)[:2])
+    if 'scale_factor' not in sample or 'ori_shape' not in sample:
+        return shape
+    scaled = (round(side * scale) for side, scale in zip(sample.ori_shape[:2], sample.scale_factor[1::-1], strict=True))
+    # A transform that pads changes img_shape, too.
+    return tuple(min(pair) for pair in zip(shape, scaled, strict=True))
+
+
 def _draw(
     visualizer: Visualizer, inputs: Tensor, sample: BaseDataElement, original: bool
 ) -> tuple[np.ndarray, tuple[int, int]]:
@@ -109,7 +121,8 @@ def _draw(
     image = inputs.numpy().transpose(1, 2, 0)  # BGR: only the data preprocessor changes that
     if original and 'ori_shape' in sample:
         height, width = sample.ori_shape[:2]
-        image = mmcv.imresize(image[slice(sample.img_shape[0]), slice(sample.img_shape[1])], (width, height))
+        inner = find_inner_size(sample, image.shape[:2])
+        image = mmcv.imresize(image[: inner[0], : inner[1]], (width, height))
         image = image.reshape(height, width, -1)  # of a single channel, too
     size = image.shape[:2]
     drawn = draw_annotations(visualizer, image, sample, max(1, _SIDE // max(size)))

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmlavit.analysis.curves import Curve, Log, Panel, draw_panels
+from mmlavit.analysis.curves import Curve, Log, Panel, draw_panels, make_panel
 from mmlavit.errors import UserError
 
 ROWS = [
@@ -53,6 +53,22 @@ def test_panels(drawn, tmp_path):
         assert ticks and all(tick == round(tick) for tick in ticks)  # no epoch 4.5
         legend, xlabel = axes.get_legend().get_window_extent(), axes.xaxis.label.get_window_extent()
         assert not legend.overlaps(axes.get_window_extent()) and not legend.overlaps(xlabel)
+
+
+def test_names_as_they_are(drawn, tmp_path):
+    """matplotlib would hide the first, and take the second for a formula that is wrong."""
+    names = ['_old', 'a_$1_$2']
+    draw_panels([Panel('x', 'epoch', [Curve(name, [(1, 1.0), (2, 2.0)]) for name in names])], tmp_path / 'a.png')
+    (figure,) = drawn
+    legend = figure.axes[0].get_legend().get_texts()
+    assert [text.get_text().strip() for text in legend] == names
+
+
+def test_a_curve_of_one_point(drawn, tmp_path):
+    """A line would not be seen."""
+    log = Log([dict(step=1, loss=1.0, lr=0.1)])
+    draw_panels([make_panel('loss', ['a'], [log])], tmp_path / 'a.png')
+    assert drawn[0].axes[0].lines[0].get_marker() == 'o'
 
 
 def write_rows(folder, start, rows):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -420,6 +421,17 @@ def test_report_of_some_seeds_on_two_machines(plan, tmp_path):
     assert 'step.py work_dirs/experiments/plan/b/seed_2/train 2 2\n' in text
 
 
+def test_results_that_are_no_numbers(plan, tmp_path):
+    run_plan(plan, plan.choose(['a']), tmp_path)
+    log = tmp_path / 'a/seed_1/train'
+    for path in log.glob('**/*.json'):
+        path.write_text(re.sub(r'"mIoU": [0-9.]+', '"mIoU": NaN', path.read_text()))
+    write_report(plan, tmp_path, tmp_path, 'command')
+    content = json.loads((tmp_path / 'report.json').read_text(), parse_constant=pytest.fail)
+    assert content['values']['a']['train']['1'] is None
+    assert '| arm 1 | nan |' in (tmp_path / 'report.md').read_text()
+
+
 def test_report_beside_a_run_that_has_begun(tmp_path):
     """It has not logged anything yet."""
     plan = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 1)))))
@@ -478,7 +490,15 @@ def test_results_of_a_test(tmp_path):
         (dict(arms=dict(a=dict(title='A', commands=dict(train="python '")))), 'No closing quotation'),
         (dict(arms=dict(a=dict(title='{x}', commands=dict(train='python x')))), "cannot be filled in .KeyError: 'x'"),
         (dict(arms=dict(a=dict(title='A', commands=dict(train='python {run.x}')))), 'AttributeError'),
-        (dict(arms=dict(a=dict(title='A', commands=dict(train='python x'), seeds=[]))), 'arm a has no seeds'),
+        (
+            dict(arms=dict(a=dict(title='A', commands=dict(train='python x'), seeds=[]))),
+            'seeds of arm a must be a list',
+        ),
+        (dict(seeds=3), 'seeds of arm a must be a list of different numbers, got 3'),
+        (dict(seeds=[1, 1]), r'seeds of arm a must be a list of different numbers, got \[1, 1\]'),
+        (dict(columns=['train']), r"columns must be a dict, got \['train'\]"),
+        (dict(arms=[1]), r'arms must be a dict, got \[1\]'),
+        (dict(arms=dict(a='x')), "arm a must be a dict, got 'x'"),
         (dict(arms=dict(a=dict(title='A', commands=dict(train='X=1 python x')))), 'begins with no program'),
         (
             dict(arms={n: dict(title='A', commands=dict(train='python x')) for n in 'ab'}),

@@ -185,7 +185,7 @@ def test_frame_of_a_transformer_that_pads(size):
     load_toolbox('mmpretrain')
     vit = MODELS.build(VIT)
     vit.eval()
-    picture = Picture(Path('a.png'), np.zeros((*size, 3), np.uint8), torch.randn(1, 3, *size), {})
+    picture = Picture(Path('a.png'), np.zeros((*size, 3), np.uint8), torch.randn(1, 3, *size), {}, size, size)
     layers = observe_maps(vit, picture.inputs)
     multiple = _find_multiple(vit, layers[0].grid, picture.inputs.shape[-2:])
     frame = picture.frame(multiple)

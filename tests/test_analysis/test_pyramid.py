@@ -47,6 +47,6 @@ def test_strides(size):
 def test_names_with_dollars(tmp_path):
     """They are no formulas."""
     image = np.zeros((8, 8, 3), np.uint8)
-    picture = Picture(Path('cost_$5_$6.jpg'), image, torch.zeros(1, 3, 8, 8), {})
+    picture = Picture(Path('cost_$5_$6.jpg'), image, torch.zeros(1, 3, 8, 8), {}, (8, 8), (8, 8))
     plot_pyramid([(picture, [[Level('backbone, stride 4', image, 0.5)]])], 'a_$1_$2', tmp_path / 'a.png')
     assert (tmp_path / 'a.png').is_file()

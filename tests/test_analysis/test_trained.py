@@ -43,6 +43,58 @@ def test_device_that_is_not_there(checkpoint, device):
         load_trained(str(CONFIG), checkpoint, device)
 
 
+def test_weights_that_are_not_finite(checkpoint, tmp_path):
+    weights = torch.load(checkpoint)
+    weights['module.head.fc.bias'][3] = torch.nan
+    torch.save(weights, tmp_path / 'nan.pth')
+    with pytest.raises(UserError, match=r'nan.pth has numbers that are not finite \(head.fc.bias\): take an earlier'):
+        load_trained(str(CONFIG), str(tmp_path / 'nan.pth'))
+
+
+def test_padding_of_the_pipeline(checkpoint, tmp_path):
+    """The point that maps are drawn for counts from the image, not from what it is padded to."""
+    cv2.imwrite(str(tmp_path / 'a.png'), np.full((30, 40, 3), 200, np.uint8))
+    steps = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(80, 60), keep_ratio=True),
+        dict(type='Pad', size=(96, 96)),
+        dict(type='PackInputs'),
+    ]
+    trained = load_trained(str(CONFIG), checkpoint, options={'test_dataloader.dataset.pipeline': steps})
+    (picture,) = read_pictures(trained, [tmp_path / 'a.png'])
+    assert picture.inner == (60, 80) and picture.whole == picture.pixels.shape[:2] == (96, 96)
+
+
+def test_sliding_windows(checkpoint, tmp_path):
+    """The backbone of such a segmentor never sees more than a window."""
+    image = np.random.default_rng(0).integers(0, 256, (160, 200, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / 'a.png'), image)
+    config = str(CONFIG.parents[1] / 'handwritten/upernet_lavit_nano.py')
+    load_toolbox('mmseg')
+    cfg = load_config(config)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        torch.save(MODELS.build(cfg.model).state_dict(), tmp_path / 'weights.pth')
+    options = {'model.test_cfg': dict(mode='slide', crop_size=(64, 96), stride=(48, 64))}
+    trained = load_trained(config, str(tmp_path / 'weights.pth'), options=options)
+    (picture,) = read_pictures(trained, [tmp_path / 'a.png'])
+    assert picture.whole == (160, 200) and picture.inner == (64, 96) and picture.inputs.shape == (1, 3, 64, 96)
+    assert np.array_equal(picture.pixels, image[48:112, 52:148, ::-1])
+    whole = trained.model.data_preprocessor(deepcopy(picture.data), False)['inputs']
+    assert torch.equal(picture.inputs, whole[..., 48:112, 52:148])
+
+
+def test_test_data_that_cannot_be_read(checkpoint, tmp_path):
+    synthetic.write_handwritten(tmp_path)
+    config = str(CONFIG.parents[1] / 'handwritten/mask_rcnn_lavit_nano.py')
+    (file,) = tmp_path.glob('**/val.json')
+    root = str(file.parents[1]) + '/'
+    file.write_bytes(file.read_bytes()[:100])
+    load_toolbox('mmdet')
+    options = {'test_dataloader.dataset.data_root': root, 'test_evaluator.ann_file': str(file)}
+    with pytest.raises(UserError, match='val.json is cut off or damaged'):
+        choose_pictures(load_config(config, options), None, 1)
+
+
 def test_broken_image(checkpoint, tmp_path):
     (tmp_path / 'a.png').write_text('no image')
     trained = load_trained(str(CONFIG), checkpoint)

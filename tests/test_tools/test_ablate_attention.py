@@ -65,6 +65,20 @@ def test_table(folder, monkeypatch, capsys):
     )
 
 
+def test_an_image_alone_in_the_last_batch(folder, monkeypatch, capsys, tmp_path):
+    """Its scores would be their own mean."""
+    options = ['--without', 'content', '--work-dir', tmp_path]
+    code, said = ablate(monkeypatch, capsys, folder, *options, options=['test_dataloader.batch_size=13'])
+    assert code == 2 and 'the last of the 40 images would be alone' in said.err
+
+
+def test_a_model_without_a_backbone_of_its_own(folder, monkeypatch, capsys, tmp_path):
+    config = tmp_path / 'teacher.py'
+    config.write_text("_base_ = 'mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'")
+    code = run_tool(monkeypatch, 'analysis_tools/ablate_attention.py', config, folder / 'weights.pth')
+    assert code == 2 and 'SoftTeacher has no backbone of its own' in capsys.readouterr().err
+
+
 def test_mistakes(folder, monkeypatch, capsys, tmp_path):
     options = ['--without', 'none', '--metrics', 'accuracy/top9', '--work-dir', tmp_path]
     code, said = ablate(monkeypatch, capsys, folder, *options)

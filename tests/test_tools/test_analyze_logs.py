@@ -117,6 +117,7 @@ def test_shipped_runtime_logs_for_both(name, tmp_path):
         (['a', '--keys', 'mIuO'], "no log has 'mIuO'; expected some of: accuracy/top1, data_time, loss, lr"),
         (['notes.txt'], 'notes.txt is not a log of scalars (line 1)'),
         (['val.json'], 'val.json has no row of a training'),
+        (['a', '--out', 'notes.txt/a.png'], 'cannot write to the folder notes.txt'),
     ],
 )
 def test_mistakes(args, message, analyze_logs, tmp_path, monkeypatch, capsys):

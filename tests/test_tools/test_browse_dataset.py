@@ -79,17 +79,19 @@ def test_segmentation(browse, data):
         assert agree[labels == label].mean() > 0.6  # the rest is the class's name, and smoothing
 
 
+@pytest.mark.parametrize('padded', [False, True])
 @pytest.mark.parametrize('name', ['mask_rcnn_lavit_nano.py', 'upernet_lavit_nano.py'])
-def test_annotations_of_the_image_before_it_was_resized(browse, data, name):
-    """As in the tests of COCO and ADE20K: the drawing is that of the pipeline that makes nothing larger."""
+def test_annotations_of_the_image_before_it_was_resized(browse, data, name, padded):
+    """As in the tests of COCO, ADE20K and YOLOX: the drawing is that of the pipeline that makes nothing larger."""
     drawn = []
     for factor in (1.0, 2.0):
-        config = data / f'{factor}_{name}'
+        config = data / f'{factor}_{padded}_{name}'
         config.write_text(
             f"_base_ = '{CONFIGS / name}'\n"
             'steps = [step for step in _base_.val_dataloader.dataset.pipeline if step.type != "Resize"]\n'
             f"steps.insert(1, dict(type='Resize', scale_factor={factor}, keep_ratio=True))\n"
-            'val_dataloader = dict(dataset=dict(pipeline=steps))\n'
+            + "steps.insert(2, dict(type='Pad', size=(600, 700)))\n" * padded
+            + 'val_dataloader = dict(dataset=dict(pipeline=steps))\n'
         )
         (image,) = browse(config, '--split', 'val', '--number', '1').values()
         drawn.append(image)

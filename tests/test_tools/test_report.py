@@ -112,6 +112,9 @@ def test_attention_maps_and_pyramid(start):
     assert cv2.imread('a/b.png').shape[2] == 3
 
 
+TRAINED = [LAVIT, 'lavit/iter_1.pth', '--images', 'images']
+
+
 @pytest.mark.parametrize(
     ('tool', 'args', 'message'),
     [
@@ -121,6 +124,14 @@ def test_attention_maps_and_pyramid(start):
         ('report.py', ['lavit', '--num-images', 0], '--num-images must be positive'),
         ('attention_maps.py', [LAVIT, 'lavit/iter_1.pth', '--point', 2, 0], '--point must be two numbers'),
         ('attention_maps.py', ['resnet/resnet.py', 'resnet/iter_1.pth', '--images', 'images'], 'no plain vision'),
+        (
+            'report.py',
+            ['lavit', '--images', 'images', '--out-dir', 'images/0.png'],
+            'cannot write to the folder images/0',
+        ),
+        ('attention_maps.py', [*TRAINED, '--out-dir', 'images/0.png'], 'choose another with --out-dir'),
+        ('analyze_attention.py', [*TRAINED, '--out', 'images/0.png/a.png'], 'choose another with --out'),
+        ('feature_pyramid.py', [*TRAINED, '--out', 'images/0.png/a.png'], 'choose another with --out'),
         ('feature_pyramid.py', [LAVIT, 'nowhere.pth', '--images', 'images'], 'nowhere.pth does not exist'),
     ],
 )

@@ -74,7 +74,9 @@ def parse_args() -> argparse.Namespace:
 
 def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> tuple[list[str], dict]:
     """Choose what to take away, and the arguments of AblationHook that say from which layers."""
-    backbone = cfg.model.get('backbone', {})
+    backbone = cfg.model.get('backbone')
+    if backbone is None:
+        raise UserError(f'{cfg.model.type} has no backbone of its own; give the config of the model in it')
     kind = type_name(backbone)
     has = list(ABLATIONS)
     if 'later' in backbone:

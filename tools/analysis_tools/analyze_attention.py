@@ -16,7 +16,7 @@ from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch
 from mmlavit.utils.arguments import add_trust_argument, figure
 from mmlavit.utils.config_types import type_name
-from mmlavit.utils.local_files import expand_home
+from mmlavit.utils.local_files import expand_home, require_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -84,6 +84,8 @@ def main() -> None:
     with one_line_errors():
         if args.num_images < 1:
             raise UserError('--num-images must be positive')
+        if args.out is not None:
+            require_folder(args.out.parent, '--out')
         models, paths = [], None
         for config, checkpoint in [(args.config, args.checkpoint), *args.compare]:
             trained = load_trained(config, checkpoint, args.device)

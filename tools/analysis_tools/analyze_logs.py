@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from mmlavit.analysis.curves import MAIN_KEYS, Log, draw_panels, main_keys, make_panel, resolve_keys
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import figure
-from mmlavit.utils.local_files import expand_home
+from mmlavit.utils.local_files import expand_home, require_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,6 +48,7 @@ def main() -> None:
         logs = [Log.read(path) for path in args.logs]
         names = args.legend or [shorten(path) for path in args.logs]
         keys = resolve_keys(args.keys or main_keys(logs), logs)
+        require_folder(args.out.parent, '--out')
         draw_panels([make_panel(key, names, logs) for key in keys], args.out, columns=3 if len(keys) > 4 else 2)
     print_times(names, logs)
     print(f'{", ".join(keys)} -> {args.out}')

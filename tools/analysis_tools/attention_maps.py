@@ -10,7 +10,7 @@ from mmlavit.analysis.maps_page import write_maps
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, add_trust_argument
-from mmlavit.utils.local_files import expand_home
+from mmlavit.utils.local_files import expand_home, require_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,6 +54,7 @@ def main() -> None:
             raise UserError(f'--point must be two numbers from 0 to 1, got {args.point[0]:g} {args.point[1]:g}')
         trained = load_trained(args.config, args.checkpoint, args.device, args.cfg_options)
         paths = choose_pictures(trained.cfg, args.images, args.num_images)
+        require_folder(args.out_dir, '--out-dir')
         for number, picture in enumerate(read_pictures(trained, paths)):
             out = args.out_dir / f'attention_{number}_{picture.path.stem}.png'
             page = write_maps(trained, picture, out, tuple(args.point), args.heads)

@@ -10,7 +10,7 @@ from mmlavit.analysis.pyramid import observe_pyramid, plot_pyramid
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_options_argument, add_trust_argument, figure
-from mmlavit.utils.local_files import expand_home
+from mmlavit.utils.local_files import expand_home, require_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,6 +41,7 @@ def main() -> None:
             raise UserError('--num-images must be positive')
         trained = load_trained(args.config, args.checkpoint, args.device, args.cfg_options)
         pictures = read_pictures(trained, choose_pictures(trained.cfg, args.images, args.num_images))
+        require_folder(args.out.parent, '--out')
         images = [(picture, observe_pyramid(trained.model, picture)) for picture in pictures]
         if not any(pyramid for _, pyramid in images):
             raise UserError(f'the backbone of {args.config} gives no maps; expected tensors (B, C, h, w)')

@@ -13,7 +13,7 @@ from mmlavit.analysis.runs import open_run
 from mmlavit.analysis.trained import choose_pictures
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument
-from mmlavit.utils.local_files import expand_home
+from mmlavit.utils.local_files import expand_home, require_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,10 +54,12 @@ def main() -> None:
     with one_line_errors():
         if args.num_images < 1:
             raise UserError('--num-images must be positive')
+        out_dir = args.out_dir or args.work_dir / 'report'
         run = open_run(args.work_dir, args.checkpoint, args.device)
         others = [open_run(folder, device=args.device) for folder in args.compare]
         paths = choose_pictures(run.trained.cfg, args.images, args.num_images)
-        source = Source(run, others, paths, args.out_dir or args.work_dir / 'report')
+        require_folder(out_dir, '--out-dir')
+        source = Source(run, others, paths, out_dir)
         report = write_report(source, shlex.join(['python', *sys.argv]), lambda title: print(title, flush=True))
     print(f'report -> {report}')
 

@@ -18,7 +18,7 @@ from mmlavit.analysis.experiments.report import draw_times, write_report
 from mmlavit.analysis.experiments.runs import run_plan
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import positive
-from mmlavit.utils.local_files import expand_home
+from mmlavit.utils.local_files import expand_home, require_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,6 +73,8 @@ def main() -> None:
         out_dir = args.out_dir or root
         if args.report_only and not root.is_dir():
             raise UserError(f'{root} does not exist: nothing of this plan has been run; leave out --report-only')
+        require_folder(root, '--work-dir')
+        require_folder(out_dir, '--out-dir')
         command = f'python {shlex.join(sys.argv)}'
         device = device_name('cuda' if torch.cuda.is_available() else 'cpu')
         software = ', '.join(f'{name} {version}' for name, version in versions().items())

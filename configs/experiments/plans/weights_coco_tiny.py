@@ -11,4 +11,5 @@ arms = dict(
     scratch=dict(commands=dict(test=_test + 'iter_150.pth --work-dir {work_dir}')),
     weights=dict(commands=dict(test=_test + 'iter_150.pth --work-dir {work_dir}')),
     long=dict(commands=dict(test=_test + 'iter_450.pth --work-dir {work_dir}')),
+    long_weights=dict(commands=dict(test=_test + 'iter_450.pth --work-dir {work_dir}')),
 )

@@ -12,4 +12,5 @@ arms = dict(
     scratch=dict(title='from scratch, 200 iterations', commands=dict(train=_base_.train + short)),
     weights=dict(title='from our weights, 200 iterations', commands=dict(train=_base_.train + short + ' {init}')),
     long=dict(title='from scratch, 600 iterations', commands=dict(train=_base_.train + long)),
+    long_weights=dict(title='from our weights, 600 iterations', commands=dict(train=_base_.train + long + ' {init}')),
 )

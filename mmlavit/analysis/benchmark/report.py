@@ -144,10 +144,10 @@ def device_name(device: str) -> str:
     """Return the name of the processor.
 
     Args:
-        device (str): 'cpu' or 'cuda'.
+        device (str): 'cpu', or such as 'cuda' or 'cuda:1'.
     """
-    if device == 'cuda':
-        return torch.cuda.get_device_name()
+    if device != 'cpu':
+        return torch.cuda.get_device_name(device)
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]

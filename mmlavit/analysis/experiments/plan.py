@@ -90,8 +90,13 @@ class Plan:
                     'configs/experiments/plans'
                 )
             raise UserError(f'{path} has no {", ".join(sorted(missing))}; a plan has {", ".join(sorted(_KEYS))}')
+        for key in ('columns', 'arms'):
+            if not isinstance(cfg[key], Mapping):
+                raise UserError(f'{path}: {key} must be a dict, got {cfg[key]!r}')
         arms = []
         for name, arm in cfg.arms.items():
+            if not isinstance(arm, Mapping):
+                raise UserError(f'{path}: arm {name} must be a dict, got {arm!r}')
             commands = arm.get('commands', cfg.get('commands'))
             if arm.keys() - _ARM_KEYS or 'title' not in arm or commands is None:
                 raise UserError(f'{path}: arm {name} has {", ".join(arm)}; expected {", ".join(sorted(_ARM_KEYS))}')
@@ -99,10 +104,11 @@ class Plan:
             if not set(needs) <= {earlier.name for earlier in arms}:
                 raise UserError(f'{path}: arm {name} needs {", ".join(needs)}, which must be arms that stand before it')
             names = {**cfg.get('names', {}), **arm.get('names', {})}
-            seeds = tuple(arm.get('seeds', cfg.seeds))
-            if not seeds:
-                raise UserError(f'{path}: arm {name} has no seeds')
-            arms.append(Arm(name, arm.title, seeds, needs, dict(commands), names))
+            seeds = arm.get('seeds', cfg.seeds)
+            whole = isinstance(seeds, Sequence) and all(isinstance(seed, int) for seed in seeds)
+            if not whole or not seeds or len(set(seeds)) < len(seeds):
+                raise UserError(f'{path}: seeds of arm {name} must be a list of different numbers, got {seeds!r}')
+            arms.append(Arm(name, arm.title, tuple(seeds), needs, dict(commands), names))
         if cfg.reference not in cfg.arms:
             raise UserError(f'{path}: reference is {cfg.reference}; expected one of {", ".join(cfg.arms)}')
         unknown = set(cfg.columns) - {name for arm in arms for name in arm.commands}

@@ -31,8 +31,8 @@ class Summary:
 
 
 def interval(values: Sequence[float]) -> float | None:
-    """Half the width of the 95 % confidence interval of a mean, by Student's t; None for fewer than two values."""
-    if len(values) < 2:
+    """Half the width of the 95 % interval of a mean, by Student's t; None for fewer than two values, or with NaN."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return None
     from scipy.stats import t
 
@@ -128,12 +128,20 @@ def write_report(plan: Plan, root: Path, out_dir: Path, command: str) -> None:
         command=command,
         conditions=conditions,
         values={
-            arm: {column: {str(seed): value for seed, value in some.values.items()} for column, some in columns.items()}
+            arm: {
+                column: {str(seed): _finite(value) for seed, value in some.values.items()}
+                for column, some in columns.items()
+            }
             for arm, columns in summaries.items()
         },
-        curves={curve.name: curve.points for curve in panel.curves},
+        curves={curve.name: [(step, _finite(value)) for step, value in curve.points] for curve in panel.curves},
     )
     (out_dir / 'report.json').write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+
+
+def _finite(value: float) -> float | None:
+    """Give a number for JSON, which has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _table(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str:

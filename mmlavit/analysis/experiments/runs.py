@@ -154,12 +154,14 @@ class _Terms(NamedTuple):
         threads (int): Threads of each.
         conditions (str): Device and versions.
         failed (threading.Event): Set once any has failed.
+        stopped (threading.Event): Set once all are to end at once.
     """
 
     jobs: int
     threads: int
     conditions: str
     failed: threading.Event
+    stopped: threading.Event
 
 
 def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditions: str = '') -> None:
@@ -187,7 +189,7 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditi
         for run in runs_of(plan, arm, root):
             if not run.ended:
                 run.require_other_plans()
-    terms = _Terms(jobs, max(1, _processors() // jobs), conditions, threading.Event())
+    terms = _Terms(jobs, max(1, _processors() // jobs), conditions, threading.Event(), threading.Event())
     with ThreadPoolExecutor(jobs) as pool:
         futures: dict[str, list[Future]] = {}
         # Those that wait for nobody come first, since who waits takes up a job. The others keep their order: whom they
@@ -205,6 +207,7 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditi
             terms.failed.set()
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, SystemExit):  # a signal for this process alone; Ctrl-C reaches all
+                terms.stopped.set()
                 for process in _running.copy():
                     process.terminate()
             raise
@@ -268,6 +271,8 @@ def _run_command(run: Run, terms: _Terms) -> None:
         except OSError as error:
             raise UserError(f'cannot start: {command} ({error.strerror})') from error
         _running.add(process)
+        if terms.stopped.is_set():  # meanwhile
+            process.terminate()
         try:
             code = process.wait()
         finally:

@@ -158,6 +158,28 @@ def check_dataset(
         yield from _check_images(entries, decode, dataset, built)
 
 
+def build_dataset(dataset: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
+    """Build a dataset in the current scope, and say in one line what is wrong with its annotations if it cannot be.
+
+    Args:
+        dataset (Mapping): Its config, or that of a wrapper.
+        model (Mapping): Config of the model.
+
+    Returns:
+        Dataset: The dataset.
+
+    Raises:
+        UserError: If the annotations are at fault.
+    """
+    try:
+        with redirect_stdout(StringIO()):  # pycocotools reports its progress
+            return DATASETS.build(copy.deepcopy(dataset))
+    except UserError:
+        raise
+    except Exception as error:  # a toolbox can stumble over anything in an annotation file
+        raise explain_dataset(dataset, model, error) from error
+
+
 def explain_dataset(dataset: Mapping[str, Any], model: Mapping[str, Any], error: Exception) -> Exception:
     """Say what is wrong with the annotations, if that is why a dataset could not be built.
 
