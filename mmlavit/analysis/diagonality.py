@@ -69,7 +69,7 @@ def measure_diagonality(
         if inner != size:
             shares = torch.tensor([[part / whole for part, whole in zip(inner, size, strict=True)]])
             inside = share_inside(shares.to(square), square_grid(keys, now.key_grid))
-        found.append(torch.stack([diagonality_loss(square, inside), *score_statistics(square)]))
+        found.append(torch.stack([diagonality_loss(square, inside), *score_statistics(square, inside)]))
 
     with observe_attention(backbone, observe):
         for images, known in zip(batches, repeat(None) if sizes is None else sizes, strict=sizes is not None):

@@ -116,15 +116,21 @@ class ScoreStatistics(NamedTuple):
 
 
 @torch.no_grad()
-def score_statistics(scores: Tensor) -> ScoreStatistics:
+def score_statistics(scores: Tensor, inside: Tensor | None = None) -> ScoreStatistics:
     """Summarise square scores for the log (ours).
 
     Args:
-        scores (Tensor): Pre-softmax scores of shape (..., S, S), queries by keys.
+        scores (Tensor): Pre-softmax scores of shape (..., heads, S, S), queries by keys.
+        inside (Tensor, optional): As for :func:`diagonality_loss`; attention is over all keys.
 
     Returns:
         ScoreStatistics: Mean absolute score and mean entropy of the attention over the S keys.
     """
     log_probs = scores.log_softmax(dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
-    return ScoreStatistics(scores.abs().mean(), entropy.mean())
+    if inside is None:
+        return ScoreStatistics(scores.abs().mean(), entropy.mean())
+    inside = inside.to(scores.dtype).unsqueeze(-2).expand_as(entropy)  # (..., heads, S)
+    pairs = inside.unsqueeze(-1) * inside.unsqueeze(-2)
+    magnitude = (scores.abs() * pairs).sum(dim=(-2, -1)) / pairs.sum(dim=(-2, -1))  # of each image and head
+    return ScoreStatistics(magnitude.mean(), ((entropy * inside).sum(dim=-1) / inside.sum(dim=-1)).mean())

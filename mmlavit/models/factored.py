@@ -99,7 +99,8 @@ class FactoredScores:
             FactoredScores: The transformed scores.
         """
         with torch.autocast(self.device.type, enabled=False):
-            theta = torch.eye(delta_theta.shape[0], device=delta_theta.device) + delta_theta.float()
+            theta = delta_theta.float()
+            theta = torch.eye(theta.shape[0], device=theta.device, dtype=theta.dtype) + theta
             product = torch.matmul(theta, self.theta)
             offset = torch.matmul(self.offset, theta.T).flatten(2)  # (B, n, H * K)
             offset = offset + torch.matmul(delta_psi.float(), self._average(product, offset))
@@ -134,7 +135,7 @@ def factor(scores: Scores, query_grid: Grid) -> FactoredScores:
     zeros = a.new_zeros(()).expand(batch, tokens, heads, -(keys + queries) % 8)
     query = torch.cat([a, up[:, None].expand(batch, tokens, heads, queries), zeros], dim=-1)
     coarse = resample_tokens(scores.map, scores.grid, query_grid).float().view(batch, queries, heads, keys)
-    theta = torch.eye(keys, device=a.device)
+    theta = torch.eye(keys, device=a.device, dtype=torch.float32)
     return FactoredScores(query, coarse, down_up, theta, torch.zeros_like(coarse), scores.grid, query_grid)
 
 

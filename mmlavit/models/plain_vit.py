@@ -116,24 +116,37 @@ class PlainLessAttention(nn.Module):
             value = state_dict.pop(f'{prefix}qkv.{name}', None)
             if value is not None:
                 state_dict[f'{prefix}v.{name}'] = value.chunk(3)[2]
+        for name in [name for name in state_dict if name.startswith((f'{prefix}q_norm.', f'{prefix}k_norm.'))]:
+            state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        rel_pos_bias: Tensor | None = None,
+        rope: Tensor | None = None,
+    ) -> Tensor:
         """Attend.
 
         Args:
             x (Tensor): Normalised tokens of shape (B, N, C).
             attn_mask (Tensor, optional): As timm passes it; only None is possible.
             is_causal (bool): The same; only False is possible.
+            rel_pos_bias (Tensor, optional): As BEiT's layers pass it; only None is possible.
+            rope (Tensor, optional): As layers of timm's EVA pass it; only None is possible.
 
         Returns:
             Tensor: Tokens of shape (B, N, C).
 
         Raises:
-            ConfigError: If tokens are masked.
+            ConfigError: If tokens are masked, or positions are part of the scores.
         """
         if attn_mask is not None or is_causal:
             raise ConfigError('less attention in a plain transformer knows no masks; leave them out')
+        if rel_pos_bias is not None or rope is not None:
+            raise ConfigError('less attention has no queries and keys for biases of positions; choose a ViT without')
         return finish_attention(self, self.attend(x))
 
     def attend(self, x: Tensor) -> Tensor:
@@ -274,8 +287,10 @@ class WithLessAttention(BaseModule):
             state_dict[inner + name.removeprefix(prefix)] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, x: Tensor) -> Any:
-        """Run the transformer: images (B, 3, H, W) to what it returns."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
+        """Run the transformer: images (B, 3, H, W) to what it returns. Masked patches, as of MaskFeat, have no grid."""
+        if mask is not None:
+            raise ConfigError('less attention needs the tokens of a whole grid: it cannot be pre-trained by masks')
         share_traced_matrices(True)
         if not torch.compiler.is_compiling():
             self._watch_sources()

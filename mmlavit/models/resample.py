@@ -90,6 +90,8 @@ def cached_matrix(src: int, dst: int, device: torch.device, dtype: torch.dtype) 
     # Sizes may be symbolic, or tensors, and a cache would be a side effect.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return resample_matrix(src, dst, device=device, dtype=dtype)
+    if type(torch.empty(0)) is not Tensor:  # in a mode of fake tensors, which takes no real ones
+        return resample_matrix(src, dst, device=device, dtype=dtype)
     key = (src, dst, device, dtype)
     matrix = _matrices.get(key)
     if matrix is None:

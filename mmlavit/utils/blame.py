@@ -22,8 +22,12 @@ from .config_types import type_name
 # Of a train loop without a type: what it refuses, and why.
 _LENGTHS = {'max_epochs': (False, 'max_iters'), 'max_iters': (True, 'max_epochs')}
 
-# Of mmdet and mmseg, which know some backbones by name; mmpretrain's asks the backbone.
-_LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
+# Those of mmdet and mmseg know some backbones by name; mmpretrain's asks a classifier's backbone.
+_LAYER_DECAY = (
+    'LearningRateDecayOptimizerConstructor',
+    'LayerDecayOptimizerConstructor',
+    'LearningRateDecayOptimWrapperConstructor',
+)
 
 
 @contextmanager

@@ -1,17 +1,20 @@
 """The diagonality loss inside mmengine's training step."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmlavit import DiagonalityLossHook, LaViT
-from mmlavit.models import LessAttention, diagonality_loss, square_scores
+from mmlavit.errors import ConfigError
+from mmlavit.models import LessAttention, diagonality_loss, score_statistics, square_scores
 
 TOY = dict(
     embed_dims=(8, 16, 16, 24), num_heads=(1, 2, 2, 3), depths=(2, 2, 3, 2), num_va_layers=(1, 1, 1, 1),
@@ -229,9 +232,65 @@ def test_a_model_without_less_attention_is_an_error(model):
     assert '\n' not in str(caught.value)
 
 
-def test_weight_must_be_positive():
-    with pytest.raises(ValueError, match='weight must be positive, got 0'):
-        DiagonalityLossHook(weight=0)
+def test_observers_of_a_user_come_back():
+    model, seen = build(), []
+    model.backbone.score_observer = lambda attn, scores: seen.append(attn)
+    hook = attached(model)
+    model(batch(), None, mode='loss')
+    assert not seen
+    model(batch())
+    assert seen
+    hook.detach()
+    assert model.backbone.score_observer is not None
+
+
+def test_layers_that_are_recomputed_without_our_knowing():
+    """mmengine's ``activation_checkpointing``, which runs a module without gradients first."""
+    model = build()
+    attached(model)
+    turn_on_activation_checkpointing(model, ['backbone.stages.2'])
+    with pytest.raises(ConfigError, match='2 less-attention layers run without gradients at first'):
+        model(batch().requires_grad_(), None, mode='loss')
+    assert model.backbone.score_observer is None
+
+
+def test_a_pass_without_the_backbone():
+    model = build()
+    attached(model)
+    model.backbone.forward = lambda images: [torch.zeros(len(images), 24, 3, 5, dtype=torch.float64)]
+    with pytest.raises(ConfigError, match='no less-attention layer ran'):
+        model(batch(), None, mode='loss')
+
+
+def test_a_model_that_is_trained_by_another():
+    """mmpretrain's LoRAModel hands ``train_step`` on to the model in it, which calls itself."""
+    model = build()
+    hook = attached(model)
+    with pytest.raises(ConfigError, match='training does not call Regressor, but a model inside of it'):
+        hook.after_train_iter(SimpleNamespace(model=model), 0)
+    model(batch(), None, mode='loss')
+    hook.after_train_iter(SimpleNamespace(model=model), 0)
+
+
+def test_statistics_leave_padding_out():
+    """As the loss: what they are for the image alone, on keys that it has for itself."""
+    square = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    inside = torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2])
+    found = score_statistics(square, inside)
+
+    def entropy(rows):
+        return torch.distributions.Categorical(logits=rows).entropy().mean()
+
+    assert found.magnitude.item() == pytest.approx(
+        (square[0].abs().mean() + square[1, :, :4, :4].abs().mean()).item() / 2
+    )
+    assert found.entropy.item() == pytest.approx((entropy(square[0]) + entropy(square[1, :, :4])).item() / 2)
+
+
+@pytest.mark.parametrize('weight', [0, -1, '0.1', None, float('nan'), float('inf')])
+def test_weight_must_be_positive(weight):
+    with pytest.raises(ConfigError, match=f'weight must be a positive number, got {weight!r}'):
+        DiagonalityLossHook(weight=weight)
 
 
 def _ddp_worker(rank, port, path):

@@ -325,7 +325,8 @@ def test_teacher_gets_images_as_it_wants_them():
     ('arguments', 'message'),
     [
         (dict(weights=dict(map=1)), 'expected attention, blocks, maps, neck, logits'),
-        (dict(layerwise_iters=-1), 'must not be negative'),
+        (dict(layerwise_iters=-1), 'must be integers, 0 or more, got -1 and 0'),
+        (dict(fit_images=None), 'must be integers, 0 or more, got 0 and None'),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -27,6 +27,14 @@ TIMM = dict(
     dynamic_img_size=True,
     num_classes=0,
 )
+BEIT = dict(
+    VIT,
+    type='mmpretrain.BEiTViT',
+    out_type='avg_featmap',
+    use_rel_pos_bias=False,
+    use_abs_pos_emb=True,
+    bias=True,
+)
 FIXED = {key: value for key, value in TIMM.items() if key != 'dynamic_img_size'}
 REGISTERS = dict(TIMM, reg_tokens=4)
 KINDS = dict(mmpretrain=VIT, timm=TIMM, registers=REGISTERS)
@@ -258,6 +266,12 @@ def test_checkpoints_of_the_transformer_load():
     # And its own.
     other = WithLessAttention(VIT, layers=(2, 3))
     other.load_state_dict(model.state_dict(), strict=True)
+    # Norms of queries and keys are left out with these.
+    normed = WithLessAttention(dict(TIMM, qk_norm=True), layers=(2, 3)).backbone
+    plain = MODELS.build(dict(TIMM, qk_norm=True)).state_dict()
+    assert any('q_norm' in name for name in plain)
+    deltas = {name: value for name, value in normed.state_dict().items() if 'delta' in name}
+    normed.load_state_dict({**plain, **deltas}, strict=True)
 
 
 def test_gradients_reach_the_transforms():
@@ -296,6 +310,14 @@ def test_wrong_arguments(change, message):
     arguments = {**dict(backbone=VIT, layers=(2, 3)), **change}
     with pytest.raises(ConfigError, match=message):
         WithLessAttention(**arguments)
+
+
+def test_a_beit_without_biases_of_positions():
+    """Its layers pass on that they have none."""
+    model = build(BEIT, (2, 3))
+    assert model(images((64, 64)))[-1].isfinite().all()
+    with pytest.raises(ConfigError, match='no queries and keys for biases of positions'):
+        model.backbone.layers[2].attn(torch.zeros(1, 17, DIM), rel_pos_bias=torch.zeros(1))
 
 
 def test_frozen_layers_stay_frozen():
@@ -363,3 +385,5 @@ def test_masked_patches_are_refused():
     model = WithLessAttention(cfg, [1])
     with pytest.raises(ConfigError, match='the tokens of a whole grid, 4x4 and 1 more, but got 5: masked patches'):
         model(images((64, 64)))
+    with pytest.raises(ConfigError, match='cannot be pre-trained by masks'):
+        model(images((64, 64)), torch.zeros(2, 16))

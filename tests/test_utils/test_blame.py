@@ -59,6 +59,19 @@ def test_layer_decay_of_a_backbone_that_is_not_known(scope):
             build_optim_wrapper(model, cfg)
 
 
+def test_layer_decay_of_a_whole_detector():
+    """mmpretrain's asks the model, of which a classifier alone knows."""
+    load_toolbox('mmpretrain')
+    name = 'mmpretrain.LearningRateDecayOptimWrapperConstructor'
+    decay = dict(layer_decay_rate=0.9)
+    cfg = dict(optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.1), constructor=name, paramwise_cfg=decay)
+    model = torch.nn.Module()
+    model.backbone = LaViT('nano')
+    with pytest.raises(UserError, match=f'^optim_wrapper.constructor: {name} does not know the layers'):
+        with blame_config(dict(optim_wrapper=cfg)):
+            build_optim_wrapper(model, cfg)
+
+
 def test_pretrained_of_a_base_config():
     load_toolbox('mmseg')
     backbone = dict(type='LaViT', arch='nano')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmlavit.errors import ConfigError
+from mmlavit.models.arguments import is_number
 from mmlavit.models.diagonality import diagonality_loss, score_statistics, share_inside, square_grid, square_scores
 from mmlavit.models.factored import AnyScores
 from mmlavit.models.lavit import LaViT, LessAttention, VanillaAttention
@@ -38,17 +41,24 @@ class DiagonalityLossHook(Hook):
         weight (float): Factor of the loss.
 
     Raises:
-        ConfigError: If the weight is not positive.
+        ConfigError: If the weight is not positive; in a training, if the loss is not computed, or in some layers only.
     """
 
     def __init__(self, weight: float = 0.1) -> None:
-        if weight <= 0:
-            raise ConfigError(f'DiagonalityLossHook: weight must be positive, got {weight}; remove the hook instead')
+        if not is_number(weight) or weight <= 0:
+            raise ConfigError(
+                f'DiagonalityLossHook: weight must be a positive number, got {weight!r}; to have no such loss, remove '
+                'the hook'
+            )
         self.weight = weight
         self._handles: list[RemovableHandle] = []
         self._backbones: list[LaViT] = []
         self._observing = False
         self._learning = False
+        self._called = False  # whether the model has been
+        self._learners = 0  # less-attention layers that learn
+        self._lost = 0  # those of a pass that ran without gradients all the same
+        self._observers: list[Callable | None] = []  # of a user, while ours are in their place
         self._branches: list[tuple[Tensor, Tensor | None]] = []
         self._sizes: Tensor | None = None
         self._terms: list[Tensor] = []
@@ -59,6 +69,15 @@ class DiagonalityLossHook(Hook):
         """Attach to the model."""
         model = runner.model
         self.attach(model.module if is_model_wrapper(model) else model)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Make sure that the loss is there."""
+        if not self._called:
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            raise ConfigError(
+                f'DiagonalityLossHook: training does not call {type(model).__name__}, but a model inside of it, so '
+                'there is no such loss; remove the hook from custom_hooks'
+            )
 
     def after_train(self, runner) -> None:
         """Detach from the model."""
@@ -83,6 +102,8 @@ class DiagonalityLossHook(Hook):
                 'DiagonalityLossHook: the model has no less-attention layer (a LaViT with num_va_layers below depths, '
                 'or a WithLessAttention); remove the hook from custom_hooks'
             )
+        learning = (LessAttention, PlainLessAttention)
+        self._learners = sum(isinstance(m, learning) and m.delta_theta.requires_grad for m in model.modules())
         self._backbones = [m for m in model.modules() if isinstance(m, LaViT)]
         plain = [m for m in model.modules() if isinstance(m, PlainLessAttention)]
         whole = [m for m in model.modules() if isinstance(m, (LaViT, WithLessAttention))]
@@ -102,13 +123,14 @@ class DiagonalityLossHook(Hook):
 
     def _start(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         if _mode(args, kwargs) == 'loss':
-            self._observing = True
+            self._observing = self._called = True
             self._learning = torch.is_grad_enabled()
             inputs, samples = _argument(args, kwargs, 0, 'inputs'), _argument(args, kwargs, 1, 'data_samples')
             if isinstance(inputs, dict) and isinstance(samples, dict):  # of mmdet's MultiBranchDataPreprocessor
                 self._branches = [(inputs[name], _relative_sizes(inputs[name], samples[name])) for name in inputs]
             else:
                 self._sizes = _relative_sizes(inputs, samples)
+            self._observers = [backbone.score_observer for backbone in self._backbones]
             for backbone in self._backbones:
                 backbone.score_observer = self._observe
 
@@ -119,16 +141,17 @@ class DiagonalityLossHook(Hook):
 
     def _observe(self, attn: VanillaAttention | LessAttention, scores: AnyScores) -> None:
         if isinstance(attn, LessAttention):
-            self._collect(scores, attn.reduction.reduced_grid(scores.grid), attn.reference_grid)
+            self._collect(attn, scores, attn.reduction.reduced_grid(scores.grid), attn.reference_grid)
 
     def _observe_plain(self, attn: PlainLessAttention, args: tuple, output: Tensor) -> None:
         if self._observing:
             scores = attn.cell_scores()
-            self._collect(scores, scores.grid, attn.reference_grid)
+            self._collect(attn, scores, scores.grid, attn.reference_grid)
 
-    def _collect(self, scores: AnyScores, key_grid: Grid, reference_grid: Grid) -> None:
+    def _collect(self, attn: nn.Module, scores: AnyScores, key_grid: Grid, reference_grid: Grid) -> None:
         """Collect the terms of a less-attention layer, in float32 whatever autocast says."""
         if self._learning and not torch.is_grad_enabled():
+            self._lost += attn.delta_theta.requires_grad  # those of a teacher do not learn
             return
         with torch.autocast(scores.device.type, enabled=False):
             square = square_scores(scores, key_grid, reference_grid)
@@ -136,14 +159,23 @@ class DiagonalityLossHook(Hook):
             if self._sizes is not None and len(self._sizes) == len(square):
                 inside = share_inside(self._sizes, square_grid(key_grid, reference_grid))
             self._terms.append(diagonality_loss(square, inside))
-            magnitude, entropy = score_statistics(square)
+            magnitude, entropy = score_statistics(square, inside)
         self._magnitudes.append(magnitude)
         self._entropies.append(entropy)
 
     def _finish(self, model: nn.Module, args: tuple, kwargs: dict, losses):
         if _mode(args, kwargs) != 'loss':
             return None
-        if isinstance(losses, dict) and self._terms:  # not when the forward raised
+        fault = ''
+        if isinstance(losses, dict):  # not when the forward raised
+            if self._lost and len(self._terms) < self._learners:
+                fault = (
+                    f"{self._lost} less-attention layers run without gradients at first, as with mmengine's "
+                    'activation_checkpointing; set with_cp=True of the backbone instead, or remove the hook'
+                )
+            elif not self._terms:
+                fault = 'no less-attention layer ran, so there is no such loss; remove the hook from custom_hooks'
+        if isinstance(losses, dict) and not fault:
             losses = dict(
                 losses,
                 loss_diag=self.weight * torch.stack(self._terms).mean(),
@@ -151,13 +183,17 @@ class DiagonalityLossHook(Hook):
                 la_entropy=torch.stack(self._entropies).mean(),
             )
         self._clear()
+        if fault:
+            raise ConfigError(f'DiagonalityLossHook: {fault}')
         return losses
 
     def _clear(self) -> None:
         self._observing = self._learning = False
         self._branches = []
-        for backbone in self._backbones:
-            backbone.score_observer = None
+        for backbone, observer in zip(self._backbones, self._observers, strict=False):
+            backbone.score_observer = observer
+        self._observers = []
+        self._lost = 0
         self._sizes, self._terms, self._magnitudes, self._entropies = None, [], [], []
 
 

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms, gives_the_same
 from mmlavit.errors import ConfigError, first_few
+from mmlavit.models.arguments import is_integer
 from mmlavit.models.distillation import attention_distance, find_distances
 from mmlavit.models.lavit import Block, LaViT
 from mmlavit.models.plain_vit import WithLessAttention, find_blocks, find_transformer
@@ -78,8 +79,11 @@ class DistillationHook(Hook):
             raise ConfigError(
                 f'DistillationHook: weights has {", ".join(sorted(unknown))}; expected {", ".join(self.LOSSES)}'
             )
-        if layerwise_iters < 0 or fit_images < 0:
-            raise ConfigError('DistillationHook: layerwise_iters and fit_images must not be negative')
+        if not all(is_integer(number) and number >= 0 for number in (layerwise_iters, fit_images)):
+            raise ConfigError(
+                'DistillationHook: layerwise_iters and fit_images must be integers, 0 or more, got '
+                f'{layerwise_iters!r} and {fit_images!r}'
+            )
         self.teacher_cfg = teacher
         self.checkpoint = checkpoint
         self.scope = scope
