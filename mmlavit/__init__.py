@@ -3,12 +3,20 @@
 Importing the package registers ``LaViT`` and the hooks ``DiagonalityLossHook`` and ``CheckNumbersHook`` in mmengine's
 root registries, from where mmpretrain, mmdet and mmseg configs resolve them: ``custom_imports =
 dict(imports=['mmlavit'])``. From then on mmengine loads no checkpoint that could run code, and never leaves half a file
-under the name of a whole one. It needs torch and mmengine only.
+under the name of a whole one. It needs torch, mmengine and OpenCV only.
 """
 
-from .environment import check_environment
+import sys
 
-check_environment()  # before the imports below, whose errors would not say what to do
+from .environment import EnvironmentProblem, check_environment, main
+
+try:
+    check_environment()  # before the imports below, whose errors would not say what to do
+except EnvironmentProblem:
+    # python -m mmlavit.environment imports this package first.
+    if sys.argv[:1] != ['-m'] or 'mmlavit.environment' not in sys.orig_argv:
+        raise
+    sys.exit(main(sys.argv[1:]))
 
 from .engine.hooks import CheckNumbersHook, DiagonalityLossHook  # noqa: E402
 from .models import LaViT  # noqa: E402

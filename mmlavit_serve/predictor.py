@@ -167,6 +167,8 @@ class Predictor:
     def _require_memory(self, shape: tuple[int, int], times: int) -> None:
         """Raise a UserError if so many images of this height and width need more memory than there is."""
         seen = shape_after_all(self.model.transforms, shape)
+        if min(seen) < 1:
+            raise UserError('an image of {}x{} cannot be resized as the model wants it'.format(*shape))
         limit = available_memory() if self.memory_limit is None else self.memory_limit
         # To ask what the model needs may take a second.
         if limit is not None and ROUGH_BYTES * times * (np.prod(shape) + np.prod(seen)) > limit / 2:

@@ -36,7 +36,10 @@ class Video:
     """
 
     def __init__(self, path: Path) -> None:
-        self._capture = cv2.VideoCapture(os.fspath(path))
+        try:
+            self._capture = cv2.VideoCapture(os.fspath(path))
+        except cv2.error as error:  # such as a name that is not UTF-8
+            raise UserError(f'{os.fsencode(path)} cannot be opened as a video by OpenCV; rename it') from error
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.width, self.height, self.frames = (
             max(0, int(self._capture.get(key)))

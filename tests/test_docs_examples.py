@@ -95,6 +95,18 @@ def test_the_config_of_the_readme_is_complete(folder):
     }
 
 
+def test_classifier_in_one_file(folder):
+    cfg = Config.fromfile(folder / 'my_project/lavit_classifier.py')
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg.model)
+    assert model.head(model.extract_feat(torch.rand(1, 3, 64, 64))).shape == (1, 1000)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    decayed = {id(p) for group in wrapper.param_groups if group['weight_decay'] for p in group['params']}
+    assert {n for n, p in model.named_parameters() if id(p) in decayed} == {
+        n for n, p in model.named_parameters() if p.dim() > 1 and '.delta_' not in n
+    }
+
+
 def test_prediction_of_the_readme(tmp_path, monkeypatch, capsys):
     """It says what mmdet's own function finds."""
     from mmdet.apis import inference_detector, init_detector

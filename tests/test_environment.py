@@ -1,6 +1,7 @@
 """Every state of the stack that users meet, made of fake packages in a folder of its own."""
 
 import importlib.machinery
+import os
 import re
 import shutil
 import subprocess
@@ -43,6 +44,16 @@ for name in ('mmlavit', 'mmlavit_serve'):
 del sys.argv[1]
 runpy.run_module('mmlavit.environment', run_name='__main__', alter_sys=True)
 """
+
+
+def test_the_command_itself(tmp_path):
+    """Where the package cannot be imported, it says why: in its table and a line, without a trace."""
+    (tmp_path / 'cv2.py').write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    command = [sys.executable, '-m', 'mmlavit.environment', 'mmdet']
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert done.stdout.startswith('package') and 'OpenCV cannot be imported' in done.stderr
 
 
 class Site:

@@ -133,6 +133,8 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
         transforms = describe_pipeline(find_test_dataset(cfg).pipeline)
     if scope != 'mmpretrain' and any(step['type'] == 'CenterCrop' for step in transforms):
         raise UserError('CenterCrop of the test pipeline is exported for classifiers only: boxes and maps would move')
+    if rcnn.get('mask_thr_binary', 0.5) < 0:
+        raise UserError('mask_thr_binary is negative, which gives soft masks; set one from 0 to 1 to export')
     return dict(
         task=TASKS[scope],
         classes=list(map(str, classes)) if classes is not None and len(classes) else None,

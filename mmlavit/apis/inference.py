@@ -176,6 +176,8 @@ def find_meta(weights: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[st
     found = {key.lower(): value for key, value in found.items()}
     if isinstance(found.get('classes'), str):
         found['classes'] = _read_names(found['classes'])
+    elif found.get('classes') is not None:  # an array, perhaps
+        found['classes'] = tuple(map(str, found['classes']))
     return found
 
 
@@ -298,7 +300,7 @@ class _Segmentor(TorchModel):
         return [inference_model(self.model, image) for image in images]
 
     def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
-        return Segmentation(shape, self.classes, sample.pred_sem_seg.data[0].numpy(), self.meta.get('palette'))
+        return Segmentation(shape, self.classes, sample.pred_sem_seg.data[0].long().numpy(), self.meta.get('palette'))
 
     def _sample(self, side: int) -> BaseDataElement:
         from mmseg.structures import SegDataSample

@@ -453,6 +453,23 @@ def test_float_images(tmp_path, pictures):
     np.testing.assert_allclose(predictor.predict(pictures / 'a.png').scores, wanted.numpy(), rtol=1e-6)
 
 
+def test_binary_segmentor(tmp_path, pictures):
+    """One channel for two classes, whose names a checkpoint may have in an array."""
+    cfg = Config.fromfile(CONFIGS / 'upernet_lavit_nano.py')
+    binary = dict(
+        num_classes=2, out_channels=1, threshold=0.5, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)
+    )
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        del head.loss_decode
+        head.update(binary)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        weights = MODELS.build(cfg.model).state_dict()
+    torch.save(dict(state_dict=weights, meta=dict(dataset_meta=dict(classes=np.array(['a', 'b'])))), tmp_path / 'a.pth')
+    result = Predictor(cfg, str(tmp_path / 'a.pth')).predict(pictures / 'a.png')
+    assert set(np.unique(result.labels)) <= {0, 1} and result.classes == ('a', 'b')
+    assert {entry['name'] for entry in result.to_dict()['classes']} <= {'a', 'b'}
+
+
 def test_files_without_weights(tmp_path):
     for number, content in enumerate(([torch.ones(1)], dict(state_dict=None))):
         torch.save(content, tmp_path / f'{number}.pth')

@@ -68,7 +68,12 @@ def fake(install, tmp_path, monkeypatch):
             else:
                 for word in words:
                     if '==' in word:
-                        add_dist(installer.site, word.replace('-', '_').replace('==', '-'))
+                        dist = word.replace('-', '_').replace('==', '-')
+                        if 'mmcv' in word and not (installer.site / f'{dist}.dist-info').is_dir():
+                            (installer.site / OPS).unlink(missing_ok=True)  # another one takes them with it
+                        add_dist(installer.site, dist)
+                if './ops' in words:
+                    add_dist(installer.site, 'mmlavit_mmcv_ops-1.0.0', ['mmcv/_ext.py'])
 
         def runs(code):
             if 'cv2' in code:
@@ -78,6 +83,8 @@ def fake(install, tmp_path, monkeypatch):
         def make_venv():
             installer.calls.append('venv')
             add_dist(installer.site, 'pip-25.0')
+            installer.python.parent.mkdir()
+            installer.python.touch()
             (installer.venv / 'pyvenv.cfg').write_text('version = {}.{}.0\n'.format(*sys.version_info))
 
         monkeypatch.setattr(installer, '_call', call)
@@ -88,6 +95,31 @@ def fake(install, tmp_path, monkeypatch):
         return installer
 
     return make
+
+
+def test_a_python_that_is_gone(fake, install):
+    installer = fake()
+    installer.run()
+    installer.python.unlink()
+    with pytest.raises(install.InstallError, match='the Python of .*venv is gone'):
+        fake().run()
+
+
+def test_interrupted_before_there_is_anything(fake):
+    """The installer's own folder is no reason to refuse the environment."""
+    installer = fake()
+    installer.state.mkdir(parents=True)
+    installer.run()
+    assert installer.calls[0] == 'venv'
+
+
+def test_ops_that_are_gone(fake):
+    first = fake()
+    first.run()
+    (first.site / 'mmcv/_ext.py').unlink()
+    again = fake()
+    again.run()
+    assert again.calls and (again.site / 'mmcv/_ext.py').is_file()
 
 
 @pytest.mark.parametrize('stack', ['maintained', 'official'])
@@ -166,6 +198,13 @@ def test_compiled_ops(fake, stack):
     assert './ops' not in call
     assert 'mmcv-lite' not in call
     assert updating.mmcv in call
+    # Another version of mmcv comes without them.
+    shutil.rmtree(updating.site / f'{MMCV[stack][1]}.dist-info')
+    (updating.state / 'done').unlink()
+    another = fake(stack)
+    another.run()
+    assert [call.split()[0] for call in another.calls] == ['install', 'install', 'wheel', 'uninstall', 'install']
+    assert another.has_compiled_ops()
 
 
 def test_failed_compilation_leaves_the_environment_usable(fake, install):

@@ -74,7 +74,7 @@ class Installer:
                 f'pass another one, e.g. PYTHON=/path/to/python3.11'
             )
         config = self.venv / 'pyvenv.cfg'
-        if self.venv.exists() and not config.is_file() and any(self.venv.iterdir()):
+        if not config.is_file() and self.venv.exists() and any(path != self.state for path in self.venv.iterdir()):
             raise InstallError(f'{self.venv} is not a virtual environment: pass another VENV=')
         made = config.is_file() and re.search(r'^version(?:_info)?\s*=\s*(\d+\.\d+)', config.read_text(), re.M)
         if made and made[1] != running:
@@ -86,6 +86,8 @@ class Installer:
                 f'{self.venv} holds the other OpenMMLab stack ({", ".join(found)}); both in one environment '
                 f'overwrite each other: pass another VENV= or another STACK='
             )
+        if made and not self.python.exists():
+            raise InstallError(f'the Python of {self.venv} is gone: remove the folder or pass another VENV=')
 
     def is_done(self):
         """Tell whether a run finished since the inputs changed, and the pinned versions are still there."""
@@ -93,7 +95,8 @@ class Installer:
         if not stamp.is_file() or stamp.read_text() != self.key() or (self.compiled and not self.has_compiled_ops()):
             return False
         pins = (line.replace('-', '_').split('==') for line in self.wanted() if '==' in line)
-        return all((self.site / f'{name}-{version}.dist-info').is_dir() for name, version in pins)
+        ops = any(self.site.glob('mmcv/_ext.*'))
+        return ops and all((self.site / f'{name}-{version}.dist-info').is_dir() for name, version in pins)
 
     def key(self):
         """Return a text that changes with the inputs."""
@@ -120,12 +123,13 @@ class Installer:
             self._make_venv()
         if not any(self.site.glob('uv-*.dist-info')):
             self._call(self.python, '-m', 'pip', 'install', '-q', UV)
+        compiled = self.compiled or self.has_compiled_ops()  # another mmcv comes without them
         self._uv('install', *self.wanted(), *THIS_PACKAGE)
         if not self._runs('import cv2'):
             # The toolboxes require the build with windows by name; the headless one has the same files.
             opencv = next(line for line in self.requirements if line.startswith('opencv-python=='))
             self._uv('install', '--reinstall', '--no-deps', opencv.replace('==', '-headless=='))
-        if (self.compiled or self.has_compiled_ops()) and not self._runs(OPS_PROBE):
+        if compiled and not self._runs(OPS_PROBE):
             self._compile_ops()
         (self.state / 'done').write_text(self.key())
 
