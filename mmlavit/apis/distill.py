@@ -113,7 +113,7 @@ def distillation_config(
     if lr is not None:
         cfg.optim_wrapper.optimizer.lr = lr
         cfg.pop('auto_scale_lr', None)  # it is for this batch
-    warmup = iters // 20
+    warmup = iters // 20 if iters >= 40 else 0  # of one step, mmengine's never ends
     cfg.param_scheduler = [dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=warmup, end=iters)]
     if warmup:
         cfg.param_scheduler.insert(0, dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup))

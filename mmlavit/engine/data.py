@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.dist import barrier, broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from mmlavit.datasets.check.coco import find_class_fault, read_coco, reads_coco
 from mmlavit.datasets.check.config import explain_dataset
@@ -68,7 +68,7 @@ def watch_data(runner, cfg: Config) -> None:
         for evaluator in evaluators:
             if fault := find_topk_fault(evaluator, min(numbers, default=None)):
                 raise ConfigError(fault)
-        leaves = [*find_leaves(loader.dataset)]
+        leaves = [leaf for leaf in find_leaves(loader.dataset) if not isinstance(leaf, IterableDataset)]
         for leaf in leaves:
             if not len(leaf):
                 raise DataError(f'{_name(leaf)} gives no image')

@@ -132,7 +132,7 @@ def is_whole(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # of a single wrong bit, zipfile may say that the file is encrypted, or of a method unknown to it
         return False
 
 

@@ -178,6 +178,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         raise UserError(f'config {path} does not exist; expected the path of a config file')
     try:
         cfg = Config.fromfile(path)
+        _resolve_imports(cfg._cfg_dict)
     except OSError as error:
         raise UserError(f'config {path} cannot be read: {error}') from error
     except SyntaxError as error:
@@ -197,6 +198,12 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
             f'config {path} cannot be read: {type(error).__name__}: {reason}{_place_in_config(error)}'
         ) from error
     return merge_options(cfg, options) if options else cfg
+
+
+def _resolve_imports(node: Any) -> None:
+    """Look for what a config in pure Python imports, which mmengine does when a key is first read."""
+    for value in node.values() if isinstance(node, Mapping) else node if isinstance(node, (list, tuple)) else ():
+        _resolve_imports(value)
 
 
 def _place_in_config(error: Exception) -> str:

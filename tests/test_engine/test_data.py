@@ -46,7 +46,7 @@ def test_categories(order, tmp_path):
     content['categories'][0]['keypoints'] = ['a ] b', '"categories": [']
     content['info'] = dict(categories='of animals')
     file.write_text(json.dumps({key: content[key] for key in ('info', *order, 'annotations')}))
-    assert _read_categories(str(file)) == ['one', 'two']
+    assert [one['name'] for one in _read_categories(str(file))] == ['one', 'two']
 
 
 def test_categories_before_something_of_that_name(tmp_path, monkeypatch):

@@ -237,6 +237,20 @@ def test_other_files_are_not_whole(tmp_path):
     assert not is_whole(tmp_path / 'a.pth') and not is_whole(tmp_path / 'b.pth')
 
 
+def test_every_bit_of_the_directory(tmp_path):
+    """Some make the file look encrypted, or packed by an unknown method."""
+    torch.save(dict(a=torch.ones(3)), tmp_path / 'a.pth')
+    content = bytearray((tmp_path / 'a.pth').read_bytes())
+    start = content.index(b'PK\x01\x02')
+    for place in range(start, start + 46):
+        for bit in (1, 8, 64):
+            content[place] ^= bit
+            (tmp_path / 'b.pth').write_bytes(content)
+            is_whole(tmp_path / 'b.pth')
+            content[place] ^= bit
+    assert is_whole(tmp_path / 'a.pth')
+
+
 def test_an_interruption_in_the_last_validation_is_forgotten(tmp_path, capfd):
     """The last epoch was saved before the validation; then last_checkpoint names what the interruption has left."""
     train(tmp_path, 2)

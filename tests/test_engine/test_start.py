@@ -1,5 +1,7 @@
 """What a training starts from: nothing, weights, or a checkpoint."""
 
+import re
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -62,6 +64,35 @@ def test_weights_are_not_resumed_from(kind, weights, tmp_path):
         torch.save(dict(meta={}, state_dict=torch.load(weights)), weights)
     with pytest.raises(UserError, match=r'weights.pth has weights only, so no training can be resumed from it'):
         train(tmp_path / 'run', weights)
+
+
+def test_the_best_checkpoint_is_not_resumed_from(tmp_path):
+    """mmengine saves it without the states of optimizer and schedule, and would begin these anew."""
+    schedule = dict(type='MultiStepLR', milestones=[1], by_epoch=True)
+    options = dict(param_scheduler=[schedule], train_cfg__max_epochs=1)
+    train(tmp_path / 'run', **options)
+    checkpoint = torch.load(tmp_path / 'run/iter_3.pth', weights_only=True)
+    torch.save(
+        {key: checkpoint[key] for key in ('meta', 'message_hub', 'state_dict')}, tmp_path / 'best_mIoU_epoch_1.pth'
+    )
+    with pytest.raises(UserError, match='best_mIoU_epoch_1.pth has no state of optimizer and schedule, as the best'):
+        train(tmp_path / 'run', tmp_path / 'best_mIoU_epoch_1.pth', **options)
+
+
+def test_settings_that_a_resumed_training_keeps(tmp_path):
+    schedule = dict(type='CosineAnnealingLR', by_epoch=False, end=3)
+    train(tmp_path, param_scheduler=[schedule], train_cfg__max_epochs=1)
+    train(tmp_path, 'auto', param_scheduler=[schedule], log_level='INFO')
+    assert 'A resumed training keeps its own' not in _newest_log(tmp_path)
+    options = dict(optim_wrapper__optimizer__lr=0.02, param_scheduler=[dict(schedule, end=30)], log_level='INFO')
+    train(tmp_path, 'auto', train_cfg__max_epochs=9, **options)
+    said = _newest_log(tmp_path)
+    assert re.search(r'keeps its own optimizer.lr \(of the config 0.02, resumed 0.01\), param_scheduler.0.end', said)
+    assert 'param_scheduler.0.end (of the config 30, resumed 3)' in said
+
+
+def _newest_log(folder):
+    return max(folder.glob('2*/2*.log')).read_text()
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])

@@ -4,13 +4,14 @@ import multiprocessing
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop
-from toy_training import BEST, Rising, same, same_training, train
+from toy_training import BEST, Rising, ToyModel, same, same_training, train
 
 from mmlavit.engine.hooks import stop_hook
 from mmlavit.engine.hooks.stop_hook import STOPPED_FILE
@@ -142,6 +143,29 @@ def test_killed_in_a_validation(cfg, fails, tmp_path, monkeypatch):
         train(tmp_path / 'killed', **options)
     train(tmp_path / 'killed', 'auto', **options)
     assert len(Rising.values) == 2
+
+
+def test_killed_again_after_a_validation_that_was_made_up(tmp_path, monkeypatch):
+    """Its result was the best so far: it is in the checkpoint, or another best one would be left beside it."""
+    monkeypatch.setattr(Rising, 'values', [])
+    options = {**BEST, 'train_cfg': dict(by_epoch=True, max_epochs=2)}
+    options['default_hooks__checkpoint'] = dict(options['default_hooks__checkpoint'], by_epoch=True, interval=1)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Rising, 'compute_metrics', lambda *args: _die_at(1, None, *args))
+        train(tmp_path, **options)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(ToyModel, 'train_step', _die)
+        train(tmp_path, 'auto', **options)
+    assert len(Rising.values) == 1
+    (best,) = tmp_path.glob('best_*')
+    state = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)['message_hub']['runtime_info']
+    assert Path(state['best_ckpt']).name == best.name
+    train(tmp_path, 'auto', **options)
+    assert len(Rising.values) == 2 and len([*tmp_path.glob('best_*')]) == 1
+
+
+def _die(*args, **kwargs):
+    raise KeyboardInterrupt
 
 
 def _die_at(number, evaluate, metric, results):

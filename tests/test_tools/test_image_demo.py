@@ -467,7 +467,7 @@ def test_binary_segmentor(tmp_path, pictures):
     torch.save(dict(state_dict=weights, meta=dict(dataset_meta=dict(classes=np.array(['a', 'b'])))), tmp_path / 'a.pth')
     result = Predictor(cfg, str(tmp_path / 'a.pth')).predict(pictures / 'a.png')
     assert set(np.unique(result.labels)) <= {0, 1} and result.classes == ('a', 'b')
-    assert {entry['name'] for entry in result.to_dict()['classes']} <= {'a', 'b'}
+    assert {entry['class'] for entry in result.to_dict()['classes']} <= {'a', 'b'}
 
 
 def test_files_without_weights(tmp_path):

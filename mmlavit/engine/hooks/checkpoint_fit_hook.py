@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmlavit.errors import UserError
 from mmlavit.utils.checkpoint import has_weights_only
 from mmlavit.utils.weights import load_what_fits, require_whole
 
@@ -35,8 +40,26 @@ class CheckpointFormatHook(Hook):
             checkpoint.clear()
             checkpoint['state_dict'] = weights
         # mmengine cannot go on without the history of the log, which all its training checkpoints have.
-        if runner._resume and 'message_hub' not in checkpoint:
-            raise has_weights_only(self.path)
+        if runner._resume:
+            if 'message_hub' not in checkpoint:
+                raise has_weights_only(self.path)
+            if isinstance(_plain_model(runner), nn.Module):
+                self._require_state(runner, checkpoint)
+                _tell_what_stays(runner, checkpoint)
+
+    def _require_state(self, runner, checkpoint: Mapping[str, Any]) -> None:
+        """Make sure that a training can go on: mmengine would begin anew what a checkpoint lacks, without a word."""
+        wanted = dict(optimizer='optimizer', param_schedulers='schedule')
+        lacks = [
+            what
+            for key, what in wanted.items()
+            if key not in checkpoint and (key == 'optimizer' or runner.param_schedulers)
+        ]
+        if lacks:
+            raise UserError(
+                f'{self.path} has no state of {" and ".join(lacks)}, as the best checkpoints of a training, which are '
+                'for tests: resume from an epoch_N.pth or iter_N.pth, or start anew with --cfg-options load_from=FILE'
+            )
 
 
 class CheckpointFitHook(Hook):
@@ -58,10 +81,38 @@ class CheckpointFitHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Load the weights, before mmengine does."""
-        model = runner.model
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        if not isinstance(model, nn.Module) or is_model_wrapper(model):
-            return  # not built yet, or sharded
+        model = _plain_model(runner)
+        if model is None:
+            return
         load = require_whole if self.whole else load_what_fits
         load(model, checkpoint.get('state_dict', checkpoint), self.path)
+
+
+def _plain_model(runner) -> nn.Module | None:
+    """Give the model of a runner without its wrapper; None if it is not built yet, or sharded."""
+    model = runner.model
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return model if isinstance(model, nn.Module) and not is_model_wrapper(model) else None
+
+
+def _tell_what_stays(runner, checkpoint: Mapping[str, Any]) -> None:
+    """Say which settings of the config have no effect, since a resumed training keeps its own."""
+    groups = getattr(runner.optim_wrapper, 'param_groups', None)
+    saved = checkpoint['optimizer'].get('param_groups') if isinstance(checkpoint['optimizer'], Mapping) else None
+    found: dict[str, None] = {}  # each once
+    for ours, theirs in zip(groups or (), saved or (), strict=False):
+        for key, name in (('initial_lr', 'lr'), ('weight_decay', 'weight_decay')):
+            now, before = ours.get(key), theirs.get(key)
+            if now is not None and before is not None and not math.isclose(now, before):
+                found.setdefault(f'optimizer.{name} (of the config {now:g}, resumed {before:g})')
+    schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
+    for number, (ours, theirs) in enumerate(zip(schedulers, checkpoint.get('param_schedulers') or (), strict=False)):
+        end = theirs.get('end') if isinstance(theirs, Mapping) else None
+        if end is not None and getattr(ours, 'end', end) != end:
+            found.setdefault(f'param_scheduler.{number}.end (of the config {ours.end}, resumed {end})')
+    if found:
+        runner.logger.warning(
+            f'A resumed training keeps its own {", ".join(found)}; to change it, start anew with --cfg-options '
+            'load_from=FILE'
+        )

@@ -19,7 +19,12 @@ class WarmUpHook(Hook):
                 continue
             unit = 'epochs' if scheduler.by_epoch else 'iterations'
             whole = getattr(runner.train_loop, f'max_{"epochs" if scheduler.by_epoch else "iters"}', None)
-            if whole is not None and scheduler.end > _SHARE * whole:
+            if scheduler.end - scheduler.begin == 1:  # mmengine's ends at the step before
+                runner.logger.warning(
+                    f'The learning rate stays at {scheduler.start_factor:g} of its height: a warm-up of one of the '
+                    f'{unit} has no end in mmengine; give it more in param_scheduler, or convert_to_iter_based=True'
+                )
+            elif whole is not None and scheduler.end > _SHARE * whole:
                 runner.logger.warning(
                     f'The learning rate warms up for {scheduler.end} of {whole} {unit}: shorten it in param_scheduler, '
                     'or train for longer'

@@ -26,6 +26,11 @@ class WholeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if self.out_dir != runner.work_dir and is_main_process():
             remove_partial_files(self.out_dir)
+        if runner._resume and self.last_ckpt is None:
+            # mmengine writes the checkpoint of an epoch once more if its validation was the best so far, also if that
+            # is made up for after a resumption; without it, who was best would be forgotten by the next one.
+            last = runner.message_hub.get_info('last_ckpt')
+            self.last_ckpt = last and self._find_here(last)
         if self.save_best:
             self._best = [path and self._find_here(path) for path in self._best]
 
