@@ -64,7 +64,7 @@ def weight_decays(model, wrapper):
 @pytest.mark.filterwarnings('ignore:FSDP is switching')  # one process has nothing to shard
 def test_fsdp(one_process, tmp_path):
     cfg, added = load('mask_rcnn_lavit_s_fsdp.py')
-    assert added == {'runner_type', 'strategy'}
+    assert added == {'exact_resume', 'runner_type', 'strategy'}
     cfg.update(launcher='pytorch', work_dir=str(tmp_path))
     require_strategy(cfg)
     plain = MODELS.build(cfg.model)
@@ -104,7 +104,7 @@ def test_fsdp_in_mixed_precision(one_process):
 
 def test_deepspeed():
     cfg, added = load('mask_rcnn_lavit_s_deepspeed.py')
-    assert added == {'runner_type', 'strategy', 'optim_wrapper'}
+    assert added == {'exact_resume', 'runner_type', 'strategy', 'optim_wrapper'}
     model = MODELS.build(cfg.model)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     assert type(wrapper).__name__ == 'DeepSpeedOptimWrapper'

@@ -84,7 +84,7 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
             f'backbone is {kind}, from whose later layers something is taken away already; give the config '
             'of the model that it is compared with'
         )
-    if kind == 'LaViT':
+    if kind in ('LaViT', 'CentredLaViT'):
         if layers is not None:
             raise UserError('--layers is for plain vision transformers; those of a LaViT follow from its config')
         arch = resolve_arch(backbone.get('arch', 'small'))

@@ -27,4 +27,5 @@ arms = dict(
         commands=dict(train=_train + ' model.backbone.later=shared'),
     ),
     no_loss=dict(title='LaViT without the diagonality loss', names=dict(config='lavit_no_diag')),
+    centred=dict(title='LaViT with centred scores', names=dict(config='centred')),
 )
