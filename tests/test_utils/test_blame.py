@@ -46,24 +46,16 @@ def test_mistakes(cfg, message):
         build(cfg)
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
-def test_layer_decay_of_a_backbone_that_is_not_known(scope):
-    load_toolbox(scope)
-    name = f'{scope}.LearningRateDecayOptimizerConstructor'
-    decay = dict(decay_rate=0.9, decay_type='layer_wise', num_layers=9)
-    cfg = dict(optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.1), constructor=name, paramwise_cfg=decay)
-    model = torch.nn.Module()
-    model.backbone = LaViT('nano')
-    with pytest.raises(UserError, match=f'^optim_wrapper.constructor: {name} does not know the layers'):
-        with blame_config(dict(optim_wrapper=cfg)):
-            build_optim_wrapper(model, cfg)
-
-
-def test_layer_decay_of_a_whole_detector():
-    """mmpretrain's asks the model, of which a classifier alone knows."""
-    load_toolbox('mmpretrain')
-    name = 'mmpretrain.LearningRateDecayOptimWrapperConstructor'
-    decay = dict(layer_decay_rate=0.9)
+@pytest.mark.parametrize(
+    ('name', 'decay'),
+    [
+        ('mmdet.LearningRateDecayOptimizerConstructor', dict(decay_rate=0.9, decay_type='layer_wise', num_layers=9)),
+        ('mmseg.LearningRateDecayOptimizerConstructor', dict(decay_rate=0.9, decay_type='layer_wise', num_layers=9)),
+        ('mmpretrain.LearningRateDecayOptimWrapperConstructor', dict(layer_decay_rate=0.9)),  # it asks a classifier
+    ],
+)
+def test_layer_decay_of_a_backbone_that_is_not_known(name, decay):
+    load_toolbox(name.partition('.')[0])
     cfg = dict(optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.1), constructor=name, paramwise_cfg=decay)
     model = torch.nn.Module()
     model.backbone = LaViT('nano')
