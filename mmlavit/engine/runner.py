@@ -70,6 +70,7 @@ def run(
     scope = cfg.get('default_scope')
     if scope in SCOPES:
         load_toolbox(scope)
+    _name_runner(cfg)
     notes = _find_start(cfg) if mode == 'train' and cfg.get('resume') else []
     splits = ['train', 'val'] if mode == 'train' else ['test']
     require_checkpoints(cfg)
@@ -228,6 +229,14 @@ class _TestRunner(Runner):
         """Write the config."""
         if is_main_process():
             self.cfg.dump(osp.join(self.log_dir, osp.basename(self.cfg.filename or 'config.py')))
+
+
+def _name_runner(cfg: Config) -> None:
+    """Call mmengine's runners by their plain names, also where a config has the class or its scope."""
+    kind = cfg.get('runner_type')
+    found = RUNNERS.get(kind) if isinstance(kind, str) else kind
+    if found in (Runner, FlexibleRunner):
+        cfg.runner_type = found.__name__
 
 
 class _FlexibleRunner(_Resumable, FlexibleRunner):

@@ -6,11 +6,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import FlexibleRunner
 from toy_training import Recorder, ToyModel, train
 
 from mmlavit import LaViT
 from mmlavit.engine.hooks.stop_hook import _has_stepped
-from mmlavit.engine.runner import _require_own_checkpointing, build_runner
+from mmlavit.engine.runner import _name_runner, _require_own_checkpointing, build_runner
 from mmlavit.errors import ConfigError, UserError
 
 
@@ -93,6 +94,13 @@ def test_settings_that_a_resumed_training_keeps(tmp_path):
 
 def _newest_log(folder):
     return max(folder.glob('2*/2*.log')).read_text()
+
+
+@pytest.mark.parametrize('kind', [FlexibleRunner, 'mmengine.FlexibleRunner', 'FlexibleRunner'], ids=str)
+def test_names_of_runners(kind):
+    cfg = Config(dict(runner_type=kind))
+    _name_runner(cfg)
+    assert cfg.runner_type == 'FlexibleRunner'
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
