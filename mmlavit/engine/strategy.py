@@ -5,13 +5,16 @@ Configs name both by their full path, so nothing else imports this module: mmeng
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from mmengine._strategy import DeepSpeedStrategy, FSDPStrategy
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmlavit.errors import UserError
+from mmlavit.errors import UserError, first_few
 from mmlavit.models.lavit import Block
 from mmlavit.utils.checkpoint import load_from_local
 
@@ -38,6 +41,34 @@ class ResumableFSDPStrategy(FSDPStrategy):
 
     Takes the arguments of ``FSDPStrategy``.
     """
+
+    def load_model_state_dict(self, state_dict: dict, *, strict: bool = False, revise_keys: list | None = None) -> None:
+        """Load weights, and say what of them does not fit, of which mmengine's says nothing.
+
+        Args:
+            state_dict (dict): Weights by name.
+            strict (bool): Whether all have to fit.
+            revise_keys (list, optional): Not used: ``module.`` is cut off.
+
+        Raises:
+            UserError: If nothing fits.
+        """
+        state_dict = {name.removeprefix('module.'): value for name, value in state_dict.items()}
+        own, buffers = (
+            {name.replace('_fsdp_wrapped_module.', '') for name, _ in named}
+            for named in (self.model.named_parameters(), self.model.named_buffers())
+        )
+        if not any('_flat_param' in name for name in own):  # else use_orig_params=False, which hides the names
+            missing, unknown = sorted(own - {*state_dict}), sorted({*state_dict} - own - buffers)
+            if len(missing) == len(own):
+                raise UserError(
+                    f'nothing of the checkpoint fits the model: it has {first_few(unknown)}, the model '
+                    f'{first_few(missing)}'
+                )
+            for what, names in (('are not in the checkpoint', missing), ('are in the checkpoint alone', unknown)):
+                if names:
+                    print_log(f'{len(names)} tensors {what} ({first_few(names)})', 'current', logging.WARNING)
+        self.model.load_state_dict(state_dict, strict=strict)
 
     def optim_state_dict(self) -> dict:
         """Give the optimizer's state, and what else its wrapper has: base learning rate, loss scale."""

@@ -62,9 +62,9 @@ def weight_decays(model, wrapper):
 
 
 @pytest.mark.filterwarnings('ignore:FSDP is switching')  # one process has nothing to shard
-def test_fsdp(one_process, tmp_path):
+def test_fsdp(one_process, tmp_path, capfd):
     cfg, added = load('mask_rcnn_lavit_s_fsdp.py')
-    assert added == {'exact_resume', 'runner_type', 'strategy'}
+    assert added == {'runner_type', 'strategy'}
     cfg.update(launcher='pytorch', work_dir=str(tmp_path))
     require_strategy(cfg)
     plain = MODELS.build(cfg.model)
@@ -77,6 +77,16 @@ def test_fsdp(one_process, tmp_path):
     # Parameters are still recognised by their modules and names.
     assert weight_decays(model, wrapper) == expected
     assert {0.0, 0.05} == set(expected.values())
+
+    # Weights with the prefix of DDP fit; those of another model are refused.
+    state = {f'module.{name}': torch.full_like(value, 0.5) for name, value in plain.state_dict().items()}
+    del state['module.backbone.stages.0.norm.weight']
+    strategy.load_model_state_dict(state)
+    assert '1 tensors are not in the checkpoint (backbone.stages.0.norm.weight)' in capfd.readouterr().out
+    for name, value in model.named_parameters():
+        assert (value == 0.5).all() != name.endswith('stages.0.norm.weight'), name
+    with pytest.raises(UserError, match='nothing of the checkpoint fits the model: it has patch_embed.weight'):
+        strategy.load_model_state_dict({'patch_embed.weight': torch.ones(1)})
 
 
 @pytest.mark.filterwarnings('ignore:FSDP is switching')
