@@ -381,6 +381,24 @@ def test_names_of_each_toolbox(scope):
     assert image_names(synthetic.make_batch(scope, 3, sizes)) == ['0.jpg', '1.jpg']
 
 
+def test_the_batch_before_mixup():
+    """mmpretrain's preprocessor writes mixed scores into the data samples, and would mix these again."""
+    from mmpretrain.models import ClsDataPreprocessor
+    from mmpretrain.structures import DataSample
+
+    samples = [DataSample().set_gt_label(label) for label in (0, 1)]
+    batch = dict(inputs=torch.rand(2, 3, 8, 8), data_samples=samples)
+    augments = dict(augments=dict(type='Mixup', alpha=0.8), probs=1.0)
+    preprocessor = ClsDataPreprocessor(num_classes=2, batch_augments=augments)
+    hook = CheckNumbersHook()
+    hook.before_train_iter(None, 0, batch)
+    preprocessor(batch, training=True)
+    assert 'gt_score' in samples[0]
+    assert all('gt_score' not in sample for sample in hook._batch['data_samples'])
+    assert [int(sample.gt_label) for sample in hook._batch['data_samples']] == [0, 1]
+    assert hook._batch['inputs'] is batch['inputs']
+
+
 def test_names_that_are_nested_or_missing():
     batch = dict(sup=dict(data_samples=[sample('a')]), other=([sample('b')], torch.ones(1)))
     assert image_names(batch) == ['a', 'b']

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
+from mmengine.structures import BaseDataElement
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -99,7 +100,7 @@ class CheckNumbersHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Keep what is needed to run the iteration again."""
-        self._batch = data_batch
+        self._batch = _keep(data_batch)
         self._random_states = get_random_states()
         if self.action == 'skip':
             self._buffers = [buffer.clone() for buffer in runner.model.buffers()]
@@ -250,3 +251,11 @@ def _any_process(flag: Tensor | bool) -> bool:
     flag = torch.as_tensor(flag).float()
     all_reduce(flag, 'max')
     return bool(flag)
+
+
+def _keep(batch: Any) -> Any:
+    """Keep a batch as it is now: mmpretrain's Mixup and CutMix write what they mixed into its data samples."""
+    if not isinstance(batch, Mapping) or not isinstance(batch.get('data_samples'), (list, tuple)):
+        return batch
+    samples = batch['data_samples']
+    return {**batch, 'data_samples': [one.clone() if isinstance(one, BaseDataElement) else one for one in samples]}
