@@ -140,8 +140,8 @@ class GuardedPipeline(Compose):
         if not transform.poly2mask:
             if not all(one.get('ignore_flag') for one in objects):
                 raise DataError(
-                    f'{path} has run-length masks, and LoadAnnotations(poly2mask=False) leaves such objects out: set '
-                    'poly2mask=True, or leave it out'
+                    f'{path} has run-length masks, and LoadAnnotations(poly2mask=False) leaves such objects out: '
+                    'remove poly2mask=False'
                 )
         elif not all(covers(one['mask'], *loaded) for one in objects):
             raise DataError(f'{path} has a run-length mask that is damaged or of another size: correct the annotations')

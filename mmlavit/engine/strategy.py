@@ -62,10 +62,10 @@ class ResumableFSDPStrategy(FSDPStrategy):
             missing, unknown = sorted(own - {*state_dict}), sorted({*state_dict} - own - buffers)
             if len(missing) == len(own):
                 raise UserError(
-                    f'nothing of the checkpoint fits the model: it has {first_few(unknown)}, the model '
+                    f'no weight of the checkpoint fits the model: it has {first_few(unknown)}, the model needs '
                     f'{first_few(missing)}'
                 )
-            for what, names in (('are not in the checkpoint', missing), ('are in the checkpoint alone', unknown)):
+            for what, names in (('are not in the checkpoint', missing), ('are only in the checkpoint', unknown)):
                 if names:
                     print_log(f'{len(names)} tensors {what} ({first_few(names)})', 'current', logging.WARNING)
         self.model.load_state_dict(state_dict, strict=strict)

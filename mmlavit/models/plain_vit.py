@@ -144,9 +144,12 @@ class PlainLessAttention(nn.Module):
             ConfigError: If tokens are masked, or positions are part of the scores.
         """
         if attn_mask is not None or is_causal:
-            raise ConfigError('less attention in a plain transformer knows no masks; leave them out')
+            raise ConfigError('less attention in a plain transformer does not support attention masks; leave them out')
         if rel_pos_bias is not None or rope is not None:
-            raise ConfigError('less attention has no queries and keys for biases of positions; choose a ViT without')
+            raise ConfigError(
+                'less attention has no queries and keys, so relative position biases and rotary embeddings cannot be '
+                'used; choose a ViT without them'
+            )
         return finish_attention(self, self.attend(x))
 
     def attend(self, x: Tensor) -> Tensor:
@@ -290,7 +293,7 @@ class WithLessAttention(BaseModule):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
         """Run the transformer: images (B, 3, H, W) to what it returns. Masked patches, as of MaskFeat, have no grid."""
         if mask is not None:
-            raise ConfigError('less attention needs the tokens of a whole grid: it cannot be pre-trained by masks')
+            raise ConfigError('less attention needs the tokens of a whole grid: masked pre-training is not possible')
         share_traced_matrices(True)
         if not torch.compiler.is_compiling():
             self._watch_sources()

@@ -249,7 +249,7 @@ def test_layers_that_are_recomputed_without_our_knowing():
     model = build()
     attached(model)
     turn_on_activation_checkpointing(model, ['backbone.stages.2'])
-    with pytest.raises(ConfigError, match='2 less-attention layers run without gradients at first'):
+    with pytest.raises(ConfigError, match='2 of the less-attention layers run without gradients at first'):
         model(batch().requires_grad_(), None, mode='loss')
     assert model.backbone.score_observer is None
 

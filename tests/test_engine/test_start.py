@@ -76,7 +76,9 @@ def test_the_best_checkpoint_is_not_resumed_from(tmp_path):
     torch.save(
         {key: checkpoint[key] for key in ('meta', 'message_hub', 'state_dict')}, tmp_path / 'best_mIoU_epoch_1.pth'
     )
-    with pytest.raises(UserError, match='best_mIoU_epoch_1.pth has no state of optimizer and schedule, as the best'):
+    with pytest.raises(
+        UserError, match='best_mIoU_epoch_1.pth lacks the state of the optimizer and the schedule, like all best'
+    ):
         train(tmp_path / 'run', tmp_path / 'best_mIoU_epoch_1.pth', **options)
 
 
@@ -84,12 +86,12 @@ def test_settings_that_a_resumed_training_keeps(tmp_path):
     schedule = dict(type='CosineAnnealingLR', by_epoch=False, end=3)
     train(tmp_path, param_scheduler=[schedule], train_cfg__max_epochs=1)
     train(tmp_path, 'auto', param_scheduler=[schedule], log_level='INFO')
-    assert 'A resumed training keeps its own' not in _newest_log(tmp_path)
+    assert 'A resumed training keeps the settings' not in _newest_log(tmp_path)
     options = dict(optim_wrapper__optimizer__lr=0.02, param_scheduler=[dict(schedule, end=30)], log_level='INFO')
     train(tmp_path, 'auto', train_cfg__max_epochs=9, **options)
     said = _newest_log(tmp_path)
-    assert re.search(r'keeps its own optimizer.lr \(of the config 0.02, resumed 0.01\), param_scheduler.0.end', said)
-    assert 'param_scheduler.0.end (of the config 30, resumed 3)' in said
+    assert re.search(r': lr of the optimizer \(config 0.02, checkpoint 0.01\), param_scheduler.0.end', said)
+    assert 'param_scheduler.0.end (config 30, checkpoint 3)' in said
 
 
 def _newest_log(folder):

@@ -85,7 +85,7 @@ def test_fsdp(one_process, tmp_path, capfd):
     assert '1 tensors are not in the checkpoint (backbone.stages.0.norm.weight)' in capfd.readouterr().out
     for name, value in model.named_parameters():
         assert (value == 0.5).all() != name.endswith('stages.0.norm.weight'), name
-    with pytest.raises(UserError, match='nothing of the checkpoint fits the model: it has patch_embed.weight'):
+    with pytest.raises(UserError, match='no weight of the checkpoint fits the model: it has patch_embed.weight'):
         strategy.load_model_state_dict({'patch_embed.weight': torch.ones(1)})
 
 

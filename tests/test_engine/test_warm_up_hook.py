@@ -11,7 +11,10 @@ LINEAR = dict(type='LinearLR', start_factor=0.01, begin=0)
     [
         (dict(LINEAR, by_epoch=False, end=500), 'warms up for 500 of 12 iterations: shorten it'),
         (dict(LINEAR, by_epoch=False, end=5), 'warms up for 5 of 12 iterations'),
-        (dict(LINEAR, by_epoch=True, end=1), 'stays at 0.01 of its height: a warm-up of one of the epochs has no end'),
+        (
+            dict(LINEAR, by_epoch=True, end=1),
+            'stays at 0.01 times its full value: in mmengine, a warm-up of one epoch never ends',
+        ),
         (dict(LINEAR, by_epoch=True, end=1, convert_to_iter_based=True), 'warms up for 6 of 12 iterations'),
         (dict(LINEAR, by_epoch=False, end=4), None),
         (dict(LINEAR, type='LinearMomentum', by_epoch=False, end=12), None),

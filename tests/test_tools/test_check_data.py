@@ -186,7 +186,7 @@ def test_list_instead_of_folders(data, check_data):
     assert code == 0, said
     (IMAGENET / 'meta/val.txt').write_text('\n'.join(f'{name} {label + 1}' for label, name in enumerate(names)))
     code, said = check_data('imagenet')
-    assert code == 1 and 'has labels from 1 to 4, and mmpretrain counts from 0' in said.out
+    assert code == 1 and 'has labels from 1 to 4; mmpretrain counts from 0' in said.out
     (IMAGENET / 'meta/val.txt').write_text('\n'.join([*lines[:-1], 'other.JPEG 2']))
     code, said = check_data('imagenet')
     assert code == 1

@@ -216,7 +216,7 @@ def _find_faults(
         yield 'objects have a box that reaches out of their image', advice
     mask = entry.get('segmentation')
     if masks == 'polygons' and isinstance(mask, Mapping) and not entry.get('iscrowd'):
-        advice = 'set poly2mask=True in LoadAnnotations, or leave it out'
+        advice = 'remove poly2mask=False from LoadAnnotations'
         yield 'objects have run-length masks, and poly2mask=False leaves them out in training', advice
     elif masks != 'none' and not is_mask(mask, image['height'], image['width']):
         yield 'objects have no mask with an area, which the training of masks needs', 'add it, or remove the objects'

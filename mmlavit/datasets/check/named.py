@@ -142,7 +142,7 @@ def _check_imagenet_list(file: Path, folder: Path, names: Collection[str], numbe
     lines = [line.rsplit(maxsplit=1) for line in file.read_text().splitlines() if line.strip()]
     labels = {line[-1] for line in lines}
     if labels == {str(label) for label in range(1, IMAGENET_CLASSES + 1)}:
-        yield f'{file} has labels from 1 to {IMAGENET_CLASSES:,}, and mmpretrain counts from 0: get the list it names'
+        yield f'{file} has labels from 1 to {IMAGENET_CLASSES:,}; mmpretrain counts from 0: get the list it documents'
     elif len(lines) != number or labels != {str(label) for label in range(IMAGENET_CLASSES)}:
         yield (
             f'{file} lists {len(lines):,} images of {len(labels):,} classes, expected {number:,} of '

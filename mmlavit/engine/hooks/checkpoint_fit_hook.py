@@ -57,8 +57,8 @@ class CheckpointFormatHook(Hook):
         ]
         if lacks:
             raise UserError(
-                f'{self.path} has no state of {" and ".join(lacks)}, as the best checkpoints of a training, which are '
-                'for tests: resume from an epoch_N.pth or iter_N.pth, or start anew with --cfg-options load_from=FILE'
+                f'{self.path} lacks the state of the {" and the ".join(lacks)}, like all best_*.pth, which are for '
+                'tests: resume from epoch_N.pth or iter_N.pth, or start a new training with load_from=FILE'
             )
 
 
@@ -105,14 +105,14 @@ def _tell_what_stays(runner, checkpoint: Mapping[str, Any]) -> None:
         for key, name in (('initial_lr', 'lr'), ('weight_decay', 'weight_decay')):
             now, before = ours.get(key), theirs.get(key)
             if now is not None and before is not None and not math.isclose(now, before):
-                found.setdefault(f'optimizer.{name} (of the config {now:g}, resumed {before:g})')
+                found.setdefault(f'{name} of the optimizer (config {now:g}, checkpoint {before:g})')
     schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
     for number, (ours, theirs) in enumerate(zip(schedulers, checkpoint.get('param_schedulers') or (), strict=False)):
         end = theirs.get('end') if isinstance(theirs, Mapping) else None
         if end is not None and getattr(ours, 'end', end) != end:
-            found.setdefault(f'param_scheduler.{number}.end (of the config {ours.end}, resumed {end})')
+            found.setdefault(f'param_scheduler.{number}.end (config {ours.end}, checkpoint {end})')
     if found:
         runner.logger.warning(
-            f'A resumed training keeps its own {", ".join(found)}; to change it, start anew with --cfg-options '
-            'load_from=FILE'
+            f'A resumed training keeps the settings of its checkpoint, not those of the config: {", ".join(found)}; to '
+            "use the config's, start a new training with --cfg-options load_from=FILE"
         )

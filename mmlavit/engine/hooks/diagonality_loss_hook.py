@@ -170,8 +170,9 @@ class DiagonalityLossHook(Hook):
         if isinstance(losses, dict):  # not when the forward raised
             if self._lost and len(self._terms) < self._learners:
                 fault = (
-                    f"{self._lost} less-attention layers run without gradients at first, as with mmengine's "
-                    'activation_checkpointing; set with_cp=True of the backbone instead, or remove the hook'
+                    f"{self._lost} of the less-attention layers run without gradients at first, as with mmengine's "
+                    'activation_checkpointing, so their loss is missing; set with_cp=True of the backbone instead, or '
+                    'remove the hook'
                 )
             elif not self._terms:
                 fault = 'no less-attention layer ran, so there is no such loss; remove the hook from custom_hooks'

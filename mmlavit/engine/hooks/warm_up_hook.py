@@ -21,8 +21,9 @@ class WarmUpHook(Hook):
             whole = getattr(runner.train_loop, f'max_{"epochs" if scheduler.by_epoch else "iters"}', None)
             if scheduler.end - scheduler.begin == 1:  # mmengine's ends at the step before
                 runner.logger.warning(
-                    f'The learning rate stays at {scheduler.start_factor:g} of its height: a warm-up of one of the '
-                    f'{unit} has no end in mmengine; give it more in param_scheduler, or convert_to_iter_based=True'
+                    f'The learning rate stays at {scheduler.start_factor:g} times its full value: in mmengine, a '
+                    f'warm-up of one {unit[:-1]} never ends. Set a later end in param_scheduler'
+                    + (', or convert_to_iter_based=True' if scheduler.by_epoch else '')
                 )
             elif whole is not None and scheduler.end > _SHARE * whole:
                 runner.logger.warning(
