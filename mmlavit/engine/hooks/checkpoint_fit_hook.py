@@ -43,7 +43,7 @@ class CheckpointFormatHook(Hook):
         if runner._resume:
             if 'message_hub' not in checkpoint:
                 raise has_weights_only(self.path)
-            if isinstance(_plain_model(runner), nn.Module):
+            if _plain_model(runner) is not None:
                 self._require_state(runner, checkpoint)
                 _tell_what_stays(runner, checkpoint)
 
