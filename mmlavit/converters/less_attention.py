@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmlavit.errors import ConfigError
 from mmlavit.models import LaViT
 from mmlavit.models.arch import resolve_arch
-from mmlavit.models.lavit import LessAttention, Stage, VanillaAttention, transform_keys
+from mmlavit.models.lavit import LessAttention, transform_keys
 from mmlavit.models.layout import Scores
 from mmlavit.models.observation import Observed, observe_attention
 from mmlavit.models.plain_vit import (
@@ -150,24 +150,21 @@ def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: 
         list[str]: Names of the student's tensors that have the teacher's values now.
     """
     source = {name: value for name, value in teacher_state.items() if not name.startswith('backbone.')}
-    plain = []
-    if twin is not None and isinstance(student.backbone, WithLessAttention):
-        inner = find_transformer(student.backbone)
-        place = next(name for name, module in student.named_modules() if module is inner)
-        missing = inner.load_state_dict(find_transformer(twin).state_dict(), strict=False).missing_keys
-        plain = [f'{place}.{name}' for name in inner.state_dict() if name not in missing]
-    elif twin is not None:
-        stages = student.backbone.stages
-        counts = [_count_vanilla(stage) for stage in stages] + [1] * (4 - len(stages))
-        less = convert_pvt_v2(twin.state_dict(), counts).backbone
-        source.update((f'backbone.{name}', value) for name, value in less.items())
-        for stage in stages:
+    copied = []
+    if twin is not None:
+        taker, giver = student.backbone, twin
+        if isinstance(taker, WithLessAttention):
+            taker, giver = find_transformer(taker), find_transformer(twin)
+        missing = taker.load_state_dict(giver.state_dict(), strict=False).missing_keys
+        place = next(name for name, module in student.named_modules() if module is taker)
+        copied = [f'{place}.{name}' for name in taker.state_dict() if name not in missing]
+        for stage in taker.stages if isinstance(taker, LaViT) else ():
             if stage.residual is not None:
                 nn.init.zeros_(stage.residual.layer_scale)
     state = student.state_dict()
     fitting = {name: value for name, value in source.items() if name in state and state[name].shape == value.shape}
     student.load_state_dict(fitting, strict=False)
-    return sorted([*fitting, *plain])
+    return sorted([*fitting, *copied])
 
 
 @torch.no_grad()
@@ -235,10 +232,6 @@ def _find_chains(student: LaViT | WithLessAttention) -> Iterator[tuple[int, list
             number += 1
         if run:
             yield number - len(run) - 1, run
-
-
-def _count_vanilla(stage: Stage) -> int:
-    return sum(isinstance(block.attn, VanillaAttention) for block in stage.blocks)
 
 
 def _collect_scores(twin: nn.Module, batches: Iterable[Tensor], reference: Grid | None) -> list[list[Scores]]:

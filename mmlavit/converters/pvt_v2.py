@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from mmlavit.errors import ConfigError
 
-_ONE_OF_A_LAYER = r'stages\.(\d)\.blocks\.\d+\.norm1\.weight'
 # For each layout of names, by who writes it: the number of its first stage, and for each module of ours that module's
 # name there. S is the number of a stage, J that of a block.
 _LAYOUTS: dict[str, tuple[int, dict[str, str]]] = {
@@ -101,36 +99,35 @@ class Converted(NamedTuple):
         layout (str): Whose names the backbone had.
         backbone (dict[str, Tensor]): Weights of a LaViT, without prefix.
         others (dict[str, Tensor]): What a whole detector or segmentor has besides its backbone, by its own names.
-        queries_and_keys (list[str]): Names of what less-attention layers do without.
         classifier (list[str]): Names of a classification head, which is left out.
     """
 
     layout: str
     backbone: dict[str, Tensor]
     others: dict[str, Tensor]
-    queries_and_keys: list[str]
     classifier: list[str]
 
 
-def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int] | None = None) -> Converted:
+def convert_pvt_v2(state_dict: Mapping[str, Tensor]) -> Converted:
     """Rename PVTv2 weights to those of a LaViT with ``arch='pvt_v2_b2'`` or another of PVTv2's sizes.
 
     The names may be timm's, the official repository's, mmdet's or transformers', of a backbone, a classifier or (with
     the prefix ``backbone.``) of a whole detector or segmentor; or those of a LaViT whose layers are all vanilla, the
-    vanilla twin of any architecture. MiT of mmseg (SegFormer's) has the layers and names of mmdet's PVTv2. With
-    ``num_va_layers=depths`` and ``attention_residual=False`` the LaViT then computes what PVTv2 computes.
+    vanilla twin of any architecture. MiT of mmseg (SegFormer's) has the layers and names of mmdet's PVTv2.
+
+    They fit a LaViT with any ``num_va_layers``: a less-attention layer takes values, projection, norms and
+    feed-forward, and leaves out queries and keys when they are loaded; the transforms and attention residuals keep
+    their initial values. With ``num_va_layers=depths`` and ``attention_residual=False`` it computes what PVTv2
+    computes.
 
     Args:
         state_dict (Mapping[str, Tensor]): PVTv2 weights.
-        num_va_layers (Sequence[int], optional): Vanilla layers of each stage of the LaViT; None: all of them. A
-            less-attention layer takes values, projection, norms and feed-forward; its queries and keys are dropped,
-            and the transforms and attention residuals keep their initial values.
 
     Returns:
         Converted: All weights, and where they went.
 
     Raises:
-        ConfigError: If a name of the backbone is not one of PVTv2's, or a stage has no such number of layers.
+        ConfigError: If a name of the backbone is not one of PVTv2's.
     """
     whole = any(name.startswith('backbone.') for name in state_dict)
     others, classifier, backbone = {}, [], {}
@@ -144,10 +141,8 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
             name = re.sub(r'^stages_(\d)', r'stages.\1', name)  # timm's with features_only=True
             backbone[name] = value
     layout = _find_layout(backbone)
-    if num_va_layers is not None and (len(num_va_layers) != 4 or min(num_va_layers) < 1):
-        raise ConfigError(f'num_va_layers is {num_va_layers}, expected four numbers from 1 to the depths of the stages')
     first, modules = _LAYOUTS[layout]
-    converted, dropped = {}, []
+    converted = {}
     for name, value in backbone.items():
         module, parameter = _split(name)
         ours = _rename(module, first, modules)
@@ -158,17 +153,8 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor], num_va_layers: Sequence[int
             )
         if value.dim() == 4 and ours.endswith(('.fc1', '.fc2')):  # mmdet has 1x1 convolutions there
             value = value.flatten(1)
-        for part, tensor in _take_apart(ours, value):
-            layer = re.fullmatch(r'stages\.(\d)\.blocks\.(\d+)\.attn\.([qkv])', part)
-            less = layer and num_va_layers is not None and int(layer[2]) >= num_va_layers[int(layer[1])]
-            if less and layer[3] != 'v':
-                dropped.append(f'{part}.{parameter}')
-            else:
-                converted[f'{part}.{parameter}'] = tensor
-    depths = Counter(found[1] for name in converted if (found := re.fullmatch(_ONE_OF_A_LAYER, name)))
-    if num_va_layers is not None and any(n > depths.get(str(i), n) for i, n in enumerate(num_va_layers)):
-        raise ConfigError(f'num_va_layers is {num_va_layers}, but the stages have {[*depths.values()]} layers')
-    return Converted(layout, _join_keys_and_values(converted), others, dropped, classifier)
+        converted.update((f'{part}.{parameter}', tensor) for part, tensor in _take_apart(ours, value))
+    return Converted(layout, _join_keys_and_values(converted), others, classifier)
 
 
 def _is_of_linear_variant(module: str, value: Tensor) -> bool:
@@ -218,7 +204,7 @@ def _take_apart(module: str, value: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def _join_keys_and_values(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put keys and values of vanilla layers into one tensor, as LaViT has them."""
+    """Put keys and values into one tensor, as LaViT has them."""
     joined = dict(state_dict)
     for name, key in state_dict.items():
         match = re.fullmatch(r'(.*\.attn)\.k\.(weight|bias)', name)

@@ -93,13 +93,19 @@ ARCH_ZOO = {
     'tiny': Arch((64, 128, 256, 512), (1, 2, 4, 8), (2, 2, 2, 2), (1, 1, 1, 1), (4, 8, 4, 4)),
     'small': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 6, 3), (1, 1, 2, 1), (4, 8, 4, 4)),
     'base': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 18, 3), (1, 1, 2, 1), (4, 8, 4, 4)),
+    'pvt_v2_b0': Arch((32, 64, 160, 256), (1, 2, 5, 8), (2, 2, 2, 2), (1, 1, 1, 1), **_PVT_V2),
     'pvt_v2_b1': Arch((64, 128, 320, 512), (1, 2, 5, 8), (2, 2, 2, 2), (1, 1, 1, 1), **_PVT_V2),
     'pvt_v2_b2': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 6, 3), (1, 1, 2, 1), **_PVT_V2),
     'pvt_v2_b3': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 18, 3), (1, 1, 2, 1), **_PVT_V2),
+    'pvt_v2_b4': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 8, 27, 3), (1, 1, 2, 1), **_PVT_V2),
+    'pvt_v2_b5': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 6, 40, 3), (1, 1, 2, 1),
+                      **{**_PVT_V2, 'mlp_ratios': (4, 4, 4, 4)}),
     'mit_b0': Arch((32, 64, 160, 256), (1, 2, 5, 8), (2, 2, 2, 2), (1, 1, 1, 1), **_MIT),
     'mit_b1': Arch((64, 128, 320, 512), (1, 2, 5, 8), (2, 2, 2, 2), (1, 1, 1, 1), **_MIT),
     'mit_b2': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 6, 3), (1, 1, 2, 1), **_MIT),
     'mit_b3': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 4, 18, 3), (1, 1, 2, 1), **_MIT),
+    'mit_b4': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 8, 27, 3), (1, 1, 2, 1), **_MIT),
+    'mit_b5': Arch((64, 128, 320, 512), (1, 2, 5, 8), (3, 6, 40, 3), (1, 1, 2, 1), **_MIT),
 }  # fmt: skip
 
 
@@ -107,8 +113,8 @@ def resolve_arch(arch: str | Mapping) -> Arch:
     """Look up a named architecture or check a dict.
 
     Args:
-        arch (str or Mapping): 'nano', 'tiny', 'small', 'base' (or the first letter), 'pvt_v2_b1', 'pvt_v2_b2',
-            'pvt_v2_b3', 'mit_b0' to 'mit_b3', or a mapping with the keys of :class:`Arch`.
+        arch (str or Mapping): 'nano', 'tiny', 'small', 'base' (or the first letter), 'pvt_v2_b0' to 'pvt_v2_b5',
+            'mit_b0' to 'mit_b5', or a mapping with the keys of :class:`Arch`.
 
     Returns:
         Arch: The architecture.

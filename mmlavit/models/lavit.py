@@ -232,6 +232,14 @@ class LessAttention(nn.Module):
         for delta in (self.delta_theta, self.delta_psi):
             nn.init.trunc_normal_(delta, std=0.02 / delta.shape[0] ** 0.5)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Load; of a vanilla layer's keys and values, the values."""
+        for name in ('weight', 'bias'):
+            both = state_dict.pop(f'{prefix}kv.{name}', None)
+            if both is not None:
+                state_dict[f'{prefix}v.{name}'] = both.chunk(2)[1]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, x: Tensor, scores: AnyScores) -> tuple[Tensor, AnyScores]:
         """Attend with transformed scores.
 
@@ -440,9 +448,9 @@ class LaViT(BaseModule):
         [(1, 64, 25, 41), (1, 128, 13, 21), (1, 256, 7, 11), (1, 512, 4, 6)]
 
     Args:
-        arch (str or dict): 'nano', 'tiny', 'small', 'base' (or the first letter); 'pvt_v2_b1', 'pvt_v2_b2',
-            'pvt_v2_b3' for weights of PVTv2; 'mit_b0' to 'mit_b3' for those of MiT (SegFormer); or a
-            dict as described in :class:`~mmlavit.models.arch.Arch`.
+        arch (str or dict): 'nano', 'tiny', 'small', 'base' (or the first letter); 'pvt_v2_b0' to 'pvt_v2_b5' for
+            weights of PVTv2; 'mit_b0' to 'mit_b5' for those of MiT (SegFormer); or a dict as described in
+            :class:`~mmlavit.models.arch.Arch`.
         in_channels (int): Channels of the input image.
         num_va_layers (int or Sequence[int], optional): Vanilla layers per stage, an int for all stages or four; None
             takes the architecture's. With ``depths`` and ``attention_residual=False`` the model is the plain pyramid

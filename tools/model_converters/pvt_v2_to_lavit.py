@@ -17,20 +17,13 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=f'{__doc__} Its parameters may have the names of timm, of the official repository, of mmdet or of '
-        "transformers; mmseg's MiT (SegFormer) is read, too. The result fits arch='pvt_v2_b1', 'pvt_v2_b2', "
-        "'pvt_v2_b3' or 'mit_b0' to 'mit_b3'. A backbone is loaded by "
+        "transformers; mmseg's MiT (SegFormer) is read, too. The result fits arch='pvt_v2_b0' to 'pvt_v2_b5' or "
+        "'mit_b0' to 'mit_b5', with any num_va_layers: less-attention layers leave out queries and keys. A backbone "
+        'is loaded by '
         '--cfg-options model.backbone.init_cfg.checkpoint=OUT, a whole model by load_from=OUT.'
     )
     parser.add_argument('source', help='PVTv2 checkpoint (.pth or .safetensors)')
     parser.add_argument('out', type=expand_home, help='file to write (.pth)')
-    parser.add_argument(
-        '--num-va-layers',
-        type=int,
-        nargs=4,
-        metavar='N',
-        help="vanilla layers of each stage of the LaViT, the config's num_va_layers; the layers after them keep only "
-        'their values (default: all layers stay vanilla)',
-    )
     add_trust_argument(parser)
     return parser.parse_args()
 
@@ -45,19 +38,15 @@ def main() -> None:
             raise UserError(f'the folder {args.out.parent} does not exist; make it first')
         if args.out.exists() and args.out.samefile(find_checkpoint(args.source)):
             raise UserError(f'{args.out} would overwrite its source; choose another file')
-        found = convert_pvt_v2(load_checkpoint(args.source)['state_dict'], args.num_va_layers)
+        found = convert_pvt_v2(load_checkpoint(args.source)['state_dict'])
         backbone = {f'backbone.{name}': value for name, value in found.backbone.items()}
         content = io.BytesIO()
         torch.save(dict(state_dict={**backbone, **found.others}), content)
         write_file(args.out, content.getvalue())
     print(f'{args.source}: names as those of {found.layout}')
     print(f'{args.out}: {len(backbone)} tensors of the backbone, {len(found.others)} of neck and heads')
-    for names, reason in (
-        (found.queries_and_keys, 'queries and keys of less-attention layers'),
-        (found.classifier, 'the classification head'),
-    ):
-        if names:
-            print(f'left out, {reason}: {len(names)} tensors, such as {names[0]}')
+    if found.classifier:
+        print(f'left out, the classification head: {len(found.classifier)} tensors, such as {found.classifier[0]}')
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from ..curves import write_legend
 from .measure import Comparison, Result
 
 _OURS, _PEERS = 'tab:orange', 'tab:blue'
@@ -72,7 +73,7 @@ def plot_growth(growth: Sequence[Comparison], caption: str) -> Figure:
     figure, [(time_axes, memory_axes)] = _make_figure(caption, height=5, rows=1)
     for subject in [result.subject for result in growth[0].results]:
         results = [(comparison.size.pixels, comparison.result(subject.name)) for comparison in growth]
-        style = dict(marker='o', label=subject.name, linestyle='-' if subject.is_lavit else '--')
+        style = dict(marker='o', linestyle='-' if subject.is_lavit else '--')
         _draw_line(time_axes, [(pixels, result.median and result.median * 1e3) for pixels, result in results], style)
         _draw_line(memory_axes, [(pixels, result.memory_mb) for pixels, result in results], style)
     batch = growth[0].size.batch
@@ -87,7 +88,7 @@ def plot_growth(growth: Sequence[Comparison], caption: str) -> Figure:
         axes.yaxis.set_major_formatter('{x:g}')
         axes.set_yticks([], minor=True)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        write_legend(axes, axes.lines, [result.subject.name for result in growth[0].results], fontsize=8)
     return figure
 
 
