@@ -147,6 +147,8 @@ def require_strategy(cfg: Config) -> None:
     if kind == 'DeepSpeedStrategy':
         if (cfg.get('auto_scale_lr') or {}).get('enable'):
             raise UserError(f'{name} does not scale the learning rate; set optim_wrapper.optimizer.lr instead')
+        if cfg.get('exact_resume'):  # mmengine's strategy has no hook write or read anything
+            raise UserError(f'{name} does not keep the place in the data; set exact_resume=False')
         _require_deepspeed()
     # DeepSpeedOptimWrapper does not even take clip_grad=None.
     if cfg.optim_wrapper.get('clip_grad') or (kind == 'DeepSpeedStrategy' and 'clip_grad' in cfg.optim_wrapper):

@@ -24,6 +24,12 @@ NO_BATCH = (
     'the training data give no batch: there are fewer images for each process than a batch has, and drop_last leaves '
     'those out; set a smaller train_dataloader.batch_size, or look at what the dataset has filtered out'
 )
+NO_END = (
+    'an epoch of {} has no end; set train_dataloader.sampler.type=DefaultSampler, or count iterations: '
+    'train_cfg=dict(_delete_=True, by_epoch=False, max_iters=..., val_interval=...)'
+)
+# By name: the last two are mmdet's, which may not be installed.
+ENDLESS_SAMPLERS = ('InfiniteSampler', 'MultiSourceSampler', 'GroupMultiSourceSampler')
 
 
 class ResumableLoop:

@@ -43,7 +43,7 @@ from .hooks.stop_hook import StopHook, TrainingStopped
 from .hooks.total_batch_hook import TotalBatchHook
 from .hooks.warm_up_hook import WarmUpHook
 from .loader import ResumableLoader
-from .loops import NO_BATCH, EpochLoop, find_loop
+from .loops import ENDLESS_SAMPLERS, NO_BATCH, NO_END, EpochLoop, find_loop
 from .resume import find_whole_checkpoint, has_begun
 
 
@@ -212,6 +212,9 @@ class _Resumable:
                 self._train_dataloader = config  # which says the batch size, for the scaling of the learning rate
         if kind is EpochLoop and not len(loader):
             raise ConfigError(NO_BATCH)
+        sampler = type(getattr(loader.batch_sampler, 'sampler', None)).__name__
+        if kind is EpochLoop and sampler in ENDLESS_SAMPLERS:
+            raise ConfigError(NO_END.format(sampler))
         loader = ResumableLoader(loader, self.seed if exact else None, get_rank())
         # mmengine puts _scope_ where a config inherits from one of another toolbox (mmdet::...).
         arguments = {key: value for key, value in loop.items() if key not in ('type', 'by_epoch', '_scope_')}

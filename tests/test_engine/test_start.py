@@ -90,8 +90,27 @@ def test_settings_that_a_resumed_training_keeps(tmp_path):
     options = dict(optim_wrapper__optimizer__lr=0.02, param_scheduler=[dict(schedule, end=30)], log_level='INFO')
     train(tmp_path, 'auto', train_cfg__max_epochs=9, **options)
     said = _newest_log(tmp_path)
-    assert re.search(r': lr of the optimizer \(config 0.02, checkpoint 0.01\), param_scheduler.0.end', said)
+    assert re.search(r': lr of the optimizer \(config 0.02, checkpoint 0.01\), param_scheduler.0.T_max', said)
     assert 'param_scheduler.0.end (config 30, checkpoint 3)' in said
+
+
+def test_milestones_that_a_resumed_training_keeps(tmp_path):
+    schedule = dict(type='MultiStepLR', milestones=[1, 2], by_epoch=True)
+    train(tmp_path, param_scheduler=[schedule], train_cfg__max_epochs=1)
+    changed = [dict(schedule, milestones=[5], gamma=0.5), dict(type='ConstantLR', factor=0.5)]
+    train(tmp_path, 'auto', train_cfg__max_epochs=2, param_scheduler=changed, log_level='INFO')
+    said = _newest_log(tmp_path)
+    assert ': the number of param_scheduler (config 2, checkpoint 1), ' in said
+    assert 'param_scheduler.0.gamma (config 0.5, checkpoint 0.1)' in said
+    assert 'param_scheduler.0.milestones (config [5], checkpoint [1, 2])' in said
+
+
+def test_averaged_weights_are_not_resumed_without_their_hook(tmp_path):
+    recorder = dict(type='Recorder')
+    train(tmp_path, custom_hooks=[recorder, dict(type='EMAHook')], train_cfg__max_epochs=1)
+    with pytest.raises(UserError, match='is of a training with EMAHook, and the config has none'):
+        train(tmp_path, 'auto', custom_hooks=[recorder])
+    train(tmp_path, 'auto', custom_hooks=[recorder, dict(type='EMAHook')])
 
 
 def _newest_log(folder):
@@ -110,6 +129,11 @@ def test_data_without_a_batch(by_epoch, tmp_path):
     cfg = dict(by_epoch=True, max_epochs=2) if by_epoch else dict(by_epoch=False, max_iters=5)
     with pytest.raises(ConfigError, match='the training data give no batch: there are fewer images'):
         train(tmp_path, train_cfg=cfg, train_dataloader__batch_size=20, train_dataloader__drop_last=True)
+
+
+def test_an_epoch_without_an_end(tmp_path):
+    with pytest.raises(ConfigError, match='an epoch of InfiniteSampler has no end; set train_dataloader.sampler.type='):
+        train(tmp_path, train_dataloader__sampler__type='InfiniteSampler')
 
 
 def test_checkpoints_of_hooks_without_numbers(tmp_path):

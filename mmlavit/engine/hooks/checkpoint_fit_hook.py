@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -43,8 +45,9 @@ class CheckpointFormatHook(Hook):
         if runner._resume:
             if 'message_hub' not in checkpoint:
                 raise has_weights_only(self.path)
+            self._require_state(runner, checkpoint)
+            self._require_average(runner, checkpoint)
             if _plain_model(runner) is not None:
-                self._require_state(runner, checkpoint)
                 _tell_what_stays(runner, checkpoint)
 
     def _require_state(self, runner, checkpoint: Mapping[str, Any]) -> None:
@@ -59,6 +62,14 @@ class CheckpointFormatHook(Hook):
             raise UserError(
                 f'{self.path} lacks the state of the {" and the ".join(lacks)}, like all best_*.pth, which are for '
                 'tests: resume from epoch_N.pth or iter_N.pth, or start a new training with load_from=FILE'
+            )
+
+    def _require_average(self, runner, checkpoint: Mapping[str, Any]) -> None:
+        """Make sure that averaged weights are not taken for those that were trained, which only EMAHook tells apart."""
+        if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            raise UserError(
+                f'{self.path} is of a training with EMAHook, and the config has none: add the hook to custom_hooks, or '
+                'start a new training from the averaged weights with load_from=FILE'
             )
 
 
@@ -106,13 +117,24 @@ def _tell_what_stays(runner, checkpoint: Mapping[str, Any]) -> None:
             now, before = ours.get(key), theirs.get(key)
             if now is not None and before is not None and not math.isclose(now, before):
                 found.setdefault(f'{name} of the optimizer (config {now:g}, checkpoint {before:g})')
-    schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
-    for number, (ours, theirs) in enumerate(zip(schedulers, checkpoint.get('param_schedulers') or (), strict=False)):
-        end = theirs.get('end') if isinstance(theirs, Mapping) else None
-        if end is not None and getattr(ours, 'end', end) != end:
-            found.setdefault(f'param_scheduler.{number}.end (config {ours.end}, checkpoint {end})')
+    schedulers, saved = runner.param_schedulers, checkpoint.get('param_schedulers')
+    if isinstance(schedulers, list) and isinstance(saved, list):
+        if len(schedulers) != len(saved):
+            found.setdefault(f'the number of param_scheduler (config {len(schedulers)}, checkpoint {len(saved)})')
+        for number, (ours, theirs) in enumerate(zip(schedulers, saved, strict=False)):
+            for key in _settings(ours):
+                now, before = vars(ours)[key], theirs.get(key)
+                if before is not None and now != before:
+                    now, before = (sorted(value) if isinstance(value, Counter) else value for value in (now, before))
+                    found.setdefault(f'param_scheduler.{number}.{key} (config {now}, checkpoint {before})')
     if found:
         runner.logger.warning(
             f'A resumed training keeps the settings of its checkpoint, not those of the config: {", ".join(found)}; to '
             "use the config's, start a new training with --cfg-options load_from=FILE"
         )
+
+
+def _settings(scheduler: Any) -> list[str]:
+    """Give the arguments that a scheduler was made with and keeps, without what changes as it runs."""
+    arguments = {name for kind in type(scheduler).__mro__ for name in inspect.signature(kind.__init__).parameters}
+    return sorted((arguments & vars(scheduler).keys()) - {'last_step', 'optimizer', 'verbose'})

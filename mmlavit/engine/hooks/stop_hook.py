@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from mmengine._strategy import DeepSpeedStrategy
 from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -120,10 +121,16 @@ class StopHook(Hook):
             Path(os.environ[STOPPED_FILE]).touch()
         runner.logger.warning(
             f'{signal.Signals(number).name}: stopped after iteration {iterations} and saved to {path}; --resume '
-            + ('goes on from there' if isinstance(runner.train_loop, ResumableLoop) else 'repeats the epoch')
+            + ('goes on from there' if _keeps_its_place(runner) else 'begins the data of the epoch anew')
         )
         runner.visualizer.close()
         raise TrainingStopped
+
+
+def _keeps_its_place(runner) -> bool:
+    """Tell whether checkpoints say how far an epoch is; those of DeepSpeed have nothing of hooks."""
+    sharded = isinstance(getattr(runner, 'strategy', None), DeepSpeedStrategy)
+    return isinstance(runner.train_loop, ResumableLoop) and not sharded
 
 
 class _Requests:

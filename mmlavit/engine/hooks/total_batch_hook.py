@@ -17,13 +17,22 @@ class TotalBatchHook(Hook):
         """Compare the batch with that of the config's learning rate."""
         scaling = runner.cfg.get('auto_scale_lr') or {}
         base, now = scaling.get('base_batch_size'), images_per_iteration(runner)
-        if runner._resume or scaling.get('enable') or None in (base, now):
+        if runner._resume or None in (base, now):
             return
-        if base not in (now, now * getattr(runner.optim_wrapper, '_accumulative_counts', 1)):
+        counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        has = f'{now * counts} images per step of the optimizer ({now} x accumulative_counts={counts})'
+        if scaling.get('enable'):
+            if counts > 1:
+                runner.logger.warning(
+                    f'--auto-scale-lr has made the learning rate one for {now} images, but this training has {has}: '
+                    'leave the option out, and set optim_wrapper.optimizer.lr if the config has another batch'
+                )
+        elif now * counts != base:
+            advice = '--auto-scale-lr of train.py, or --lr of distill.py'
             runner.logger.warning(
                 f'The learning rate is for {base} images per iteration, as the config says (auto_scale_lr), but this '
-                f'training has {now}. In proportion it would be {now / base:g} times as large: --auto-scale-lr of '
-                'train.py, or --lr of distill.py'
+                f'training has {now if counts == 1 else has}. In proportion it would be {now * counts / base:g} times '
+                f'as large: {advice if counts == 1 else "set optim_wrapper.optimizer.lr"}'
             )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
