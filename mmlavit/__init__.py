@@ -8,15 +8,19 @@ under the name of a whole one. It needs torch, mmengine and OpenCV only.
 
 import sys
 
-from .environment import EnvironmentProblem, check_environment, main
+from .environment import EnvironmentProblem, check_environment, is_own_tool, main
+from .errors import USER_ERROR_CODE
 
 try:
     check_environment()  # before the imports below, whose errors would not say what to do
-except EnvironmentProblem:
+except EnvironmentProblem as problem:
     # python -m mmlavit.environment imports this package first.
-    if sys.argv[:1] != ['-m'] or 'mmlavit.environment' not in sys.orig_argv:
+    if sys.argv[:1] == ['-m'] and 'mmlavit.environment' in sys.orig_argv:
+        sys.exit(main(sys.argv[1:]))
+    if not is_own_tool():
         raise
-    sys.exit(main(sys.argv[1:]))
+    print(f'error: {problem}', file=sys.stderr)
+    sys.exit(USER_ERROR_CODE)
 
 from .engine.hooks import CheckNumbersHook, DiagonalityLossHook  # noqa: E402
 from .models import LaViT  # noqa: E402

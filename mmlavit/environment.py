@@ -77,6 +77,8 @@ _TRANSFORMERS_BELOW = '5'
 # What ops without CUDA say of their CUDA version, as mmcv's C++ code does.
 _NO_CUDA = 'not available'
 
+_TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+
 # `import mmlavit` has imported this module by the time `python -m` runs it, of which runpy warns.
 warnings.filterwarnings('ignore', message=f'.*{re.escape(__name__)}.* found in sys.modules', category=RuntimeWarning)
 
@@ -314,6 +316,13 @@ def format_table() -> str:
     rows.append(('ops', _describe_ops(), 'for mmdet'))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return '\n'.join(f'{a:<{widths[0]}}  {b:<{widths[1]}}  {c}'.rstrip() for a, b, c in rows)
+
+
+def is_own_tool() -> bool:
+    """Tell whether this process runs a script of this repository, or a module of this package."""
+    if sys.argv[:1] == ['-m']:
+        return any(word.startswith('mmlavit.') for word in sys.orig_argv)
+    return bool(sys.argv and sys.argv[0]) and _TOOLS in Path(sys.argv[0]).resolve().parents
 
 
 def main(argv: list[str] | None = None) -> int:

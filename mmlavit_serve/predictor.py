@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, is_file
 from .exported import ExportedModel
 from .memory import ROUGH_BYTES, available_memory, require_memory
 from .resizing import resizing_bytes, shape_after_all
@@ -72,7 +72,8 @@ class Predictor:
         if runtime not in (None, 'torch'):
             raise UserError(f'runtime {runtime} takes exported models (.onnx); tools/deployment/export.py writes them')
         if checkpoint is None:
-            raise UserError(f'{model} is not an exported model (.onnx), so it needs a checkpoint beside it')
+            name = model if isinstance(model, (str, os.PathLike)) else getattr(model, 'filename', None) or 'the config'
+            raise UserError(f'{name} is not an exported model (.onnx), so it needs a checkpoint beside it')
         try:
             from mmlavit.apis.inference import build_model
         except ModuleNotFoundError as error:
@@ -202,7 +203,7 @@ def read_image(picture: Picture) -> np.ndarray:
             'uint8 in the order blue, green, red'
         )
     path = Path(os.path.expanduser(picture))
-    if not _is_file(path):
+    if not is_file(path):
         raise UserError(f'{path} does not exist; expected an image')
     try:
         content = path.read_bytes()
@@ -222,14 +223,6 @@ def read_image(picture: Picture) -> np.ndarray:
     return image
 
 
-def _is_file(path: Path) -> bool:
-    """Tell whether there is such a file; a UserError where that cannot be told."""
-    try:
-        return path.is_file()
-    except OSError as error:  # such as a name that is too long, or a folder that may not be read
-        raise UserError(f'{str(path)[:200]} cannot be read: {error.strerror}') from error
-
-
 def find_images(path: Path) -> list[Path]:
     """List the images at a path.
 
@@ -242,7 +235,7 @@ def find_images(path: Path) -> list[Path]:
     Raises:
         UserError: If there is none.
     """
-    if _is_file(path):
+    if is_file(path):
         return [path]
     if not path.is_dir():
         raise UserError(f'{path} does not exist; expected an image or a folder of images')
@@ -255,7 +248,11 @@ def find_images(path: Path) -> list[Path]:
 def _walk(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder. Links are followed, and each folder is visited once: links can form a circle."""
     visited = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f'{error.filename} cannot be read: {error.strerror}') from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
             folders.clear()

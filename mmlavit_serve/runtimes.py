@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, is_file
 
 METADATA = 'mmlavit'
 """Key of the metadata in a model file."""
@@ -30,7 +30,7 @@ class Session(ABC):
     input_shapes: Mapping[str, Sequence[int | str]]
 
     def __init__(self, path: Path, threads: int | None, device: str) -> None:
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f'{path} does not exist; expected a model that tools/deployment/export.py wrote')
         self.path = path
         self._metadata = self._load(path, threads, device)

@@ -9,14 +9,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, is_file
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
+
+_ENOUGH = 0.95  # of the frames that a file says it has: some say a few too many
 
 
 def is_video(path: Path) -> bool:
     """Tell by its name whether a file is a video."""
-    return path.is_file() and path.suffix.lower() in VIDEOS
+    return path.suffix.lower() in VIDEOS and is_file(path)
+
+
+class CutOffVideo(UserError):
+    """A video whose last frames cannot be read."""
 
 
 class Video:
@@ -40,6 +46,7 @@ class Video:
             self._capture = cv2.VideoCapture(os.fspath(path))
         except cv2.error as error:  # such as a name that is not UTF-8
             raise UserError(f'{os.fsencode(path)} cannot be opened as a video by OpenCV; rename it') from error
+        self._path, self._read = path, 0
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.width, self.height, self.frames = (
             max(0, int(self._capture.get(key)))
@@ -51,9 +58,18 @@ class Video:
             )
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Read the frames that are left."""
+        """Read the frames that are left.
+
+        Raises:
+            CutOffVideo: At the end, if there are fewer than the file says.
+        """
         while True:
             there, frame = self._capture.read()
             if not there:
-                return
+                break
+            self._read += 1
             yield frame
+        if self._read < _ENOUGH * self.frames:
+            raise CutOffVideo(
+                f'{self._path}: only {self._read} of {self.frames} frames could be read; is the file whole?'
+            )

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -109,11 +110,17 @@ def run_step(title: str, *command: object, quiet: bool = False) -> float:
     hidden = []
     output = subprocess.PIPE if quiet else None
     with subprocess.Popen(words, stdout=output, text=True, errors='replace') as process:
-        for line in process.stdout or ():
-            if PROGRESS.search(line):
-                print(line, end='', flush=True)
-            else:
-                hidden.append(line)
+        try:
+            for line in process.stdout or ():
+                if PROGRESS.search(line):
+                    print(line, end='', flush=True)
+                else:
+                    hidden.append(line)
+            process.wait()
+        except KeyboardInterrupt:  # the command got it, too, and may have something to save
+            process.communicate()
+            print(f'interrupted: {title.lower()}', file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
     if process.returncode:
         print(*hidden[-20:], sep='', end='', file=sys.stderr)
         code = process.returncode

@@ -28,7 +28,9 @@ def parse_args() -> argparse.Namespace:
         help='config of the teacher: a file, or mmdet::FILE of an installed toolbox',
     )
     parser.add_argument('checkpoint', help='weights of the teacher')
-    parser.add_argument('--images', required=True, help='folder of images; the folders in it are searched, too')
+    parser.add_argument(
+        '--images', type=osp.expanduser, required=True, help='folder of images; the folders in it are searched, too'
+    )
     parser.add_argument('--iters', type=int, required=True, help='iterations')
     parser.add_argument(
         '--layerwise-iters',

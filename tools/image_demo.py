@@ -24,7 +24,7 @@ from mmlavit.visualization.drawing import write_picture
 from mmlavit.visualization.video import write_video
 from mmlavit_serve import Predictor
 from mmlavit_serve.predictor import IMAGES, find_images
-from mmlavit_serve.video import VIDEOS, Video, is_video
+from mmlavit_serve.video import VIDEOS, CutOffVideo, Video, is_video
 
 PREDICTIONS = 'predictions.json'
 DRAWN = '.drawn.json'  # what may be overwritten, since it is of this tool
@@ -85,12 +85,16 @@ def main() -> None:
         limit = None if args.memory_limit is None else args.memory_limit * 1e9
         options = dict(runtime=args.runtime, device=device, score_thr=args.score_thr, memory_limit=limit)
         model = args.model
+        if args.checkpoint is None and not exported:
+            raise UserError(f'{model} is not an exported model (.onnx), so it needs a checkpoint beside it')
         if args.cfg_options:
             if exported:
                 raise UserError(f'--cfg-options change a config; {model} is an exported model')
             model = load_config(model, args.cfg_options)
         predictor = Predictor(model, args.checkpoint, **options)
         require_folder(out_dir, '--out-dir')
+        if (out_dir / PREDICTIONS).exists() and not (out_dir / DRAWN).is_file():
+            raise UserError(f'--out-dir {out_dir} has a {PREDICTIONS} that no run has written; choose another folder')
         done = read_done(out_dir / PREDICTIONS) if args.resume else []
         names = {name_in(out_dir, out_file) for out_file in files.values()}
         write_file(out_dir / DRAWN, json.dumps(sorted(drawn | names)).encode())
@@ -288,21 +292,24 @@ def show_video(
     """
     start = time.monotonic()
     width, height, frames = video.width, video.height, 0
+    failed = {}
     with write_video(out_file, video.fps, width, height) as write:
-        # Some files do not say how many frames they have.
-        for frame in track(video, description=path.name, total=video.frames or None):
-            result = predictor.predict(frame)
-            write(result.draw(frame))
-            seconds = round(frames / video.fps, 3)
-            records.append(dict(frame=frames, seconds=seconds, height=height, width=width, **result.to_dict()))
-            frames += 1
-            if received:
-                break
+        try:
+            # Some files do not say how many frames they have.
+            for frame in track(video, description=path.name, total=video.frames or None):
+                result = predictor.predict(frame)
+                write(result.draw(frame))
+                seconds = round(frames / video.fps, 3)
+                rows, columns = result.shape  # not always those that the file says
+                records.append(dict(frame=frames, seconds=seconds, height=rows, width=columns, **result.to_dict()))
+                frames += 1
+                if received:
+                    break
+        except CutOffVideo as error:
+            failed[path] = str(error).removeprefix(f'{path}: ')
     pace = frames / (time.monotonic() - start)
     print(f'{path}: {frames} frames of {width}x{height}, {pace:.1f} a second -> {out_file}', flush=True)
-    if frames < 0.95 * video.frames and not received:  # some files say a few too many
-        return {path: f'only {frames} of {video.frames} frames could be read; is the file whole?'}
-    return {}
+    return failed
 
 
 if __name__ == '__main__':

@@ -24,7 +24,6 @@ from mmlavit.models.plain_vit import (
     find_transformer,
     finish_attention,
 )
-from mmlavit.models.resample import resample_tokens
 
 Attention = VanillaAttention | LessAttention
 
@@ -213,9 +212,7 @@ def _average_images(scores: Tensor) -> Tensor:
 
 def _attend_alike(attn: VanillaAttention, x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Attend to the reduced keys with the mean of scores over a batch; later layers have no attention residual."""
-    keys = attn.reduction(x, grid)  # (B, M, C)
-    if attn.pool:
-        keys = resample_tokens(keys, attn.reduction.reduced_grid(grid), attn.reference_grid)
+    keys, _ = attn.read_keys(x, grid)  # (B, M, C)
     query, key, value = (
         t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in (attn.q(x), *attn.kv(keys).chunk(2, dim=-1))
     )

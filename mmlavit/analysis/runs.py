@@ -76,8 +76,11 @@ def find_last_checkpoint(folder: Path) -> Path:
         UserError: If there is none.
     """
     note = folder / 'last_checkpoint'
-    if note.is_file() and (path := folder / Path(note.read_text().strip()).name).is_file():
-        return path
+    if note.is_file():
+        written = Path(note.read_text().strip())
+        for path in (folder / written.name, written):  # the second with an out_dir of the hook's own
+            if path.is_file():
+                return path
     checkpoints = find_checkpoints(folder)
     if not checkpoints:
         raise UserError(f'{folder} has no checkpoint; expected epoch_N.pth or iter_N.pth')

@@ -97,9 +97,10 @@ def distillation_config(
             cfg.pop(key, None)
     cfg.find_unused_parameters = True
     # Batches are padded as before, but there are no masks to pad. Those of mmpretrain, a dict, mix images with labels.
-    augments = (cfg.model.get('data_preprocessor') or {}).get('batch_augments') or []
-    for augment in augments if isinstance(augments, Sequence) else []:
-        augment.update({key: False for key in ('pad_mask', 'pad_seg') if key in augment})
+    for holder in (cfg.model, cfg):
+        augments = (holder.get('data_preprocessor') or {}).get('batch_augments') or []
+        for augment in augments if isinstance(augments, Sequence) else []:
+            augment.update({key: False for key in ('pad_mask', 'pad_seg') if key in augment})
     loader = cfg.train_dataloader
     dataset = _find_dataset(loader.dataset)
     loader.dataset = ConfigDict(

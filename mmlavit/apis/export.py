@@ -108,7 +108,7 @@ def export_onnx(
             opset=opset,
             metadata={METADATA: json.dumps(metadata)},
         )
-    except UserError:
+    except (UserError, OSError):
         raise
     except Exception as error:  # torch's own classes for what it cannot trace are many
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

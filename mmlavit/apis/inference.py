@@ -26,8 +26,8 @@ from mmengine.runner import load_checkpoint as load_weights
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmlavit.deployment.pipeline import describe_pipeline, find_test_dataset
-from mmlavit.errors import ConfigError, UserError
+from mmlavit.deployment.pipeline import describe_known_steps, find_test_dataset
+from mmlavit.errors import UserError
 from mmlavit.models.consistency import require_channels
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import require_checkpoint
@@ -64,9 +64,9 @@ class TorchModel(ABC):
 
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
         self.score_thr, self.device = score_thr, device
-        require_channels(cfg.model)
         cfg = copy.deepcopy(cfg)
         cfg.model = model_config(cfg)
+        require_channels(cfg.model)
         cfg.test_dataloader.dataset = dataset = find_test_dataset(cfg)  # toolboxes look through no wrappers
         loader = next((step for step in dataset.pipeline if type_name(step) == 'LoadImageFromFile'), {})
         if (kind := loader.get('color_type', 'color')) != 'color':
@@ -84,10 +84,7 @@ class TorchModel(ABC):
             self.model = self._load(cfg, checkpoint, device)
             require_whole(self.model, weights.get('state_dict', weights), checkpoint)
             self.meta = find_meta(weights, dataset)
-            try:
-                self.transforms = describe_pipeline(dataset.pipeline)
-            except ConfigError:  # unknown steps: images count as they are
-                self.transforms = []
+            self.transforms = describe_known_steps(dataset.pipeline)  # for the memory that an image needs
         self.classes = self.meta.get('classes')
 
     @abstractmethod
@@ -323,6 +320,7 @@ class _Classifier(TorchModel):
 
         pipeline = _without(cfg.test_dataloader.dataset.pipeline, 'LoadImageFromFile')
         self.pipeline = Compose([TRANSFORMS.build(transform) for transform in pipeline])
+        cfg.pop('test_dataloader')  # get_model looks up the dataset by name, and a config may have its class
         return get_model(cfg, pretrained=checkpoint, device=device)
 
     def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmlavit.deployment.onnx import written_whole
 from mmlavit.deployment.quantization import INT8_RUNTIMES, is_quantised, to_fp16, to_int8
 from mmlavit.errors import UserError
 from mmlavit.utils.local_files import expand_home, require_folder
@@ -67,14 +68,13 @@ def quantize_onnx(
     if is_quantised(model):
         raise UserError(f'{model} is quantised already; expected a model as tools/deployment/export.py wrote it')
     require_folder(out_file.parent, '--out')
-    partial = out_file.with_suffix('.partial.onnx')
-    if precision == 'fp16':
-        to_fp16(model, partial)
-    else:
-        found = find_images(expand_home(pictures))
-        places = sorted({round(place) for place in np.linspace(0, len(found) - 1, min(len(found), number))})
-        to_int8(model, partial, _examples(exported, [found[place] for place in places]), runtime)
-    os.replace(partial, out_file)
+    with written_whole(out_file) as partial:
+        if precision == 'fp16':
+            to_fp16(model, partial)
+        else:
+            found = find_images(expand_home(pictures))
+            places = sorted({round(place) for place in np.linspace(0, len(found) - 1, min(len(found), number))})
+            to_int8(model, partial, _examples(exported, [found[place] for place in places]), runtime)
     return out_file
 
 

@@ -45,15 +45,14 @@ class Fit(NamedTuple):
     after: float
 
 
-def build_twin(backbone: LaViT, cfg: Mapping, teacher_state: Mapping[str, Tensor]) -> LaViT | None:
+def build_twin(cfg: Mapping, teacher_state: Mapping[str, Tensor]) -> LaViT | None:
     """Build the vanilla twin of a LaViT with the weights of a teacher.
 
     The teacher's backbone may be a PVTv2 (names: :func:`~mmlavit.converters.pvt_v2.convert_pvt_v2`), which the twin
-    then equals, or a LaViT of vanilla layers.
+    then equals, or a LaViT of vanilla layers without attention residuals.
 
     Args:
-        backbone (LaViT): The student's backbone.
-        cfg (Mapping): Its config, with the teacher's ``key_reduction`` and ``out_indices``.
+        cfg (Mapping): Config of the student's backbone, with the teacher's ``key_reduction`` and ``out_indices``.
         teacher_state (Mapping[str, Tensor]): Weights of the whole teacher, the backbone's with ``backbone.``.
 
     Returns:
@@ -142,7 +141,7 @@ def copy_teacher(student: nn.Module, teacher_state: Mapping[str, Tensor], twin: 
     start at zero then, since the twin has none.
 
     Args:
-        student (nn.Module): Classifier, detector or segmentor with a LaViT as ``backbone``.
+        student (nn.Module): Classifier, detector or segmentor with a LaViT or a ``WithLessAttention`` as ``backbone``.
         teacher_state (Mapping[str, Tensor]): Weights of the whole teacher.
         twin (nn.Module, optional): What :func:`build_twin` or :func:`find_twin` gave.
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from mmcv import transforms
 from mmengine.dataset import Compose
 
 from mmlavit.errors import DataError
@@ -191,13 +190,15 @@ def guard_dataset(dataset: Any, classes: int | None, skip_file: str | None) -> N
         classes (int, optional): Number of classes of the model; None: those that each dataset says it has.
         skip_file (str, optional): As of :class:`GuardedPipeline`; not for validation and test, whose images all count.
     """
+    from mmcv.transforms import Compose as ComposeOfMmcv  # not above: the backbone alone needs no mmcv
+
     for leaf in find_leaves(dataset):
         known = (getattr(leaf, 'metainfo', None) or {}).get('classes')
         labels = classes if known is None else len(known)
         for name in ('pipeline', 'target_pipeline'):  # the second is of DecodedImages
             pipeline = getattr(leaf, name, None)
             # The second kind is what mmdet's PipelineSwitchHook sets.
-            if isinstance(pipeline, (Compose, transforms.Compose)) and not isinstance(pipeline, GuardedPipeline):
+            if isinstance(pipeline, (Compose, ComposeOfMmcv)) and not isinstance(pipeline, GuardedPipeline):
                 guarded = GuardedPipeline(
                     pipeline,
                     labels=labels if maps_have_its_classes(leaf) else None,

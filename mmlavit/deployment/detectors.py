@@ -8,6 +8,7 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
+from mmlavit.utils.config_types import type_name
 
 from .boxes import BoxDecoder, are_larger, check_roi_align, highest, indices_of, keep_apart, roi_align
 
@@ -19,7 +20,7 @@ def iou_threshold_of(cfg: dict, what: str) -> float:
         ConfigError: For any other kind.
     """
     nms = cfg.get('nms') or {}
-    if nms.get('type') != 'nms' or set(nms) != {'type', 'iou_threshold'} or not cfg.get('max_per_img', 0) > 0:
+    if type_name(nms) != 'nms' or set(nms) != {'type', 'iou_threshold'} or not cfg.get('max_per_img', 0) > 0:
         raise ConfigError(
             f'{what} has nms={dict(nms)} and max_per_img={cfg.get("max_per_img")}, which cannot be exported; '
             'expected nms=dict(type="nms", iou_threshold=...), without more arguments, and max_per_img above 0'

@@ -68,6 +68,8 @@ def replace_layers(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
             size = child.output_size
+            if isinstance(size, tuple) and len({*size}) == 1:
+                size = size[0]
             if not isinstance(size, int):
                 raise ConfigError(f'{name} pools to {size}; only equal numbers of rows and columns can be exported')
             setattr(module, name, AdaptiveAvgPool2d(size))

@@ -133,6 +133,8 @@ class Segmentor(nn.Module):
     inputs, outputs = ('images', 'size'), ('labels',)
 
     def __init__(self, model: nn.Module) -> None:
+        from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
         super().__init__()
         # Of a SegDataPreProcessor, size_divisor is for training, and pad_size_divisor is the same.
         padding = getattr(model.data_preprocessor, 'test_cfg', None) or {}
@@ -145,6 +147,9 @@ class Segmentor(nn.Module):
         self.head = model.decode_head
         if isinstance(self.head, nn.ModuleList):
             raise ConfigError(f'{type(model).__name__} cannot be exported; expected an EncoderDecoder, with one head')
+        for name in ('predict', 'predict_by_feat'):
+            if getattr(type(self.head), name) is not getattr(BaseDecodeHead, name):
+                raise ConfigError(f'{type(self.head).__name__} predicts in its own way, which cannot be exported')
         if model.test_cfg.get('mode') != 'whole' or self.head.out_channels < 2:
             raise ConfigError(
                 f'test_cfg={dict(model.test_cfg)} with {self.head.out_channels} output channels cannot be exported; '

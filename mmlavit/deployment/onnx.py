@@ -6,7 +6,8 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,26 @@ def write_onnx(
     _clean(exported.model.graph, dynamic_shapes or {})
     exported.model.metadata_props.update(metadata or {})
     out_file.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(out_file) as partial:
+        exported.save(os.fspath(partial))
+
+
+@contextmanager
+def written_whole(out_file: Path) -> Iterator[Path]:
+    """Have a model written beside its place, and moved there when it is whole.
+
+    Args:
+        out_file (Path): Its place, ending in .onnx.
+
+    Yields:
+        Path: The file to write, which is removed after an error.
+    """
     partial = out_file.with_suffix('.partial.onnx')
-    exported.save(os.fspath(partial))
-    os.replace(partial, out_file)
+    try:
+        yield partial
+        os.replace(partial, out_file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _attend_in_pieces(query: Any, key: Any, value: Any, pieces: int) -> Any:

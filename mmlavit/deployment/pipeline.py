@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -63,21 +65,41 @@ def describe_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, A
             'the test pipeline has no LoadImageFromFile, so the order of colours in its images is not known; what is '
             'exported reads files'
         )
+    return [step for config in pipeline for step in _describe_step(config)]
+
+
+def describe_known_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """List those steps of a test pipeline that :func:`describe_pipeline` knows, without the others.
+
+    Args:
+        pipeline (Sequence[Mapping]): As there.
+
+    Returns:
+        list[dict]: As there.
+    """
     steps = []
     for config in pipeline:
-        transform = TRANSFORMS.build(dict(config))
-        name = type(transform).__name__
-        if name == 'LoadImageFromFile':
-            if transform.color_type != 'color' or transform.to_float32 or transform.imdecode_backend != 'cv2':
-                raise ConfigError(f'{dict(config)} of the test pipeline reads images in a way that is not exported')
-        elif name in _KNOWN:
-            steps.append(dict(type=name, **{key: _plain(getattr(transform, key)) for key in _KNOWN[name]}))
-            _check(steps[-1], transform)
-        elif name not in _SILENT:
-            raise ConfigError(
-                f'{name} of the test pipeline is not exported; known are {", ".join([*_KNOWN, *sorted(_SILENT)])}'
-            )
+        with suppress(ConfigError):
+            steps += _describe_step(config)
     return steps
+
+
+def _describe_step(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Describe a step that changes pixels; nothing if it does not. A ConfigError for one that is not exported."""
+    transform = TRANSFORMS.build(dict(config))
+    name = type(transform).__name__
+    if name == 'LoadImageFromFile':
+        if transform.color_type != 'color' or transform.to_float32 or transform.imdecode_backend != 'cv2':
+            raise ConfigError(f'{dict(config)} of the test pipeline reads images in a way that is not exported')
+    elif name in _KNOWN:
+        step = dict(type=name, **{key: _plain(getattr(transform, key)) for key in _KNOWN[name]})
+        _check(step, transform)
+        return [step]
+    elif name not in _SILENT:
+        raise ConfigError(
+            f'{name} of the test pipeline is not exported; known are {", ".join([*_KNOWN, *sorted(_SILENT)])}'
+        )
+    return []
 
 
 def _plain(value: Any) -> Any:
@@ -92,6 +114,8 @@ def _check(step: dict[str, Any], transform: object) -> None:
     if getattr(transform, 'auto_pad', False):
         raise ConfigError('CenterCrop with auto_pad=True is not exported')
     if 'interpolation' in step:
-        known = CV2_CODES if step['backend'] == 'cv2' else PILLOW_FILTERS
+        if step['backend'] is None:  # mmcv's own
+            step['backend'] = import_module('mmcv.image.io').imread_backend
+        known = {'cv2': CV2_CODES, 'pillow': PILLOW_FILTERS}.get(step['backend'], ())
         if step['interpolation'] not in known:
             raise ConfigError(f'{step} of the test pipeline is not exported; known are {", ".join(known)}')

@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         has stopped as :class:`~mmlavit.engine.hooks.StopHook` does, else 128 plus the signal.
     """
     args = run.parse_args(argv)
+    if args.nproc_per_node == 'gpu' and not torch.cuda.is_available():
+        print('error: no GPU is available; give the number of processes instead of gpu', file=sys.stderr)
+        return USER_ERROR_CODE
     os.environ.setdefault('OMP_NUM_THREADS', str(threads_per_process(args.nproc_per_node)))
     if args.max_restarts and args.rdzv_backend == 'static':
         _renew_stores(args)

@@ -24,6 +24,11 @@ def is_number(value: Any) -> bool:
     return (isinstance(value, float) or is_integer(value)) and isfinite(value)
 
 
+def is_sequence(value: Any) -> bool:
+    """Tell whether it is a list, a tuple or a range."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def require_integer(name: str, value: Any) -> None:
     """Make sure that an argument is an integer above 0.
 
@@ -70,7 +75,7 @@ def resolve_stages(out_indices: Sequence[int], frozen_stages: int) -> tuple[tupl
     Raises:
         ConfigError: If one is out of its range; the message names it.
     """
-    several = isinstance(out_indices, (list, tuple)) and len(out_indices) > 0
+    several = is_sequence(out_indices) and len(out_indices) > 0
     if not several or not all(is_integer(i) and i in range(4) for i in out_indices) or not _increases(out_indices):
         raise ConfigError(f'out_indices must be increasing stage indices in 0..3, got {out_indices!r}')
     outs = tuple(out_indices)
@@ -97,7 +102,7 @@ def resolve_layers(layers: Sequence[int], depth: int, first: int = 1) -> tuple[i
     Raises:
         ConfigError: If one is out of its range.
     """
-    numbers = isinstance(layers, (list, tuple)) and all(is_integer(i) and i in range(first, depth) for i in layers)
+    numbers = is_sequence(layers) and all(is_integer(i) and i in range(first, depth) for i in layers)
     if not numbers or not _increases(layers):
         raise ConfigError(f'layers must be increasing numbers from {first} to {depth - 1}, got {layers!r}')
     return tuple(layers)

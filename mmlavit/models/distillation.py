@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .lavit import LaViT, LessAttention
+from .lavit import LaViT
 from .resample import Grid
 
 
@@ -22,8 +22,8 @@ def find_distances(student: Mapping[str, Any], teacher: Mapping[str, Any], sigmo
 
     Args:
         student (Mapping): What was recorded of the student's forward: 'backbone' and 'neck', their maps; 'logits',
-            class scores or None; 'blocks', of each block the tokens that went in, their grid, what its attention gave
-            and the tokens that came out.
+            class scores or None; 'blocks', of each block the tokens that went in, their grid (not of plain
+            transformers), what its attention gave and the tokens that came out.
         teacher (Mapping): The same of the teacher.
         sigmoid (bool): As for :func:`divergence`.
 
@@ -125,10 +125,7 @@ def attention_distance(backbone: LaViT, blocks: list[tuple[Tensor, Grid, Tensor,
         scores = None
         for block in stage.blocks:
             x, grid, wanted, _ = next(taught)
-            if isinstance(block.attn, LessAttention):
-                given, scores = block.attn(block.norm1(x), scores)
-            else:
-                given, scores = block.attn(block.norm1(x), grid, residual)
+            given, scores = block.attend(x, grid, scores, residual)
             residual = None
             distances.append(relative_distance(given, wanted))
     return torch.stack(distances).mean()

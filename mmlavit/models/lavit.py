@@ -119,6 +119,13 @@ class VanillaAttention(nn.Module):
         self.proj = PointwiseLinear(dim, dim)
         self.reduction = SpatialReduction(dim, ratio)
 
+    def read_keys(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Reduce tokens (B, N, C) on a grid to those that keys and values are made of, (B, M, C), and their grid."""
+        keys, key_grid = self.reduction(x, grid), self.reduction.reduced_grid(grid)
+        if self.pool:
+            return resample_tokens(keys, key_grid, self.reference_grid), self.reference_grid
+        return keys, key_grid
+
     def forward(self, x: Tensor, grid: Grid, residual: Scores | None = None) -> tuple[Tensor, Scores | None]:
         """Attend.
 
@@ -131,11 +138,7 @@ class VanillaAttention(nn.Module):
             tuple[Tensor, Scores or None]: Tokens (B, N, C), and the scores ``Q (D K)^T / sqrt(d) + E``, D the
             averaging of keys to their reference grid, or None if they are not kept.
         """
-        keys = self.reduction(x, grid)  # (B, M, C)
-        key_grid = self.reduction.reduced_grid(grid)
-        if self.pool:
-            keys = resample_tokens(keys, key_grid, self.reference_grid)
-            key_grid = self.reference_grid
+        keys, key_grid = self.read_keys(x, grid)  # (B, M, C)
         key, value = self.kv(keys).chunk(2, dim=-1)  # (B, M, C) each
 
         if not is_symbolic(*key_grid) and key_grid == self.reference_grid:
@@ -372,12 +375,17 @@ class Block(nn.Module):
         Returns:
             tuple[Tensor, Scores or None]: Tokens (B, N, C) and the scores that the next layer takes.
         """
-        if isinstance(self.attn, LessAttention):
-            out, scores = self.attn(self.norm1(x), scores)
-        else:
-            out, scores = self.attn(self.norm1(x), grid, residual)
+        out, scores = self.attend(x, grid, scores, residual)
         x = x + self.drop_path(out)
         return x + self.drop_path(self.mlp(self.norm2(x), grid)), scores
+
+    def attend(
+        self, x: Tensor, grid: Grid, scores: AnyScores | None, residual: Scores | None
+    ) -> tuple[Tensor, AnyScores | None]:
+        """Run the attention layer alone; arguments and scores as in :meth:`forward`, tokens (B, N, C) of the branch."""
+        if isinstance(self.attn, LessAttention):
+            return self.attn(self.norm1(x), scores)
+        return self.attn(self.norm1(x), grid, residual)
 
 
 ScoreObserver = Callable[[VanillaAttention | LessAttention, AnyScores], None]

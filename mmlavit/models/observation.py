@@ -138,9 +138,7 @@ def _vanilla_scores(attn: VanillaAttention, x: Tensor, grid: Grid, residual: Sco
 
     The fused kernel of the forward never has them, so they are computed once more.
     """
-    keys, key_grid = attn.reduction(x, grid), attn.reduction.reduced_grid(grid)
-    if attn.pool:
-        keys, key_grid = resample_tokens(keys, key_grid, attn.reference_grid), attn.reference_grid
+    keys, key_grid = attn.read_keys(x, grid)
     query, key = (_by_heads(t, attn.heads) for t in (attn.q(x), attn.kv(keys).chunk(2, dim=-1)[0]))
     scores = torch.matmul(query * attn.scale, key.mT)
     if residual is not None:

@@ -211,7 +211,8 @@ class WithLessAttention(BaseModule):
         ...     backbone=dict(type='mmpretrain.VisionTransformer', arch='base', img_size=224, out_type='featmap'),
         ...     layers=[7, 8, 9, 10, 11])
 
-    Layers that the transformer freezes (``frozen_stages``) stay frozen, transforms included.
+    Layers that the transformer freezes (``frozen_stages``) stay frozen, transforms included. Layers keep what they hand
+    on in the model, so one model runs one forward at a time; threads need a copy each.
 
     Args:
         backbone (dict): Config of the transformer: ``mmpretrain.VisionTransformer`` and its like, or
@@ -265,6 +266,11 @@ class WithLessAttention(BaseModule):
     def reference_grid(self) -> Grid:
         """Reference grid of the keys."""
         return self._shared.reference
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """Tokens before those of the grid, for mmpretrain's Grad-CAM."""
+        return self._shared.extra
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Give the depth of a parameter, for learning rates that decay by layers.

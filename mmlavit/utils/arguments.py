@@ -6,8 +6,10 @@ import argparse
 import copy
 import difflib
 import inspect
+import os
 import os.path as osp
 import re
+import sys
 import sysconfig
 import textwrap
 import traceback
@@ -415,6 +417,8 @@ def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Conf
         cfg.work_dir = osp.expanduser(args.work_dir)
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('work_dirs', Path(args.config).stem)
+    else:
+        cfg.work_dir = osp.expanduser(cfg.work_dir)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         if loader is None:
@@ -453,15 +457,29 @@ def _draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     else:
         hook.draw = True
     if args.show:
+        require_screen('--show-dir')
         hook.update(show=True, wait_time=args.wait_time)
     if not args.show_dir:
         return
     # mmdet joins a relative directory to itself once per batch.
-    directory = osp.abspath(args.show_dir)
+    directory = osp.abspath(osp.expanduser(args.show_dir))
     if scope == 'mmseg':
         cfg.visualizer.update(save_dir=directory, vis_backends=[dict(type='LocalVisBackend')])
     else:
         hook['test_out_dir' if scope == 'mmdet' else 'out_dir'] = directory
+
+
+def require_screen(instead: str) -> None:
+    """Make sure that ``--show`` can open a window.
+
+    Args:
+        instead (str): The option that writes images to a folder.
+
+    Raises:
+        UserError: If there is no screen, when the toolboxes would wait at each image for a window that nobody sees.
+    """
+    if sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
+        raise UserError(f'--show needs a screen, but DISPLAY is not set; leave it out to write images to {instead}')
 
 
 def _use_exported_model(cfg: Config, args: argparse.Namespace) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import Registry
 
+from mmlavit.errors import UserError
+
 
 def type_name(node: Mapping[str, Any] | None, default: str = '') -> str:
     """Give the bare name of what a part of a config builds, which may be said by name, with a scope, or as a class.
@@ -48,7 +50,12 @@ def model_config(cfg: Config) -> ConfigDict:
 
     Returns:
         ConfigDict: A copy, since some detectors write into what they are built from.
+
+    Raises:
+        UserError: If there is no model.
     """
+    if cfg.get('model') is None:
+        raise UserError(f'config {getattr(cfg, "filename", None) or ""} has no model; is it a part of others (_base_)?')
     model = deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))

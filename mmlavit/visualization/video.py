@@ -23,7 +23,7 @@ def write_video(path: Path, fps: float, width: int, height: int) -> Iterator[Cal
         height (int): Rows of a frame; likewise.
 
     Yields:
-        Callable: Appends a frame, (H, W, 3) uint8 in BGR.
+        Callable: Appends a frame, (H, W, 3) uint8 in BGR; one of another size is resized.
 
     Raises:
         UserError: If OpenCV cannot write it.
@@ -35,7 +35,13 @@ def write_video(path: Path, fps: float, width: int, height: int) -> Iterator[Cal
             break
     else:
         raise UserError(f'{path} cannot be written as a video; is there space, and is OpenCV built with FFmpeg?')
+
+    def write(frame: np.ndarray) -> None:
+        if frame.shape[:2] != (height, width):  # which OpenCV would leave out without a word
+            frame = cv2.resize(frame, (width, height))
+        writer.write(np.ascontiguousarray(frame))
+
     try:
-        yield lambda frame: writer.write(np.ascontiguousarray(frame))
+        yield write
     finally:
         writer.release()

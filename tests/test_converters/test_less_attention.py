@@ -42,7 +42,7 @@ def build_teacher(seed=0, **kwargs):
 
 def build_student(teacher, **kwargs):
     student = Detector(**kwargs).eval().requires_grad_(False)
-    twin = build_twin(student.backbone, dict(type='LaViT', arch=TOY), teacher.state_dict())
+    twin = build_twin(dict(type='LaViT', arch=TOY), teacher.state_dict())
     return student, twin, copy_teacher(student, teacher.state_dict(), twin)
 
 
@@ -86,23 +86,23 @@ def test_twin_is_the_teacher():
 
 @pytest.mark.parametrize('change', [dict(num_heads=(1, 4, 2, 3)), dict(key_grid=2)], ids=str)
 def test_networks_that_differ_where_no_size_tells(change):
-    student, x = Detector(), dict(type='LaViT', arch=TOY, key_reduction='pool')
+    x = dict(type='LaViT', arch=TOY, key_reduction='pool')
     vanilla = dict(num_va_layers=TOY['depths'], attention_residual=False, key_reduction='pool')
     for arch, same in ((TOY, True), ({**TOY, **change}, False)):
         torch.manual_seed(0)
         teacher = LaViT(arch, **vanilla).eval()
         for parameter in teacher.parameters():
             parameter.data += 0.3 * torch.randn_like(parameter)
-        twin = build_twin(student.backbone, x, {f'backbone.{k}': v for k, v in teacher.state_dict().items()})
+        twin = build_twin(x, {f'backbone.{k}': v for k, v in teacher.state_dict().items()})
         assert gives_the_same(twin, teacher) == same
-    fewer = build_twin(student.backbone, {**x, 'out_indices': (1, 2)}, Detector(**vanilla).state_dict())
+    fewer = build_twin({**x, 'out_indices': (1, 2)}, Detector(**vanilla).state_dict())
     assert not gives_the_same(fewer, teacher)
 
 
 @pytest.mark.parametrize(('ours', 'theirs'), [((0, 1, 2), (0, 1, 2, 3)), ((0, 1, 2, 3), (0, 2))], ids=str)
 def test_one_of_them_has_fewer_stages(ours, theirs):
     teacher, student = build_teacher(out_indices=theirs), Detector(out_indices=ours).eval().requires_grad_(False)
-    twin = build_twin(student.backbone, dict(type='LaViT', arch=TOY, out_indices=theirs), teacher.state_dict())
+    twin = build_twin(dict(type='LaViT', arch=TOY, out_indices=theirs), teacher.state_dict())
     for out, expected in zip(twin(images()), teacher.backbone(images()), strict=True):
         torch.testing.assert_close(out, expected, rtol=0, atol=0)
     copied = copy_teacher(student, teacher.state_dict(), twin)
@@ -139,11 +139,11 @@ def test_a_student_without_less_attention_is_the_teacher():
 def test_other_networks_have_no_twin():
     student = Detector()
     resnet = {'backbone.conv1.weight': torch.zeros(64, 3, 7, 7), 'neck.weight': torch.ones(4, 24, 1, 1)}
-    assert build_twin(student.backbone, dict(type='LaViT', arch=TOY), resnet) is None
-    assert build_twin(student.backbone, dict(type='LaViT', arch=TOY), {}) is None
+    assert build_twin(dict(type='LaViT', arch=TOY), resnet) is None
+    assert build_twin(dict(type='LaViT', arch=TOY), {}) is None
     wider = LaViT({**TOY, 'embed_dims': (8, 16, 32, 24)}, num_va_layers=TOY['depths'], attention_residual=False)
     state = {f'backbone.{name}': value for name, value in wider.state_dict().items()}
-    assert build_twin(student.backbone, dict(type='LaViT', arch=TOY), state) is None
+    assert build_twin(dict(type='LaViT', arch=TOY), state) is None
     assert copy_teacher(student, resnet, None) == ['neck.weight']
 
 
@@ -300,7 +300,7 @@ def test_controls_as_students(later):
     cfg = dict(type='LaViTControl', arch=TOY, later=later)
     student = Classifier(MODELS.build(cfg))
     teacher = Classifier(LaViT(TOY, num_va_layers=TOY['depths'], attention_residual=False)).eval()
-    twin = build_twin(student.backbone, cfg, teacher.state_dict())
+    twin = build_twin(cfg, teacher.state_dict())
     assert type(twin) is LaViT and gives_the_same(twin, teacher.backbone)
     copied = copy_teacher(student, teacher.state_dict(), twin)
     own = {name for name in student.state_dict() if name not in copied and '.residual.' not in name}

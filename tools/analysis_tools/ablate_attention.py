@@ -9,7 +9,6 @@ Nothing is trained, so this tells what a model has come to depend on, not what i
 import argparse
 import copy
 import sys
-from pathlib import Path
 
 from mmengine.config import Config
 from rich.console import Console
@@ -21,6 +20,7 @@ from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch, resolve_num_va_layers
 from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config, merge_test_args
 from mmlavit.utils.config_types import type_name
+from mmlavit.utils.local_files import expand_home
 
 ROWS = {
     'residual': 'without attention residuals',
@@ -66,7 +66,9 @@ def parse_args() -> argparse.Namespace:
         help='of a plain vision transformer: its later layers, counted from 0 (default: those with less attention; '
         'needed if there are none)',
     )
-    parser.add_argument('--work-dir', default='work_dirs/ablation', help='for logs; default: %(default)s')
+    parser.add_argument(
+        '--work-dir', type=expand_home, default='work_dirs/ablation', help='for logs; default: %(default)s'
+    )
     add_options_argument(parser, 'change settings of the config')
     add_trust_argument(parser)
     return parser.parse_args()
@@ -137,7 +139,7 @@ def main() -> None:
 
         def test(name: str, *hooks: dict) -> dict:
             changed = copy.deepcopy(cfg)
-            changed.work_dir = str(Path(args.work_dir) / name)
+            changed.work_dir = str(args.work_dir / name)
             if name == 'content':  # an average over images of one class would tell the class
                 changed.test_dataloader.sampler = dict(type='DefaultSampler', shuffle=True, seed=0)
             changed.custom_hooks = [*(changed.get('custom_hooks') or []), *hooks]

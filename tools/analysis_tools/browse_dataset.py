@@ -2,14 +2,12 @@
 """Draw images of a config's dataset with their annotations, as its pipeline gives them to the model."""
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 from mmengine.visualization import Visualizer
 
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_options_argument, load_config
+from mmlavit.utils.arguments import add_options_argument, load_config, require_screen
 from mmlavit.utils.local_files import expand_home
 from mmlavit.visualization.browse import browse
 from mmlavit.visualization.drawing import write_picture
@@ -55,7 +53,7 @@ def main() -> None:
         if args.number < 1:
             raise UserError(f'--number {args.number}: expected 1 or more')
         if args.show:
-            require_screen()
+            require_screen('--out-dir')
         window = Visualizer() if args.show else None
         pictures = browse(load_config(args.config, args.cfg_options), args.split, args.number)
         count = 0
@@ -68,12 +66,6 @@ def main() -> None:
             count += 1
     if not args.show:
         print(f'{count} images -> {out_dir}')
-
-
-def require_screen() -> None:
-    """Make sure that a window can be opened."""
-    if sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
-        raise UserError('--show needs a screen, but DISPLAY is not set; leave it out to write images to --out-dir')
 
 
 if __name__ == '__main__':

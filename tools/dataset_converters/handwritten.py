@@ -5,13 +5,14 @@ import sys
 
 from mmlavit.datasets import HandwrittenConfig, generate
 from mmlavit.errors import UserError, one_line_errors
+from mmlavit.utils.local_files import expand_home
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; every option but root and overwrite is one of the config's."""
     default = HandwrittenConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--root', default='data/handwritten', help='where to write')
+    parser.add_argument('--root', type=expand_home, default='data/handwritten', help='where to write')
     numbers = dict(
         train_scenes='training images for detection and segmentation',
         val_scenes='validation images for detection and segmentation',

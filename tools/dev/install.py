@@ -96,7 +96,10 @@ class Installer:
             return False
         pins = (line.replace('-', '_').split('==') for line in self.wanted() if '==' in line)
         ops = any(self.site.glob('mmcv/_ext.*'))
-        return ops and all((self.site / f'{name}-{version}.dist-info').is_dir() for name, version in pins)
+        # Also a build of its own, such as torch 2.10.0+cpu, which satisfies the pin.
+        return ops and all(
+            any(self.site.glob(f'{name}-{version}{build}.dist-info')) for name, version in pins for build in ('', '+*')
+        )
 
     def key(self):
         """Return a text that changes with the inputs."""

@@ -194,6 +194,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run, read and judge."""
     args = parse_args()
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     logging.disable(logging.INFO)
     with one_line_errors():
         gauge = Gauge(args.trim)

@@ -26,7 +26,7 @@ from mmlavit.engine.teacher import build_teacher
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument, load_config
 from mmlavit.utils.config_types import model_config, without_initialisation
-from mmlavit.utils.local_files import require_folder
+from mmlavit.utils.local_files import expand_home, require_folder
 from mmlavit.utils.toolbox import load_toolbox
 
 
@@ -35,8 +35,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of a classifier: a file, or mmpretrain::FILE')
     parser.add_argument('checkpoint', help='its weights')
-    parser.add_argument('--images', required=True, help='folder of images; the folders in it are searched, too')
-    parser.add_argument('--out', required=True, help='such as scores.npz')
+    parser.add_argument(
+        '--images', type=expand_home, required=True, help='folder of images; the folders in it are searched, too'
+    )
+    parser.add_argument('--out', type=expand_home, required=True, help='such as scores.npz')
     parser.add_argument(
         '--classes',
         metavar='FILE',
@@ -79,7 +81,7 @@ def predict(args: argparse.Namespace, columns: Sequence[int] | None) -> TeacherS
     model, _ = build_teacher(without_initialisation(model_config(cfg)), 'mmpretrain', args.checkpoint)
     model.to(args.device, memory_format=torch.channels_last)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        dataset = UnlabelledImages(args.images, pipeline)
+        dataset = UnlabelledImages(str(args.images), pipeline)
     guard_dataset(dataset, None, None)
     loader = DataLoader(dataset, args.batch_size, num_workers=args.workers, collate_fn=list)
     found = []
@@ -99,9 +101,9 @@ def main() -> None:
     """Predict and save."""
     args = parse_args()
     with one_line_errors():
-        if not args.out.endswith('.npz'):
+        if args.out.suffix != '.npz':
             raise UserError(f'{args.out}: expected a name that ends in .npz')
-        require_folder(Path(args.out).parent, '--out')
+        require_folder(args.out.parent, '--out')
         if args.batch_size < 1 or args.workers < 0:
             raise UserError('--batch-size must be positive and --workers not negative')
         columns = None if args.classes is None else find_columns(args.classes)

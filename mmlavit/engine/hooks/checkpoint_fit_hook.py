@@ -113,8 +113,9 @@ def _tell_what_stays(runner, checkpoint: Mapping[str, Any]) -> None:
     saved = checkpoint['optimizer'].get('param_groups') if isinstance(checkpoint['optimizer'], Mapping) else None
     found: dict[str, None] = {}  # each once
     for ours, theirs in zip(groups or (), saved or (), strict=False):
-        for key, name in (('initial_lr', 'lr'), ('weight_decay', 'weight_decay')):
-            now, before = ours.get(key), theirs.get(key)
+        for keys in (('initial_lr', 'lr'), ('weight_decay',)):  # only schedules write the first
+            name = keys[-1]
+            now, before = (next((group[key] for key in keys if key in group), None) for group in (ours, theirs))
             if now is not None and before is not None and not math.isclose(now, before):
                 found.setdefault(f'{name} of the optimizer (config {now:g}, checkpoint {before:g})')
     schedulers, saved = runner.param_schedulers, checkpoint.get('param_schedulers')
@@ -128,9 +129,12 @@ def _tell_what_stays(runner, checkpoint: Mapping[str, Any]) -> None:
                     now, before = (sorted(value) if isinstance(value, Counter) else value for value in (now, before))
                     found.setdefault(f'param_scheduler.{number}.{key} (config {now}, checkpoint {before})')
     if found:
+        anew = 'start a new training with --cfg-options load_from=FILE'
+        if any(type(hook).__name__ == 'DistillationHook' for hook in runner.hooks):  # which starts from its teacher
+            anew = 'distil anew in another work dir'
         runner.logger.warning(
             f'A resumed training keeps the settings of its checkpoint, not those of the config: {", ".join(found)}; to '
-            "use the config's, start a new training with --cfg-options load_from=FILE"
+            f"use the config's, {anew}"
         )
 
 

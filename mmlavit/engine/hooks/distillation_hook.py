@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mmlavit.converters.less_attention import build_twin, copy_teacher, find_twin, fit_transforms, gives_the_same
 from mmlavit.errors import ConfigError, first_few
-from mmlavit.models.arguments import is_integer
+from mmlavit.models.arguments import is_integer, require_number
 from mmlavit.models.distillation import attention_distance, find_distances
 from mmlavit.models.lavit import Block, LaViT
 from mmlavit.models.plain_vit import WithLessAttention, find_blocks, find_transformer
@@ -34,9 +35,9 @@ class DistillationHook(Hook):
     The model stays what it is, so checkpoints, resuming, AMP, DDP and the log are those of any training. What is
     compared, each where both models have it in the same shape, and logged under these names:
 
-    * ``loss_blocks``: tokens after each block of the stages that both have, if the teacher's backbone is a PVTv2 or a
-      LaViT of vanilla layers with the student's sizes; it then runs as the student's vanilla twin. Or if it is the
-      plain transformer that the student's ``WithLessAttention`` has.
+    * ``loss_blocks``: tokens after each block of the stages that both have, if the teacher's backbone is a PVTv2 with
+      the student's sizes, which then runs as the student's vanilla twin, or a LaViT with its depths and widths. Or if
+      it is a plain transformer with those of the student's ``WithLessAttention``.
     * ``loss_maps``: the maps of the backbone, which neck or head read.
     * ``loss_neck``: the maps of the neck, which the heads of a detector read.
     * ``loss_logits``: the class scores of classifiers and segmentors, by Kullback-Leibler divergence.
@@ -84,6 +85,10 @@ class DistillationHook(Hook):
                 'DistillationHook: layerwise_iters and fit_images must be integers, 0 or more, got '
                 f'{layerwise_iters!r} and {fit_images!r}'
             )
+        for name, factor in (weights or {}).items():
+            require_number(f'DistillationHook: weights[{name!r}]', factor, 0, math.inf)
+        if layerwise_iters and (weights or {}).get('attention') == 0:
+            raise ConfigError('DistillationHook: layerwise_iters trains by the loss attention, whose weight is 0')
         self.teacher_cfg = teacher
         self.checkpoint = checkpoint
         self.scope = scope
@@ -161,19 +166,30 @@ class DistillationHook(Hook):
         if teacher is None:
             return None
         if isinstance(student, WithLessAttention):
-            return find_twin(student, teacher)
+            twin = find_twin(student, teacher)
+            if twin is None and _count_alike(student, teacher):
+                print_log(
+                    "The teacher's backbone has the depth and width of the student's, but other shapes or heads "
+                    '(another img_size?), or less attention: nothing of it is copied',
+                    'current',
+                    logging.WARNING,
+                )
+            return twin
         reduction = self.teacher_cfg.get('backbone', {}).get('key_reduction', 'conv')
         # Of timm, a PVTv2 gives the map of its last stage, or with features_only=True those that it says.
         features = getattr(getattr(teacher, 'timm_model', None), 'feature_info', None)
         maps = getattr(teacher, 'out_indices', None) or getattr(features, 'out_indices', None) or [3]
-        twin = build_twin(student, {**cfg, 'key_reduction': reduction, 'out_indices': tuple(maps)}, state)
-        if twin is not None and not gives_the_same(twin, teacher):
-            print_log(
-                "The teacher's backbone has the sizes of the student's, but gives other maps (other heads or "
-                'another key grid?): nothing of it is copied, and blocks are not compared',
-                'current',
-                logging.WARNING,
+        twin = build_twin({**cfg, 'key_reduction': reduction, 'out_indices': tuple(maps)}, state)
+        why = None
+        if twin is None and isinstance(teacher, LaViT):
+            why = (
+                'is a LaViT, but not with the sizes of the student, vanilla layers only (num_va_layers=depths) and '
+                'attention_residual=False'
             )
+        elif twin is not None and not gives_the_same(twin, teacher):
+            why = "has the sizes of the student's, but gives other maps (other heads or another key grid?)"
+        if why is not None:
+            print_log(f"The teacher's backbone {why}: nothing of it is copied", 'current', logging.WARNING)
             return None
         return twin
 
