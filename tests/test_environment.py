@@ -56,6 +56,27 @@ def test_the_command_itself(tmp_path):
     assert done.stdout.startswith('package') and 'OpenCV cannot be imported' in done.stderr
 
 
+def test_a_tool_where_the_package_cannot_be_imported(tmp_path):
+    """One line and the code of a mistake, as of any other."""
+    (tmp_path / 'cv2.py').write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    for command in (['tools/train.py', 'a.py'], ['-m', 'mmlavit.engine.launch', 'a.py']):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, cwd=ROOT)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith('error: OpenCV cannot be imported') and done.stderr.count('\n') == 1
+    done = subprocess.run([sys.executable, '-c', 'import mmlavit'], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 1 and 'EnvironmentProblem: OpenCV' in done.stderr
+
+
+def test_the_backbone_alone_needs_no_toolbox():
+    code = (
+        'import sys; sys.modules.update(dict.fromkeys(["mmcv", "mmdet", "mmseg", "mmpretrain"])); '
+        'from mmlavit import LaViT; LaViT("nano")'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 class Site:
     """A folder of fake packages, and the check run on it by an interpreter that sees nothing else."""
 

@@ -93,7 +93,7 @@ def main() -> None:
             model = load_config(model, args.cfg_options)
         predictor = Predictor(model, args.checkpoint, **options)
         require_folder(out_dir, '--out-dir')
-        if (out_dir / PREDICTIONS).exists() and not (out_dir / DRAWN).is_file():
+        if not args.resume and (out_dir / PREDICTIONS).exists() and not (out_dir / DRAWN).is_file():
             raise UserError(f'--out-dir {out_dir} has a {PREDICTIONS} that no run has written; choose another folder')
         done = read_done(out_dir / PREDICTIONS) if args.resume else []
         names = {name_in(out_dir, out_file) for out_file in files.values()}

@@ -12,10 +12,13 @@ import pytest
 import torch
 from documents import code_blocks
 from exportable import ARCH, KINDS, ROOT, build, make_config, make_image, save_random
+from mmcv.ops import nms
 from mmengine.registry import DefaultScope
 from small_vit import DIM, VIT
 
 from mmlavit.apis.export import export_onnx
+from mmlavit.deployment.detectors import iou_threshold_of
+from mmlavit.deployment.onnx import written_whole
 from mmlavit.errors import UserError
 from mmlavit_serve import Predictor
 from mmlavit_serve.resizing import apply
@@ -364,6 +367,30 @@ def test_pipeline_that_is_not_known(exported, tmp_path):
     cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='Pad', size_divisor=32))
     with pytest.raises(UserError, match='Pad of the test pipeline is not exported'):
         export_onnx(cfg, checkpoint, tmp_path / 'a.onnx')
+
+
+@pytest.mark.parametrize('kind', ['EncHead', 'DAHead'])
+def test_heads_with_a_test_of_their_own(kind, tmp_path):
+    cfg = make_config('upernet')
+    head = dict(type=kind, in_channels=32, in_index=3, channels=16, num_classes=11, norm_cfg=dict(type='BN'))
+    if kind == 'EncHead':
+        head.update(in_channels=[32, 32], in_index=(2, 3), num_codes=4, add_lateral=True)
+    cfg.model.decode_head = dict(head, **(dict(pam_channels=8) if kind == 'DAHead' else {}))
+    torch.save(dict(state_dict=build(cfg).state_dict()), tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=f'{kind} predicts in its own way, which cannot be exported'):
+        export_onnx(cfg, tmp_path / 'a.pth', tmp_path / 'a.onnx')
+
+
+def test_suppression_by_a_function():
+    """As configs in pure Python name it."""
+    assert iou_threshold_of(dict(nms=dict(type=nms, iou_threshold=0.7), max_per_img=5), 'rpn') == 0.7
+
+
+def test_nothing_is_left_of_a_file_that_was_not_written(tmp_path):
+    with pytest.raises(OSError, match='full'), written_whole(tmp_path / 'a.onnx') as partial:
+        partial.write_text('half')
+        raise OSError('full')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tools(exported, tmp_path, monkeypatch, capsys):

@@ -23,8 +23,11 @@ def test_adaptive_pooling(output, size):
 
 def test_adaptive_pooling_is_found_at_any_depth():
     model = nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(3)), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((1, 1)))
+    model.append(nn.AdaptiveAvgPool2d((2, 2)))
     replace_layers(model)
-    assert isinstance(model[0][0], AdaptiveAvgPool2d)
+    assert isinstance(model[0][0], AdaptiveAvgPool2d) and isinstance(model[3], AdaptiveAvgPool2d)
+    x = torch.rand(1, 2, 5, 6)
+    torch.testing.assert_close(model[3](x), nn.AdaptiveAvgPool2d(2)(x))
     assert isinstance(model[1], nn.AdaptiveAvgPool2d) and isinstance(model[2], nn.AdaptiveAvgPool2d)
     with pytest.raises(ConfigError, match='pools to'):
         replace_layers(nn.Sequential(nn.AdaptiveAvgPool2d((2, 3))))

@@ -340,3 +340,16 @@ def test_nothing_to_compare():
         model(images(), None, mode='loss')
     with pytest.raises(ConfigError, match='layerwise_iters needs a LaViT as student, and a teacher'):
         attach(model, OtherTeacher(), layerwise_iters=3)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(weights=dict(maps=-1)), r"weights\['maps'\] must be in \[0, inf\), got -1"),
+        (dict(weights=dict(maps='much')), r"weights\['maps'\] must be a finite number, got 'much'"),
+        (dict(weights=dict(attention=0), layerwise_iters=5), 'trains by the loss attention, whose weight is 0'),
+    ],
+)
+def test_weights_out_of_their_range(options, message):
+    with pytest.raises(ConfigError, match=message):
+        DistillationHook(teacher=dict(type='A'), checkpoint='a.pth', scope='mmdet', **options)

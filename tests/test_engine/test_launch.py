@@ -4,6 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+import torch
+
+from mmlavit.engine.launch import main
+
 # Two processes add up 1 and 2. In the first attempt the second process is gone before.
 SCRIPT = """
 import os, signal
@@ -29,3 +34,9 @@ def test_restarts(tmp_path, free_port):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('attempt 1: 3') == 2  # their line ends may come together
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_as_many_processes_as_there_are_gpus(capsys):
+    assert main(['--nproc_per_node=gpu', 'a.py']) == 2
+    assert capsys.readouterr().err == 'error: no GPU is available; give the number of processes instead of gpu\n'

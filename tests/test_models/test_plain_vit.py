@@ -387,3 +387,10 @@ def test_masked_patches_are_refused():
         model(images((64, 64)))
     with pytest.raises(ConfigError, match='masked pre-training is not possible'):
         model(images((64, 64)), torch.zeros(2, 16))
+
+
+def test_tokens_beside_the_grid():
+    """mmpretrain's Grad-CAM asks for their number."""
+    for count in (True, False):
+        model = WithLessAttention({**VIT, 'with_cls_token': count, 'out_type': 'featmap'}, range(1, 3))
+        assert model.num_extra_tokens == int(count) and model.layers == (1, 2)

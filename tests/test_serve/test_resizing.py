@@ -7,7 +7,7 @@ import pytest
 from mmengine.registry import TRANSFORMS, init_default_scope
 from PIL import Image
 
-from mmlavit.deployment.pipeline import describe_pipeline
+from mmlavit.deployment.pipeline import describe_known_steps, describe_pipeline
 from mmlavit.errors import ConfigError
 from mmlavit.utils.toolbox import load_toolbox
 from mmlavit_serve import UserError
@@ -71,6 +71,23 @@ def test_refused(step, message):
     init_default_scope('mmpretrain')
     with pytest.raises(ConfigError, match=message):
         describe_pipeline([dict(type='LoadImageFromFile'), step])
+
+
+def test_steps_that_are_known():
+    """Also beside one that is not, and with mmcv's own backend."""
+    load_toolbox('mmpretrain')
+    init_default_scope('mmpretrain')
+    steps = [
+        dict(type='LoadImageFromFile', to_float32=True),
+        dict(type='Resize', scale=(9, 7), backend=None),
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='CenterCrop', crop_size=5),
+    ]
+    known = describe_known_steps(steps)
+    assert [step['type'] for step in known] == ['Resize', 'CenterCrop'] and known[0]['backend'] == 'cv2'
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    expected = TRANSFORMS.build(steps[1])(dict(img=image))['img']
+    assert np.array_equal(apply(known[0], image), expected)
 
 
 def test_images_from_no_file():

@@ -183,6 +183,10 @@ def test_a_video_that_is_cut_off(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     frames = len(json.loads((tmp_path / 'out/predictions.json').read_text()))
     assert 0 < frames < 20 and f'only {frames} of 20 frames could be read; is the file whole?' in said.err
+    predictor = Predictor(CONFIGS / 'classify_lavit_nano.py', checkpoint)
+    with pytest.raises(UserError, match=f'only {frames} of 20 frames could be read'):
+        for _ in predictor.predict_each(video):
+            pass
     (tmp_path / 'camera.mp4').write_text('of the user')
     (tmp_path / 'predictions.json').write_text((tmp_path / 'out/predictions.json').read_text())
     with pytest.raises(SystemExit) as stopped:
@@ -293,6 +297,57 @@ def test_broken_images(tmp_path, pictures, monkeypatch, capsys):
     error = capsys.readouterr().err
     summary = error[error.index('Not predicted, or not all of it: 5') :].splitlines()[1:]
     assert [line.split(': ')[0] for line in summary] == [f'  {pictures / name}' for name in sorted(BROKEN)]
+
+
+def test_a_list_of_the_user_is_kept(tmp_path, pictures, monkeypatch, capsys):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/predictions.json').write_text('mine')
+    with pytest.raises(SystemExit) as ended:
+        image_demo(monkeypatch, *demo_args(tmp_path, pictures))
+    assert ended.value.code == 2 and 'has a predictions.json that no run has written' in capsys.readouterr().err
+    assert (tmp_path / 'out/predictions.json').read_text() == 'mine'
+
+
+def test_no_checkpoint(pictures, monkeypatch, capsys):
+    config = CONFIGS / 'classify_lavit_nano.py'
+    with pytest.raises(SystemExit) as ended:
+        image_demo(monkeypatch, pictures, config, '--cfg-options', 'model.head.topk=(1,)')
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f'error: {config} is not an exported model (.onnx), so it needs a check')
+    with pytest.raises(UserError, match=f'^{config} is not an exported model'):
+        Predictor(Config.fromfile(config))
+
+
+def test_a_folder_that_may_not_be_read(pictures, monkeypatch):
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith('more'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    with pytest.raises(UserError, match='more cannot be read: Permission denied'):
+        find_images(pictures)
+
+
+def test_a_name_that_is_too_long():
+    for name in ('a' * 300 + '.mp4', 'a' * 300 + '.png'):
+        with pytest.raises(UserError, match='cannot be read: File name too long'):
+            next(Predictor.predict_each(None, name))
+    with pytest.raises(UserError, match='cannot be read: File name too long'):
+        Predictor('a' * 300 + '.onnx')
+
+
+def test_a_classifier_whose_config_has_classes(tmp_path, pictures):
+    """As configs in pure Python, with weights that say nothing of their dataset."""
+    from mmpretrain.datasets import CustomDataset
+
+    cfg = Config.fromfile(CONFIGS / 'classify_lavit_nano.py')
+    checkpoint = write_checkpoint('classify_lavit_nano.py', tmp_path / 'random.pth')
+    torch.save(dict(state_dict=torch.load(checkpoint)['state_dict']), checkpoint)
+    cfg.test_dataloader.dataset.type = CustomDataset
+    assert isinstance(Predictor(cfg, checkpoint).predict(pictures / 'a.png'), Classification)
 
 
 def test_resume(tmp_path, pictures, monkeypatch, capsys):

@@ -155,6 +155,16 @@ def test_other_version_of_a_package(fake):
     assert len(again.calls) == 1
 
 
+def test_own_build_of_a_pinned_package(fake):
+    first = fake()
+    first.run()
+    info = next(first.site.glob('torch-*.dist-info'))
+    info.rename(info.with_name(info.name.replace('.dist-info', '+cpu.dist-info')))
+    again = fake()
+    again.run()
+    assert again.calls == []
+
+
 def test_interrupted_installation(fake, install):
     """What is there in part is installed anew, what is whole is not."""
     first = fake(fails=['-e'])

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from tool_runs import run_tool
 
 from mmlavit.analysis import report
-from mmlavit.analysis.runs import Run
+from mmlavit.analysis.runs import Run, find_last_checkpoint
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
@@ -138,6 +138,16 @@ TRAINED = [LAVIT, 'lavit/iter_1.pth', '--images', 'images']
 def test_errors(start, tool, args, message):
     code, said = start(tool, *args)
     assert code == 2 and message in said.err and said.err.count('\n') == 1
+
+
+def test_checkpoints_that_are_elsewhere(tmp_path):
+    """With an out_dir of CheckpointHook's own."""
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere/epoch_3.pth').touch()
+    (tmp_path / 'last_checkpoint').write_text(f'{tmp_path}/elsewhere/epoch_3.pth')
+    assert find_last_checkpoint(tmp_path) == tmp_path / 'elsewhere/epoch_3.pth'
+    (tmp_path / 'epoch_3.pth').touch()  # of a work dir that was moved
+    assert find_last_checkpoint(tmp_path) == tmp_path / 'epoch_3.pth'
 
 
 def test_a_work_dir_without_checkpoints(start, tmp_path):

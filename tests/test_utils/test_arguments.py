@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import sys
 
 import pytest
 from mmengine.config import Config
@@ -217,16 +218,35 @@ def test_show_dir(tmp_path, monkeypatch):
         ('mmpretrain', 'VisualizationHook', 'UniversalVisualizer'),
     ],
 )
-def test_show_without_a_hook_in_the_config(scope, hook, visualizer):
+def test_show_without_a_hook_in_the_config(scope, hook, visualizer, monkeypatch):
+    monkeypatch.setenv('DISPLAY', ':0')
     cfg = merge_test_args(make_config(scope), test_args(show=True, wait_time=5.0))
     shown = cfg.default_hooks.visualization
     assert (shown.type, shown.show, shown.wait_time) == (hook, True, 5.0)
     assert cfg.visualizer.type == visualizer
 
 
-def test_show_with_the_hook_switched_off():
+def test_show_with_the_hook_switched_off(monkeypatch):
+    monkeypatch.setenv('DISPLAY', ':0')
     cfg = merge_test_args(make_config(default_hooks=dict(visualization=None)), test_args(show=True))
     assert cfg.default_hooks.visualization == dict(type='DetVisualizationHook', draw=True, show=True, wait_time=2.0)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems always have one')
+def test_show_needs_a_screen(monkeypatch):
+    """The toolboxes would wait at each image, with no window."""
+    for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match='--show needs a screen, .* leave it out to write images to --show-dir'):
+        merge_test_args(make_config('mmdet'), test_args(show=True))
+
+
+def test_home_folders(monkeypatch, tmp_path):
+    """Which a shell leaves as they are behind ``=``."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    cfg = merge_test_args(make_config('mmdet', work_dir='~/run'), test_args(show_dir='~/shown'))
+    assert cfg.work_dir == str(tmp_path / 'run')
+    assert cfg.default_hooks.visualization.test_out_dir == str(tmp_path / 'shown')
 
 
 def test_show_needs_a_toolbox():

@@ -134,6 +134,12 @@ def test_message_names_the_generator():
         require_data(cfg, ['train'])
 
 
+def test_own_data_of_such_a_name():
+    cfg = loader(data_root='data/handwritten_forms/')
+    object.__setattr__(cfg, '_filename', '/home/me/experiments/mine.py')
+    assert explain_missing(cfg, missing_data(cfg, ['test'])).startswith('correct data_root, ann_file or data_prefix')
+
+
 def test_message_of_experiments(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(CONFIGS / 'experiments/upernet_lavit_nano_camvid.py')

@@ -84,3 +84,13 @@ def test_titles():
     height = len(sheet) - len(make_sheet([black, black], 2))
     assert height > 20 and (sheet[height:] == make_sheet([black, black], 2)).all()
     assert (sheet[:height, :96] < 128).any() and (sheet[:height, 102:] < 128).any()  # a title above either
+
+
+def test_frames_of_another_size(tmp_path):
+    """As of a screen that was turned while it was recorded."""
+    with write_video(tmp_path / 'a.mp4', 5, 64, 48) as write:
+        for shape in ((48, 64, 3), (64, 48, 3), (48, 64, 3)):
+            write(np.full(shape, 200, np.uint8))
+    capture = cv2.VideoCapture(str(tmp_path / 'a.mp4'))
+    frames = [frame for there, frame in (capture.read() for _ in range(4)) if there]
+    assert len(frames) == 3 and all(frame.shape == (48, 64, 3) and frame.mean() > 150 for frame in frames)

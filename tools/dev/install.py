@@ -97,8 +97,10 @@ class Installer:
         pins = (line.replace('-', '_').split('==') for line in self.wanted() if '==' in line)
         ops = any(self.site.glob('mmcv/_ext.*'))
         # Also a build of its own, such as torch 2.10.0+cpu, which satisfies the pin.
+        found = [path.name for path in self.site.glob('*.dist-info')]
         return ops and all(
-            any(self.site.glob(f'{name}-{version}{build}.dist-info')) for name, version in pins for build in ('', '+*')
+            any(re.fullmatch(rf'{re.escape(f"{name}-{version}")}(\+.*)?\.dist-info', path) for path in found)
+            for name, version in pins
         )
 
     def key(self):
