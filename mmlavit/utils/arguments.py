@@ -282,9 +282,11 @@ def _check_key(cfg: Config, key: str) -> None:
 def _check_use(cfg: Config, key: str, options: Mapping[str, Any]) -> None:
     """Raise a UserError if ``key`` is of a part that other places of a config file have copied, and nothing reads."""
     first, _, rest = key.partition('.')
-    if first not in cfg or first in _OPTIONAL_KEYS or not _is_telling(first, cfg[first]):
+    if first not in cfg or first in _OPTIONAL_KEYS:
         return
     copies = [place for name in cfg if name in _OPTIONAL_KEYS for place in _find_copies(cfg[name], cfg[first], name)]
+    if not _is_telling(first, cfg[first]):  # such as a number, unless it has the same name there
+        copies = [place for place in copies if place.rpartition('.')[2] == first]
     if copies and not all(any(f'{option}.'.startswith(f'{place}.') for option in options) for place in copies):
         raise UserError(
             f'--cfg-options {key} has no effect: {first} was used when the config was read, and nothing reads it any '

@@ -324,6 +324,7 @@ def test_bad_options(key, message):
         ('steps', 'train_dataloader.dataset.pipeline and test_dataloader.dataset.pipeline'),
         ('lavit.arch', 'model.backbone.arch'),
         ('lavit.with_cp', 'model.backbone.with_cp'),
+        ('max_epochs', 'train_cfg.max_epochs'),
         (
             'dataset_type',
             'train_dataloader.dataset.type and val_dataloader.dataset.type and test_dataloader.dataset.type',
@@ -334,6 +335,7 @@ def test_options_without_effect(key, places):
     """They change what the file has copied to the places that count."""
     steps = [dict(type='LoadImageFromFile'), dict(type='Pack')]
     cfg = make_config(steps=steps, lavit=dict(arch='small'), dataset_type='A')
+    cfg.max_epochs = cfg.train_cfg.max_epochs
     with pytest.raises(UserError, match=f'--cfg-options {key} has no effect: .*; set {places}$'):
         merge_options(cfg, {key: 'x'})
 
