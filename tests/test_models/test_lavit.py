@@ -214,9 +214,12 @@ class TestInferenceOnTheCPU:
         mlp, grid = FeedForward(8, 24).double(), (37, 20)
         x = torch.randn(5, 37 * 20, 8, dtype=torch.float64)
         whole = mlp(x, grid)
+        sizes, forward = [], mlp._forward
+        mlp._forward = lambda x, grid: sizes.append(x.shape[0] * x.shape[1]) or forward(x, grid)
         with torch.no_grad():
             strips = mlp(x, grid)
         torch.testing.assert_close(strips, whole, rtol=0, atol=1e-13)
+        assert len(sizes) > 1 and max(sizes) < 5 * 37 * 20  # never all at once
 
     @pytest.mark.parametrize('size', [(224, 224), (320, 448)], ids=str)
     def test_inference_equals_the_graph_of_training(self, size):
@@ -303,14 +306,20 @@ class TestTraining:
         plain, checkpointed = (LaViT(TOY, drop_path_rate=0.3, with_cp=cp).double().train() for cp in (False, True))
         checkpointed.load_state_dict(plain.state_dict())
         x = torch.randn(2, 3, 96, 160, dtype=torch.float64)
-        gradients, outputs = [], []
+        gradients, outputs, runs = [], [], []
         for model in (plain, checkpointed):
+            count = []
+            for stage in model.stages:
+                for block in (*stage.blocks, *filter(None, [stage.residual])):
+                    block.register_forward_pre_hook(lambda module, args, count=count: count.append(module))
             torch.manual_seed(1)
             outputs.append(model(x))
             sum(out.square().sum() for out in outputs[-1]).backward()
             gradients.append({name: p.grad for name, p in model.named_parameters()})
+            runs.append(len(count))
         torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)
         torch.testing.assert_close(gradients[0], gradients[1])
+        assert runs[1] == 2 * runs[0]  # once more in the backward pass
 
     @pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
     @pytest.mark.parametrize(('dtype', 'limit'), [(torch.bfloat16, 0.03), (torch.float16, 0.004)], ids=str)
@@ -594,6 +603,10 @@ class TestModules:
 
 
 class TestInterface:
+    def test_no_tokens_beside_the_grid(self):
+        """mmpretrain's Grad-CAM asks for their number."""
+        assert LaViT('nano').num_extra_tokens == 0
+
     def test_initialisation(self):
         model = LaViT('nano')
         before = {n: p.clone() for n, p in model.named_parameters() if 'delta' in n or 'residual' in n}
@@ -717,6 +730,25 @@ def test_keys_of_the_same_scores_for_every_image():
             torch.testing.assert_close(transform_keys(scores, delta), wanted, rtol=1e-5, atol=1e-5)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
+def test_threads(key_reduction):
+    """With several, matrices are multiplied as convolutions, which the other tests, of one thread, do not see."""
+    threads = torch.get_num_threads()
+    model = toy(key_reduction=key_reduction).train()
+    x = torch.randn(2, 3, 96, 160, dtype=torch.float64)
+    results = []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            model.zero_grad()
+            outs = model(x)
+            sum(out.square().sum() for out in outs).backward()
+            results.append([*outs, *(parameter.grad.clone() for parameter in model.parameters())])
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 def test_learning_rates_that_decay_by_layers():

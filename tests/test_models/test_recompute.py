@@ -49,6 +49,24 @@ def test_same_gradients(dtype, size, with_cp, without, device):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+def test_the_network_keeps_less(without):
+    model, x = LaViT('nano', drop_path_rate=0.0), torch.rand(2, 3, 160, 224)
+    kept = []
+    for switch in (lambda: None, without):
+        switch()
+        sizes: dict[int, int] = {}
+
+        def pack(tensor, sizes=sizes):
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outs = model(x)
+        kept.append(sum(sizes.values()))
+        del outs
+    assert kept[0] < 0.9 * kept[1], kept
+
+
 @pytest.mark.parametrize('function', [F.gelu, lambda x: x.softmax(-1)], ids=['gelu', 'softmax'])
 def test_the_result_is_not_kept(function):
     """A tensor that autograd keeps is alive when nothing else refers to it."""
