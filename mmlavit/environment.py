@@ -77,7 +77,8 @@ _TRANSFORMERS_BELOW = '5'
 # What ops without CUDA say of their CUDA version, as mmcv's C++ code does.
 _NO_CUDA = 'not available'
 
-_TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+# In a clone, and in an installed package.
+_TOOLS = [Path(__file__).resolve().parent / place for place in ('../tools', '.mim/tools')]
 
 # `import mmlavit` has imported this module by the time `python -m` runs it, of which runpy warns.
 warnings.filterwarnings('ignore', message=f'.*{re.escape(__name__)}.* found in sys.modules', category=RuntimeWarning)
@@ -322,7 +323,8 @@ def is_own_tool() -> bool:
     """Tell whether this process runs a script of this repository, or a module of this package."""
     if sys.argv[:1] == ['-m']:
         return any(word.startswith('mmlavit.') for word in sys.orig_argv)
-    return bool(sys.argv and sys.argv[0]) and _TOOLS in Path(sys.argv[0]).resolve().parents
+    script = Path(sys.argv[0] if sys.argv else '').resolve()
+    return any(folder.resolve() in script.parents for folder in _TOOLS)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -121,13 +122,15 @@ class Predictor:
             pictures = Video(path) if is_video(path) else find_images(path)
         if batch_size < 1:
             raise UserError(f'batch_size is {batch_size}, expected 1 or more')
-        pictures = iter(pictures)
+        source, pictures = pictures, iter(pictures)
         while batch := list(islice(pictures, batch_size)):
             if keep_going:
                 yield from self._predict_what_can(batch)
             else:
                 images = list(map(read_image, batch))
                 yield from zip(images, self._predict_or_name(batch, images), strict=True)
+        if isinstance(source, Video) and source.problem:
+            warnings.warn(f'{path}: {source.problem}', stacklevel=2)
 
     def _predict_what_can(self, batch: Sequence[Picture]) -> Iterator[tuple[np.ndarray | None, Result | UserError]]:
         """Predict on a batch; on each image alone where one of them cannot be used."""
@@ -249,10 +252,12 @@ def _walk(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder. Links are followed, and each folder is visited once: links can form a circle."""
     visited = set()
 
-    def refuse(error: OSError) -> None:
-        raise UserError(f'{error.filename} cannot be read: {error.strerror}') from error
+    def tell(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise UserError(f'{folder} cannot be read: {error.strerror}') from error
+        warnings.warn(f'{error.filename} cannot be read ({error.strerror}): what is in it is left out', stacklevel=4)
 
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=tell, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
             folders.clear()

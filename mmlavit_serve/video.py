@@ -21,10 +21,6 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS and is_file(path)
 
 
-class CutOffVideo(UserError):
-    """A video whose last frames cannot be read."""
-
-
 class Video:
     """A video; iterating gives its frames, (H, W, 3) uint8 in BGR, from the first on and once.
 
@@ -46,7 +42,7 @@ class Video:
             self._capture = cv2.VideoCapture(os.fspath(path))
         except cv2.error as error:  # such as a name that is not UTF-8
             raise UserError(f'{os.fsencode(path)} cannot be opened as a video by OpenCV; rename it') from error
-        self._path, self._read = path, 0
+        self._read = 0
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.width, self.height, self.frames = (
             max(0, int(self._capture.get(key)))
@@ -58,18 +54,17 @@ class Video:
             )
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Read the frames that are left.
-
-        Raises:
-            CutOffVideo: At the end, if there are fewer than the file says.
-        """
+        """Read the frames that are left."""
         while True:
             there, frame = self._capture.read()
             if not there:
-                break
+                return
             self._read += 1
             yield frame
-        if self._read < _ENOUGH * self.frames:
-            raise CutOffVideo(
-                f'{self._path}: only {self._read} of {self.frames} frames could be read; is the file whole?'
-            )
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong when the frames are at an end and there were fewer than the file says; None if nothing is."""
+        if self._read >= _ENOUGH * self.frames - 1:
+            return None
+        return f'only {self._read} of {self.frames} frames could be read; is the file whole?'

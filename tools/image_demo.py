@@ -24,7 +24,7 @@ from mmlavit.visualization.drawing import write_picture
 from mmlavit.visualization.video import write_video
 from mmlavit_serve import Predictor
 from mmlavit_serve.predictor import IMAGES, find_images
-from mmlavit_serve.video import VIDEOS, CutOffVideo, Video, is_video
+from mmlavit_serve.video import VIDEOS, Video, is_video
 
 PREDICTIONS = 'predictions.json'
 DRAWN = '.drawn.json'  # what may be overwritten, since it is of this tool
@@ -292,24 +292,20 @@ def show_video(
     """
     start = time.monotonic()
     width, height, frames = video.width, video.height, 0
-    failed = {}
     with write_video(out_file, video.fps, width, height) as write:
-        try:
-            # Some files do not say how many frames they have.
-            for frame in track(video, description=path.name, total=video.frames or None):
-                result = predictor.predict(frame)
-                write(result.draw(frame))
-                seconds = round(frames / video.fps, 3)
-                rows, columns = result.shape  # not always those that the file says
-                records.append(dict(frame=frames, seconds=seconds, height=rows, width=columns, **result.to_dict()))
-                frames += 1
-                if received:
-                    break
-        except CutOffVideo as error:
-            failed[path] = str(error).removeprefix(f'{path}: ')
+        # Some files do not say how many frames they have.
+        for frame in track(video, description=path.name, total=video.frames or None):
+            result = predictor.predict(frame)
+            write(result.draw(frame))
+            seconds = round(frames / video.fps, 3)
+            rows, columns = result.shape  # not always those that the file says
+            records.append(dict(frame=frames, seconds=seconds, height=rows, width=columns, **result.to_dict()))
+            frames += 1
+            if received:
+                break
     pace = frames / (time.monotonic() - start)
     print(f'{path}: {frames} frames of {width}x{height}, {pace:.1f} a second -> {out_file}', flush=True)
-    return failed
+    return {path: video.problem} if video.problem and not received else {}
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -108,9 +109,11 @@ def export_onnx(
             opset=opset,
             metadata={METADATA: json.dumps(metadata)},
         )
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:  # torch's own classes for what it cannot trace are many
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
         raise UserError(f'{cfg.filename} cannot be exported: {reason}') from error
     return out_file

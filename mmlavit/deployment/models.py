@@ -148,7 +148,8 @@ class Segmentor(nn.Module):
         if isinstance(self.head, nn.ModuleList):
             raise ConfigError(f'{type(model).__name__} cannot be exported; expected an EncoderDecoder, with one head')
         for name in ('predict', 'predict_by_feat'):
-            if getattr(type(self.head), name) is not getattr(BaseDecodeHead, name):
+            own = getattr(type(self.head), name) is not getattr(BaseDecodeHead, name)
+            if own and getattr(self.head, 'use_se_loss', True):  # EncHead without that loss predicts as others do
                 raise ConfigError(f'{type(self.head).__name__} predicts in its own way, which cannot be exported')
         if model.test_cfg.get('mode') != 'whole' or self.head.out_channels < 2:
             raise ConfigError(

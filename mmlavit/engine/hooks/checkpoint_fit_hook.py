@@ -120,8 +120,11 @@ def _tell_what_stays(runner, checkpoint: Mapping[str, Any]) -> None:
                 found.setdefault(f'{name} of the optimizer (config {now:g}, checkpoint {before:g})')
     schedulers, saved = runner.param_schedulers, checkpoint.get('param_schedulers')
     if isinstance(schedulers, list) and isinstance(saved, list):
-        if len(schedulers) != len(saved):
-            found.setdefault(f'the number of param_scheduler (config {len(schedulers)}, checkpoint {len(saved)})')
+        if len(schedulers) != len(saved):  # which mmengine would pair by their places
+            raise UserError(
+                f'the checkpoint has the states of {len(saved)} schedules, and the config has {len(schedulers)} '
+                '(param_scheduler): resume with those of before, or start a new training with load_from=FILE'
+            )
         for number, (ours, theirs) in enumerate(zip(schedulers, saved, strict=False)):
             for key in _settings(ours):
                 now, before = vars(ours)[key], theirs.get(key)

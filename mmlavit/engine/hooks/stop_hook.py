@@ -121,16 +121,18 @@ class StopHook(Hook):
             Path(os.environ[STOPPED_FILE]).touch()
         runner.logger.warning(
             f'{signal.Signals(number).name}: stopped after iteration {iterations} and saved to {path}; --resume '
-            + ('goes on from there' if _keeps_its_place(runner) else 'begins the data of the epoch anew')
+            + _say_where_it_resumes(runner)
         )
         runner.visualizer.close()
         raise TrainingStopped
 
 
-def _keeps_its_place(runner) -> bool:
-    """Tell whether checkpoints say how far an epoch is; those of DeepSpeed have nothing of hooks."""
+def _say_where_it_resumes(runner) -> str:
+    """Checkpoints of DeepSpeed have nothing of hooks, and so not the place in the data."""
+    if not isinstance(runner.train_loop, ResumableLoop):
+        return 'repeats the epoch'
     sharded = isinstance(getattr(runner, 'strategy', None), DeepSpeedStrategy)
-    return isinstance(runner.train_loop, ResumableLoop) and not sharded
+    return 'begins the data of the epoch anew' if sharded else 'goes on from there'
 
 
 class _Requests:
