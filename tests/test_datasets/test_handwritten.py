@@ -305,7 +305,7 @@ def test_cli_round_trip(cli, tmp_path, capsys):
 
 def test_cli_defaults_are_the_configs(cli):
     options = vars(cli.parse_args([]))
-    assert options.pop('root') == 'data/handwritten'
+    assert options.pop('root') == Path('data/handwritten')
     assert options.pop('overwrite') is False
     assert HandwrittenConfig(**options) == HandwrittenConfig()
 
