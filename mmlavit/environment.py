@@ -78,7 +78,7 @@ _TRANSFORMERS_BELOW = '5'
 _NO_CUDA = 'not available'
 
 # In a clone, and in an installed package.
-_TOOLS = [Path(__file__).resolve().parent / place for place in ('../tools', '.mim/tools')]
+_TOOLS = {(Path(__file__).resolve().parent / place).resolve() for place in ('../tools', '.mim/tools')}
 
 # `import mmlavit` has imported this module by the time `python -m` runs it, of which runpy warns.
 warnings.filterwarnings('ignore', message=f'.*{re.escape(__name__)}.* found in sys.modules', category=RuntimeWarning)
@@ -324,7 +324,7 @@ def is_own_tool() -> bool:
     if sys.argv[:1] == ['-m']:
         return any(word.startswith('mmlavit.') for word in sys.orig_argv)
     script = Path(sys.argv[0] if sys.argv else '').resolve()
-    return any(folder.resolve() in script.parents for folder in _TOOLS)
+    return not _TOOLS.isdisjoint(script.parents)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -50,6 +50,11 @@ def first_few(names: Collection[object]) -> str:
     return ', '.join(map(str, list(names)[:_SHOWN])) + (', ...' if len(names) > _SHOWN else '')
 
 
+def is_full_disk(error: Exception) -> bool:
+    """Tell whether an error says that a disk is full, which is no mistake of the code."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def one_line_errors(local_rank: int = 0) -> Iterator[None]:
     """Turn a mistake of the user inside the block into one line on stderr and exit code 2.
@@ -66,7 +71,7 @@ def one_line_errors(local_rank: int = 0) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        if not isinstance(error, UserError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not isinstance(error, UserError) and not is_full_disk(error):
             raise
         if local_rank != 0:
             time.sleep(_GRACE_SECONDS)

@@ -72,17 +72,15 @@ class Predictor:
             return
         if runtime not in (None, 'torch'):
             raise UserError(f'runtime {runtime} takes exported models (.onnx); tools/deployment/export.py writes them')
+        name = model if isinstance(model, (str, os.PathLike)) else getattr(model, 'filename', None) or 'the config'
         if checkpoint is None:
-            name = model if isinstance(model, (str, os.PathLike)) else getattr(model, 'filename', None) or 'the config'
             raise UserError(f'{name} is not an exported model (.onnx), so it needs a checkpoint beside it')
         try:
             from mmlavit.apis.inference import build_model
         except ModuleNotFoundError as error:
             if error.name != 'mmlavit':
                 raise
-            raise UserError(
-                f'{model} is a config, for which mmlavit has to be installed; or export it first'
-            ) from error
+            raise UserError(f'{name} is a config, for which mmlavit has to be installed; or export it first') from error
         self.model = build_model(model, checkpoint, device, score_thr, threads)
 
     def predict(self, picture: Picture) -> Result:
@@ -130,7 +128,7 @@ class Predictor:
                 images = list(map(read_image, batch))
                 yield from zip(images, self._predict_or_name(batch, images), strict=True)
         if isinstance(source, Video) and source.problem:
-            warnings.warn(f'{path}: {source.problem}', stacklevel=2)
+            warnings.warn(f'{source.path}: {source.problem}', stacklevel=2)
 
     def _predict_what_can(self, batch: Sequence[Picture]) -> Iterator[tuple[np.ndarray | None, Result | UserError]]:
         """Predict on a batch; on each image alone where one of them cannot be used."""

@@ -28,6 +28,7 @@ class Video:
         path (Path): The file.
 
     Attributes:
+        path (Path): The file.
         fps (float): Frames in a second.
         width (int): Columns of a frame.
         height (int): Rows of a frame.
@@ -42,7 +43,7 @@ class Video:
             self._capture = cv2.VideoCapture(os.fspath(path))
         except cv2.error as error:  # such as a name that is not UTF-8
             raise UserError(f'{os.fsencode(path)} cannot be opened as a video by OpenCV; rename it') from error
-        self._read = 0
+        self.path, self._read = path, 0
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.width, self.height, self.frames = (
             max(0, int(self._capture.get(key)))

@@ -85,13 +85,13 @@ RUNNER_KEYS = {
 
 def load(name: str) -> Config:
     """Read a config and enter its toolbox."""
-    cfg = copy.deepcopy(read(name))
+    cfg = copy.deepcopy(read_config(name))
     init_default_scope(cfg.default_scope)
     return cfg
 
 
 @functools.cache
-def read(name: str) -> Config:
+def read_config(name: str) -> Config:
     """Read a config once; that takes longer than all else."""
     return Config.fromfile(ROOT / name)
 

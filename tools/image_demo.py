@@ -85,8 +85,6 @@ def main() -> None:
         limit = None if args.memory_limit is None else args.memory_limit * 1e9
         options = dict(runtime=args.runtime, device=device, score_thr=args.score_thr, memory_limit=limit)
         model = args.model
-        if args.checkpoint is None and not exported:
-            raise UserError(f'{model} is not an exported model (.onnx), so it needs a checkpoint beside it')
         if args.cfg_options:
             if exported:
                 raise UserError(f'--cfg-options change a config; {model} is an exported model')

@@ -49,6 +49,10 @@ class NoAttention(SharedAttention):
         """Give zeros; shapes as for ``LessAttention``."""
         return torch.zeros_like(x), scores
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Load; there are no values, so what a vanilla layer has of them stays under its own name."""
+        nn.Module._load_from_state_dict(self, *args)
+
 
 class FixedAttention(SharedAttention):
     """Scores that are learned, the same for all images: attention by position alone."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from torch.export import Dim
 from mmlavit.deployment.models import build_graph
 from mmlavit.deployment.onnx import OPSETS, write_onnx
 from mmlavit.deployment.pipeline import describe_pipeline, find_test_dataset
-from mmlavit.errors import UserError
+from mmlavit.errors import UserError, is_full_disk
 from mmlavit.models.arch import STRIDES
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import find_checkpoint
@@ -112,7 +111,7 @@ def export_onnx(
     except UserError:
         raise
     except Exception as error:  # torch's own classes for what it cannot trace are many
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full_disk(error):
             raise
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
         raise UserError(f'{cfg.filename} cannot be exported: {reason}') from error

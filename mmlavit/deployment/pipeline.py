@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -115,7 +114,9 @@ def _check(step: dict[str, Any], transform: object) -> None:
         raise ConfigError('CenterCrop with auto_pad=True is not exported')
     if 'interpolation' in step:
         if step['backend'] is None:  # mmcv's own
-            step['backend'] = import_module('mmcv.image.geometric').imread_backend
+            from mmcv.image.geometric import imread_backend
+
+            step['backend'] = imread_backend
         known = {'cv2': CV2_CODES, 'pillow': PILLOW_FILTERS}.get(step['backend'], ())
         if step['interpolation'] not in known:
             raise ConfigError(f'{step} of the test pipeline is not exported; known are {", ".join(known)}')

@@ -238,7 +238,7 @@ class LessAttention(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Load; of a vanilla layer's keys and values, the values."""
         for name in ('weight', 'bias'):
-            both = state_dict.pop(f'{prefix}kv.{name}', None) if hasattr(self, 'v') else None  # not of a control
+            both = state_dict.pop(f'{prefix}kv.{name}', None)
             if both is not None:
                 state_dict[f'{prefix}v.{name}'] = both.chunk(2)[1]
         super()._load_from_state_dict(state_dict, prefix, *args)

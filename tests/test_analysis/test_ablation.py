@@ -424,3 +424,18 @@ def test_control_of_a_twin():
 def test_unknown_control():
     with pytest.raises(ConfigError, match="later must be one of shared, fixed, uniform, none, got 'half'"):
         LaViTControl('nano', later='half')
+
+
+@pytest.mark.parametrize('later', CONTROLS)
+def test_controls_start_from_full_attention(later):
+    """They take the values of the twin where they have any, and leave the rest under the names that it has there."""
+    twin = LaViT('nano', num_va_layers=(2, 2, 3, 2), attention_residual=False)
+    model = LaViTControl('nano', later=later)
+    unexpected = model.load_state_dict(twin.state_dict(), strict=False).unexpected_keys
+    names = [name.partition('.attn.')[2] for name in unexpected if name.startswith('stages.0.blocks.1.attn.')]
+    if later == 'none':
+        assert 'kv.weight' in names and 'v.weight' not in names
+    else:
+        assert names == ['q.weight', 'q.bias']
+        values = twin.stages[0].blocks[1].attn.kv.weight[32:]
+        assert torch.equal(model.stages[0].blocks[1].attn.v.weight, values)

@@ -526,7 +526,7 @@ def test_unknown_names(plan):
 
 
 def options_of(words):
-    """``--cfg-options`` of a command, with seed 0 in the place of files."""
+    """``--cfg-options`` of a command, as what can be hashed."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     options = parser.parse_known_args(words)[0].cfg_options

@@ -24,6 +24,7 @@ from mmlavit.utils.publishing import save_published, strip_checkpoint
 from mmlavit.visualization import drawing
 from mmlavit_serve import Classification, Detections, Predictor, Segmentation, UserError
 from mmlavit_serve.predictor import find_images
+from mmlavit_serve.video import Video
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs/handwritten'
@@ -188,8 +189,9 @@ def test_a_video_that_is_cut_off(tmp_path, monkeypatch, capsys):
     frames = len(json.loads((tmp_path / 'out/predictions.json').read_text()))
     assert 0 < frames < 20 and f'only {frames} of 20 frames could be read; is the file whole?' in said.err
     predictor = Predictor(CONFIGS / 'classify_lavit_nano.py', checkpoint)
-    with pytest.warns(UserWarning, match=f'only {frames} of 20 frames could be read'):
-        assert len(list(predictor.predict_each(video, batch_size=7))) == frames
+    for source in (video, Video(video)):
+        with pytest.warns(UserWarning, match=f'{video}: only {frames} of 20 frames could be read'):
+            assert len(list(predictor.predict_each(source, batch_size=7))) == frames
     (tmp_path / 'camera.mp4').write_text('of the user')
     (tmp_path / 'predictions.json').write_text((tmp_path / 'out/predictions.json').read_text())
     with pytest.raises(SystemExit) as stopped:

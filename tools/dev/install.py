@@ -96,12 +96,9 @@ class Installer:
             return False
         pins = (line.replace('-', '_').split('==') for line in self.wanted() if '==' in line)
         ops = any(self.site.glob('mmcv/_ext.*'))
-        # Also a build of its own, such as torch 2.10.0+cpu, which satisfies the pin.
-        found = [path.name for path in self.site.glob('*.dist-info')]
-        return ops and all(
-            any(re.fullmatch(rf'{re.escape(f"{name}-{version}")}(\+.*)?\.dist-info', path) for path in found)
-            for name, version in pins
-        )
+        # Also builds of their own, such as torch 2.10.0+cpu, which satisfy the pins.
+        found = {path.name.removesuffix('.dist-info').partition('+')[0] for path in self.site.glob('*.dist-info')}
+        return ops and all(f'{name}-{version}' in found for name, version in pins)
 
     def key(self):
         """Return a text that changes with the inputs."""

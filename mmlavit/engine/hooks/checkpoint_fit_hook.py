@@ -64,6 +64,13 @@ class CheckpointFormatHook(Hook):
                 'tests: resume from epoch_N.pth or iter_N.pth, or start a new training with load_from=FILE'
             )
 
+        schedulers, saved = runner.param_schedulers, checkpoint.get('param_schedulers')
+        if isinstance(schedulers, list) and isinstance(saved, list) and len(schedulers) != len(saved):
+            raise UserError(  # mmengine would pair them by their places
+                f'{self.path} has the states of {len(saved)} schedules, and the config has {len(schedulers)} '
+                '(param_scheduler): resume with those of before, or start a new training with load_from=FILE'
+            )
+
     def _require_average(self, runner, checkpoint: Mapping[str, Any]) -> None:
         """Make sure that averaged weights are not taken for those that were trained, which only EMAHook tells apart."""
         if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
@@ -120,12 +127,7 @@ def _tell_what_stays(runner, checkpoint: Mapping[str, Any]) -> None:
                 found.setdefault(f'{name} of the optimizer (config {now:g}, checkpoint {before:g})')
     schedulers, saved = runner.param_schedulers, checkpoint.get('param_schedulers')
     if isinstance(schedulers, list) and isinstance(saved, list):
-        if len(schedulers) != len(saved):  # which mmengine would pair by their places
-            raise UserError(
-                f'the checkpoint has the states of {len(saved)} schedules, and the config has {len(schedulers)} '
-                '(param_scheduler): resume with those of before, or start a new training with load_from=FILE'
-            )
-        for number, (ours, theirs) in enumerate(zip(schedulers, saved, strict=False)):
+        for number, (ours, theirs) in enumerate(zip(schedulers, saved, strict=True)):
             for key in _settings(ours):
                 now, before = vars(ours)[key], theirs.get(key)
                 if before is not None and now != before:
