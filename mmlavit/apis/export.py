@@ -22,7 +22,7 @@ from mmlavit.deployment.pipeline import describe_pipeline, find_test_dataset
 from mmlavit.errors import UserError, is_full_disk
 from mmlavit.models.arch import STRIDES
 from mmlavit.utils.arguments import load_config
-from mmlavit.utils.checkpoint import find_checkpoint
+from mmlavit.utils.checkpoint import find_checkpoint, find_shards
 from mmlavit.utils.local_files import expand_home, require_folder
 from mmlavit.utils.toolbox import TASKS
 from mmlavit.version import __version__
@@ -147,6 +147,6 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
         mask_thr=rcnn.get('mask_thr_binary', 0.5),
         config=Path(cfg.filename).name if cfg.filename else None,
         checkpoint=checkpoint.name,
-        checkpoint_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        checkpoint_sha256=hashlib.sha256(b''.join(map(Path.read_bytes, find_shards(checkpoint)))).hexdigest(),
         mmlavit_version=__version__,
     )

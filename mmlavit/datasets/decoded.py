@@ -138,14 +138,15 @@ class CroppingDataPreprocessor(ClsDataPreprocessor):
     """mmpretrain's data preprocessor, which in training crops, resizes and mirrors images of a batch on its device.
 
     Args:
-        crop_size (int): Side of the crops after resizing, which is bilinear.
+        crop_size (int or Sequence[int]): Side of the crops after resizing, which is bilinear; of several, one is drawn
+            for each batch (each process draws its own).
         crop_ratio_range (Sequence[float]): Share of the image's area in a crop.
         **kwargs (Any): As for ``ClsDataPreprocessor``.
     """
 
-    def __init__(self, crop_size: int, crop_ratio_range: Sequence[float], **kwargs: Any) -> None:
+    def __init__(self, crop_size: int | Sequence[int], crop_ratio_range: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.crop_size = crop_size
+        self.crop_sizes = [crop_size] if isinstance(crop_size, int) else list(crop_size)
         self.crop_ratio_range = tuple(crop_ratio_range)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
@@ -160,7 +161,8 @@ class CroppingDataPreprocessor(ClsDataPreprocessor):
         """
         if training:
             inputs = self.cast_data(data['inputs']).float()
-            data = {**data, 'inputs': random_resized_crop(inputs, self.crop_size, self.crop_ratio_range)}
+            size = self.crop_sizes[torch.randint(len(self.crop_sizes), ())]
+            data = {**data, 'inputs': random_resized_crop(inputs, size, self.crop_ratio_range)}
         return super().forward(data, training)
 
 

@@ -48,6 +48,7 @@ _YES = ('1', 'y', 'yes', 'true')
 
 # Eight digits at least: torch's own expression finds one in segformer-b0.pth, too.
 _HASH = re.compile(r'-[0-9a-f]{8,}\.')
+_SHARD = re.compile(r'-\d{5}-of-(?P<count>\d{5})$')  # at the end of a stem
 _STATISTICS = ('current', 'max', 'mean', 'min')
 _DTYPES = ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'U')
 
@@ -93,6 +94,8 @@ def load_from_local(path: str, map_location: Any = None) -> Any:
     """
     path = osp.expanduser(path)
     require_checkpoint(path)
+    for shard in find_shards(path):
+        require_checkpoint(str(shard), 'shard')
     try:
         checkpoint = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path, map_location)
     except Exception as error:  # a damaged file can end in any
@@ -166,17 +169,34 @@ def find_weights(name: str) -> Path:
         name (str): Such as ``lavit_nano_in275``, without the hash and the suffix of the file.
 
     Returns:
-        Path: The file.
+        Path: The file; of several shards, the first.
 
     Raises:
         UserError: If there are none of this name.
     """
     package = Path(__file__).resolve().parents[1]
     files = [*(package.parent / 'weights').glob('*.safetensors'), *(package / '.mim/weights').glob('*.safetensors')]
-    known = {file.stem.rpartition('-')[0]: file for file in files}
+    known = {_SHARD.sub('', file.stem).rpartition('-')[0]: find_shards(file)[0] for file in files}
     if name not in known:
         raise UserError(f'mmlavit://{name} is unknown; there is {", ".join(sorted(known)) or "none"}')
     return known[name]
+
+
+def find_shards(path: str | os.PathLike) -> list[Path]:
+    """Find all files of a checkpoint that is in several, as Hugging Face's tools name them.
+
+    Args:
+        path (str or Path): A file, such as any of ``a-00001-of-00003.safetensors`` to ``a-00003-of-00003.safetensors``.
+
+    Returns:
+        list[Path]: The files, whether they exist or not; of a checkpoint in one file, this one.
+    """
+    path = Path(path)
+    shard = _SHARD.search(path.stem)
+    if shard is None or path.suffix != '.safetensors':
+        return [path]
+    count = shard['count']
+    return [path.with_stem(_SHARD.sub(f'-{i:05}-of-{count}', path.stem)) for i in range(1, int(count) + 1)]
 
 
 def find_checkpoint(path: str | os.PathLike) -> Path:
@@ -327,10 +347,11 @@ def _read_safetensors(path: str) -> dict[str, Any]:
     """Read weights, and the meta that :func:`save_published` wrote beside them, if any."""
     from safetensors import safe_open
 
-    with safe_open(path, framework='pt') as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        metadata = file.metadata() or {}
-    meta = {}
+    weights, meta = {}, {}
+    for shard in find_shards(path):
+        with safe_open(shard, framework='pt') as file:
+            weights.update((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118  not a dict
+            metadata = file.metadata() or {}
     with suppress(KeyError, ValueError):
         meta = json.loads(metadata['meta'])
     return dict(meta=meta if isinstance(meta, dict) else {}, state_dict=weights)

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -72,21 +73,31 @@ def strip_checkpoint(
     return dict(meta={**published, 'mmlavit_version': __version__}, state_dict=state_dict)
 
 
-def save_published(checkpoint: Mapping[str, Any], path: Path) -> Path:
+def save_published(checkpoint: Mapping[str, Any], path: Path, shard_size: float = math.inf) -> list[Path]:
     """Write a checkpoint under a name that ends in its hash, as ``mim`` and ``torch.hub`` check it.
 
     Args:
         checkpoint (Mapping): What :func:`strip_checkpoint` gives.
         path (Path): Such as ``lavit_s.pth`` or ``lavit_s.safetensors``. The latter has the meta as JSON in its header.
+        shard_size (float): Bytes of weights in a file at most, unless one tensor has more; for safetensors.
 
     Returns:
-        Path: The file, such as ``lavit_s-0a1b2c3d.pth``: the first 8 digits of its SHA-256.
+        list[Path]: The file, such as ``lavit_s-0a1b2c3d.pth``: the first 8 digits of its SHA-256. Of several,
+            ``lavit_s-0a1b2c3d-00001-of-00002.safetensors`` and so on, with those of the SHA-256 of all, one after the
+            other.
     """
     # Through memory: a file would carry its own name inside, and the hash would depend on it.
-    data = _as_safetensors(checkpoint) if path.suffix == '.safetensors' else _as_pickle(checkpoint)
-    final = path.with_name(f'{path.stem}-{hashlib.sha256(data).hexdigest()[:8]}{path.suffix}')
-    write_file(final, data)
-    return final
+    if path.suffix == '.safetensors':
+        shards = [_as_safetensors(weights, checkpoint['meta']) for weights in _split(checkpoint, shard_size)]
+    else:
+        shards = [_as_pickle(checkpoint)]
+    digits = hashlib.sha256(b''.join(shards)).hexdigest()[:8]
+    files = []
+    for number, shard in enumerate(shards, 1):
+        place = f'-{number:05}-of-{len(shards):05}' if len(shards) > 1 else ''
+        files.append(path.with_name(f'{path.stem}-{digits}{place}{path.suffix}'))
+        write_file(files[-1], shard)
+    return files
 
 
 def find_paths(checkpoint: Mapping[str, Any]) -> list[str]:
@@ -122,15 +133,26 @@ def _as_pickle(checkpoint: Mapping[str, Any]) -> bytes:
     return content.getvalue()
 
 
-def _as_safetensors(checkpoint: Mapping[str, Any]) -> bytes:
+def _split(checkpoint: Mapping[str, Any], shard_size: float) -> list[dict[str, torch.Tensor]]:
+    """Share the weights out among files, in their order."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for key, value in checkpoint['state_dict'].items():
+        if shards[-1] and size + value.nbytes > shard_size:
+            shards.append({})
+            size = 0
+        shards[-1][key] = value
+        size += value.nbytes
+    return shards
+
+
+def _as_safetensors(weights: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> bytes:
     from safetensors.torch import save
 
     # It refuses tensors that share memory or have gaps.
-    weights = {
-        key: value.clone(memory_format=torch.contiguous_format) for key, value in checkpoint['state_dict'].items()
-    }
+    weights = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
     # One entry: several come in a random order, on which the hash would depend.
-    return save(weights, metadata=dict(meta=json.dumps(checkpoint['meta'])))
+    return save(weights, metadata=dict(meta=json.dumps(meta)))
 
 
 def _round(name: str, value: torch.Tensor) -> torch.Tensor:

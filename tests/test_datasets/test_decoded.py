@@ -127,6 +127,12 @@ def test_preprocessor_crops_in_training_only():
     assert trained.min() >= -0.5 and trained.max() <= 127
 
 
+def test_a_size_for_each_batch():
+    preprocessor = CroppingDataPreprocessor((16, 24), (0.3, 1.0))
+    batch = dict(inputs=torch.zeros(2, 3, 20, 24, dtype=torch.uint8))
+    assert {preprocessor(batch, training=True)['inputs'].shape[2:] for _ in range(20)} == {(16, 16), (24, 24)}
+
+
 def test_exact_resume_and_the_names_of_files(folder):
     plain = DataLoader(build(folder), batch_size=4, collate_fn=keep_batch)
     loader = ResumableLoader(DataLoader(build(folder), batch_size=4, collate_fn=keep_batch), seed=0)

@@ -636,7 +636,7 @@ def test_published_as_safetensors(name, tmp_path, pictures, monkeypatch):
     cfg = Config.fromfile(CONFIGS / name)
     records = []
     for suffix in ('.pth', '.safetensors'):
-        file = save_published(strip_checkpoint(checkpoint), tmp_path / f'published{suffix}')
+        [file] = save_published(strip_checkpoint(checkpoint), tmp_path / f'published{suffix}')
         result = Predictor(cfg, file, score_thr=0).predict(pictures / 'a.png')
         assert list(result.classes) == list(TASKS[name])
         records.append(result.to_dict())

@@ -17,6 +17,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner, load_checkpoint
 
 from mmlavit import LaViT
+from mmlavit.errors import UserError
+from mmlavit.utils import checkpoint as checkpoints
 
 ROOT = Path(__file__).parents[2]
 SUFFIXES = ('.pth', '.safetensors')
@@ -235,6 +237,33 @@ def test_weights_by_name(publish, tmp_path, capsys):
     publish('mmlavit://lavit_nano_in275', tmp_path / 'out.safetensors')
     (file,) = tmp_path.glob('out-*.safetensors')
     assert f'4.4 -> {file.stat().st_size / 1e6:.1f} MB' in capsys.readouterr().out
+
+
+def test_shards(trained, publish, tmp_path, capsys):
+    """In several files, all the same is there by the name of any of them."""
+    _, file = trained
+    publish(file, tmp_path / 'whole.safetensors')
+    publish(file, tmp_path / 'parts.safetensors', '--shard-size', '0.3')
+    shards = sorted(tmp_path.glob('parts-*.safetensors'))
+    said = capsys.readouterr().out
+    assert len(shards) > 2 and all(f'{shard}' in said for shard in shards)
+    assert all(shard.stat().st_size < 3.1e5 for shard in shards)
+    digits = hashlib.sha256(b''.join(shard.read_bytes() for shard in shards)).hexdigest()[:8]
+    assert [shard.name for shard in shards] == [
+        f'parts-{digits}-{i:05}-of-{len(shards):05}.safetensors' for i in range(1, len(shards) + 1)
+    ]
+    (whole,) = tmp_path.glob('whole-*.safetensors')
+    expected = checkpoints.load_checkpoint(whole)
+    for shard in (shards[0], shards[-1]):
+        found = checkpoints.load_checkpoint(shard)
+        assert found['meta'] == expected['meta']
+        assert_same(found['state_dict'], expected['state_dict'])
+    shards[1].unlink()
+    with pytest.raises(UserError, match=f'shard .*{shards[1].name} does not exist'):
+        checkpoints.load_checkpoint(shards[0])
+    with pytest.raises(SystemExit):
+        publish(file, tmp_path / 'parts.pth', '--shard-size', '0.3')
+    assert '--shard-size must be positive, and is for names that end in .safetensors' in capsys.readouterr().err
 
 
 class Harmful:
