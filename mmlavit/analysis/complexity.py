@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmlavit.environment import SCOPES, check_environment
 from mmlavit.errors import UserError
 from mmlavit.utils.config_types import without_initialisation
+from mmlavit.utils.toolbox import find_scope
 
 from .breakdown import lavit_roles
 from .flops import Complexity, Roles, count_complexity
@@ -72,11 +73,9 @@ def model_complexity(cfg: Config, shape: tuple[int, int], roles: Roles = lavit_r
         UserError: If the config is for none of the toolboxes, or its model refuses an image of this shape.
         EnvironmentProblem: If its toolbox is not installed.
     """
-    scope = cfg.get('default_scope')
     if 'model' not in cfg:
         raise UserError(f'{cfg.filename} has no model')
-    if scope not in DEFAULT_SHAPES:
-        raise UserError(f'{cfg.filename} has default_scope={scope!r}, expected one of {", ".join(DEFAULT_SHAPES)}')
+    scope = find_scope(cfg)
     check_environment(scope)
     image_shape = (_in_channels(cfg.model), *shape)
     # Each build of its own copy: some detectors write into their config.

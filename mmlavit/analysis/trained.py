@@ -19,13 +19,12 @@ from mmlavit.datasets.check.config import build_dataset
 from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
 from mmlavit.deployment.pipeline import find_test_dataset
 from mmlavit.engine.teacher import build_teacher
-from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError, first_few
 from mmlavit.models.resample import ceil_div
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.config_types import find_class, model_config
 from mmlavit.utils.data_paths import missing_data
-from mmlavit.utils.toolbox import load_toolbox
+from mmlavit.utils.toolbox import find_scope, load_toolbox
 from mmlavit.visualization.browse import find_inner_size
 from mmlavit_serve.predictor import find_images, read_image
 
@@ -106,9 +105,7 @@ def load_trained(
         EnvironmentProblem: If the toolbox cannot work as installed.
     """
     cfg = load_config(find_config(config), options)
-    scope = cfg.get('default_scope')
-    if scope not in SCOPES:
-        raise UserError(f'{config} has default_scope={scope!r}; expected one of {", ".join(SCOPES)}')
+    scope = find_scope(cfg)
     load_toolbox(scope)
     require_device(device)
     model, _ = build_teacher(model_config(cfg), scope, checkpoint)

@@ -22,7 +22,6 @@ from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import CheckpointLoader
-from mmengine.runner import load_checkpoint as load_weights
 from mmengine.structures import BaseDataElement
 from torch import nn
 
@@ -33,7 +32,7 @@ from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import require_checkpoint
 from mmlavit.utils.config_types import find_class, model_config, type_name
 from mmlavit.utils.tensor_peak import peak_tensor_bytes
-from mmlavit.utils.toolbox import load_toolbox
+from mmlavit.utils.toolbox import find_scope, load_toolbox
 from mmlavit.utils.weights import require_whole
 from mmlavit_serve import Classification, Detections, Result, Segmentation
 from mmlavit_serve.memory import LABEL_BYTES, MemoryNeed
@@ -78,18 +77,18 @@ class TorchModel(ABC):
             raise UserError(f'the model reads images with imdecode_backend={backend!r}, but is given 8 bits here')
         self.dtype = np.float32 if loader.get('to_float32') else np.uint8
         with _entered(self.scope):
-            weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')  # _load will say so
+            weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
             if not isinstance(weights, Mapping) or not isinstance(weights.get('state_dict', {}), Mapping):
                 raise UserError(f'{checkpoint} has no weights; expected a checkpoint with a state_dict')
-            self.model = self._load(cfg, checkpoint, device)
+            self.model = self._build(cfg, device)
             require_whole(self.model, weights.get('state_dict', weights), checkpoint)
             self.meta = find_meta(weights, dataset)
             self.transforms = describe_known_steps(dataset.pipeline)  # for the memory that an image needs
         self.classes = self.meta.get('classes')
 
     @abstractmethod
-    def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
-        """Build the model with its weights."""
+    def _build(self, cfg: Config, device: str) -> nn.Module:
+        """Build the model, with any weights."""
 
     @abstractmethod
     def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
@@ -207,9 +206,7 @@ def build_model(
     """
     if not isinstance(cfg, Config):
         cfg = load_config(os.fspath(cfg))
-    scope = cfg.get('default_scope')
-    if scope not in _MODELS:
-        raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(_MODELS)}')
+    scope = find_scope(cfg)
     require_checkpoint(str(checkpoint))
     require_device(device)
     load_toolbox(scope)
@@ -237,7 +234,7 @@ def require_device(device: str) -> None:
 class _Detector(TorchModel):
     scope = 'mmdet'
 
-    def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
+    def _build(self, cfg: Config, device: str) -> nn.Module:
         from mmdet.apis import init_detector
 
         if 'backbone' not in cfg.model:
@@ -246,7 +243,7 @@ class _Detector(TorchModel):
                 'checkpoint with its weights alone'
             )
         with warnings.catch_warnings(record=True) as said:
-            model = init_detector(cfg, checkpoint, palette='random', device=device)
+            model = init_detector(cfg, palette='random', device=device)
         for warning in said:
             if 'use COCO classes by default' not in str(warning.message):  # find_meta finds the right ones
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
@@ -281,14 +278,12 @@ class _Detector(TorchModel):
 class _Segmentor(TorchModel):
     scope = 'mmseg'
 
-    def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
+    def _build(self, cfg: Config, device: str) -> nn.Module:
         from mmseg.apis import init_model
 
         # mmseg looks for it there, and nowhere else.
         cfg.test_pipeline = _without(cfg.test_dataloader.dataset.pipeline, 'LoadAnnotations')
-        model = init_model(cfg, device=device)
-        load_weights(model, checkpoint, map_location='cpu')  # init_model takes no checkpoints without 'meta'
-        return model
+        return init_model(cfg, device=device)
 
     def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
         from mmseg.apis import inference_model
@@ -313,7 +308,7 @@ class _Classifier(TorchModel):
     scope = 'mmpretrain'
     batched = True
 
-    def _load(self, cfg: Config, checkpoint: str, device: str) -> nn.Module:
+    def _build(self, cfg: Config, device: str) -> nn.Module:
         from mmengine.dataset import Compose
         from mmpretrain.apis import get_model
         from mmpretrain.registry import TRANSFORMS
@@ -321,7 +316,7 @@ class _Classifier(TorchModel):
         pipeline = _without(cfg.test_dataloader.dataset.pipeline, 'LoadImageFromFile')
         self.pipeline = Compose([TRANSFORMS.build(transform) for transform in pipeline])
         cfg.pop('test_dataloader')  # get_model looks up the dataset by name, and a config may have its class
-        return get_model(cfg, pretrained=checkpoint, device=device)
+        return get_model(cfg, device=device)
 
     def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
         from mmengine.dataset import pseudo_collate

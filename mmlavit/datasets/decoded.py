@@ -28,6 +28,7 @@ from mmlavit.errors import ConfigError, DataError
 from mmlavit.utils.local_files import write_file
 
 _THREADS = 16
+_ASPECTS = 3 / 4, 4 / 3  # smallest and largest ratio of width to height of a crop
 
 
 @DATASETS.register_module()
@@ -97,8 +98,8 @@ class DecodedImages(CustomDataset):
         """Map the images into memory, decoded if they are not there yet, and collect the targets."""
         entries = [self.get_data_info(i) for i in range(len(self))]
         samples = [self.target_pipeline(dict(entry)) for entry in entries]
-        names = ['gt_score' if 'gt_score' in sample else 'gt_label' for sample in samples]
-        self.labels = np.stack([np.asarray(sample[name]) for sample, name in zip(samples, names, strict=True)])
+        name = 'gt_score' if 'gt_score' in samples[0] else 'gt_label'
+        self.labels = np.stack([np.asarray(sample[name]) for sample in samples])
         self.paths = [entry['img_path'] for entry in entries]
         key = json.dumps([self.paths, self.recipe], default=_name_class)
         file = os.path.join(self.cache, f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy')
@@ -166,26 +167,23 @@ class CroppingDataPreprocessor(ClsDataPreprocessor):
         return super().forward(data, training)
 
 
-def random_resized_crop(
-    images: Tensor, size: int, areas: Sequence[float], aspects: tuple[float, float] = (3 / 4, 4 / 3)
-) -> Tensor:
+def random_resized_crop(images: Tensor, size: int, areas: Sequence[float]) -> Tensor:
     """Cut a random part out of each image, resize it, and mirror it with a probability of 1/2.
 
-    As mmpretrain's ``RandomResizedCrop``, but a part that is larger than the image is clipped to it, where mmpretrain
-    draws another.
+    The ratio of its width to its height is 3:4 to 4:3. As mmpretrain's ``RandomResizedCrop``, but a part that is larger
+    than the image is clipped to it, where mmpretrain draws another.
 
     Args:
         images (Tensor): Images of shape (B, C, H, W).
         size (int): Side of the result.
         areas (Sequence[float]): Smallest and largest share of the image's area.
-        aspects (tuple[float, float]): Smallest and largest ratio of width to height.
 
     Returns:
         Tensor: Crops of shape (B, C, size, size).
     """
     area, aspect, across, down, mirror = torch.rand(5, images.shape[0], device=images.device)
     area = areas[0] + (areas[1] - areas[0]) * area
-    low, high = np.log(aspects)
+    low, high = np.log(_ASPECTS)
     aspect = torch.exp(low + (high - low) * aspect) * images.shape[2] / images.shape[3]
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)  # (B,), shares of sides
     theta = images.new_zeros(images.shape[0], 2, 3)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmlavit.errors import ConfigError
+from mmlavit.utils.local_files import write_file
 
 from .handwritten_annotations import CLASSES, coco_annotations, coco_categories, coco_image, semantic_map
 from .handwritten_drawing import BACKGROUND_COLUMNS, NUM_CLASSES, SPLITS, Sources, draw_scene, load_sources
@@ -188,7 +188,8 @@ def generate(
             )
     (root / README).write_text(CREDITS)
     meta = dict(dataset=NAME, format=FORMAT, options=options, counts=counts)
-    _write_json(root / META, dict(meta, background_columns=BACKGROUND_COLUMNS), indent=2)
+    meta = json.dumps(dict(meta, background_columns=BACKGROUND_COLUMNS), indent=2)
+    write_file(root / META, f'{meta}\n'.encode())
     (root / UNFINISHED).unlink()
     return Summary(root, True, counts)
 
@@ -284,7 +285,7 @@ def _write_scenes(
         annotations += coco_annotations(scene, index, first_id=len(annotations) + 1)
     info = dict(description=f'{NAME}, {split}; sources and licences are in README.txt')
     coco = dict(info=info, images=images, annotations=annotations, categories=coco_categories())
-    _write_json(root / 'annotations' / f'{split}.json', coco)
+    write_file(root / 'annotations' / f'{split}.json', f'{json.dumps(coco)}\n'.encode())
     labels = [annotation['category_id'] - 1 for annotation in annotations]
     return np.bincount(labels, minlength=NUM_CLASSES).tolist()
 
@@ -313,10 +314,3 @@ def _write_crops(root: Path, sources: Sources, config: HandwrittenConfig, split:
 def _write_png(path: Path, image: np.ndarray) -> None:
     """Write BGR or grey pixels; unlike ``cv2.imwrite`` it raises when the disk is full."""
     path.write_bytes(cv2.imencode('.png', image)[1].tobytes())
-
-
-def _write_json(path: Path, content: dict, indent: int | None = None) -> None:
-    """Write a file that is either complete or not there."""
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(content, indent=indent) + '\n')
-    os.replace(partial, path)

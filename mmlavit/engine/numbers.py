@@ -228,7 +228,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     """Yield the floating-point tensors in a nested value."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
-            yield value.detach() if not value.requires_grad else value
+            yield value
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors(item)

@@ -8,7 +8,8 @@ from typing import Any
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmlavit.utils.checkpoint import load_checkpoint, require_checkpoint
+from mmlavit.utils.checkpoint import load_checkpoint
+from mmlavit.utils.config_types import without_initialisation
 from mmlavit.utils.weights import require_whole
 
 
@@ -26,9 +27,8 @@ def build_teacher(cfg: Mapping[str, Any], scope: str, checkpoint: str) -> tuple[
     Raises:
         UserError: If there is no such file, or its tensors are not those of the model.
     """
-    require_checkpoint(checkpoint)
     state = load_checkpoint(checkpoint)['state_dict']
     with DefaultScope.overwrite_default_scope(scope):
-        model = MODELS.build(cfg)
+        model = MODELS.build(without_initialisation(cfg))
     require_whole(model, state, checkpoint)
     return model.eval().requires_grad_(False), state

@@ -36,7 +36,6 @@ def square_scores(scores: AnyScores, key_grid: Grid, reference_grid: Grid) -> Te
     heads = scores.heads
     square = scores.average(grid)  # (B, S, heads * K)
     batch = square.shape[0]
-    square = square if square.dtype == torch.float64 else square.float()
     square = square.view(batch, size, heads, keys).permute(0, 2, 3, 1)  # (B, heads, K, S)
     square = resample_tokens(square.reshape(-1, keys, size), reference_grid, grid)  # (B * heads, S keys, S queries)
     return square.view(batch, heads, size, size).transpose(2, 3)

@@ -69,10 +69,10 @@ class FactoredScores:
         return self.query.device
 
     def average(self, grid: Grid) -> Tensor:
-        """Average queries to a smaller grid of S cells: (B, S, H * K)."""
+        """Average queries to a smaller grid of S cells: (B, S, H * K), in float32."""
         interpolated = any(side < own for side, own in zip(self.grid, self.query_grid, strict=True))
         if interpolated or any(own % wanted for own, wanted in zip(self.query_grid, grid, strict=True)):
-            return resample_tokens(self.map, self.grid, grid)
+            return Scores(self.map, self.heads, self.grid).average(grid)
         with torch.autocast(self.device.type, enabled=False):
             # Cells of the reference grid lie within those of the smaller one.
             return resample_tokens(self._average(self.theta, self.offset.flatten(2)), self.query_grid, grid)

@@ -44,8 +44,10 @@ class Scores(NamedTuple):
         return self.map.device
 
     def average(self, grid: Grid) -> Tensor:
-        """Average queries to a smaller grid of S cells: (B, S, H * K)."""
-        return resample_tokens(self.map, self.grid, grid)
+        """Average queries to a smaller grid of S cells: (B, S, H * K), in float32 at least."""
+        # Means rounded to half precision would differ by rounding as much as by what the loss compares.
+        scores = self.map.float() if self.map.dtype.itemsize < 4 else self.map
+        return resample_tokens(scores, self.grid, grid)
 
 
 class PointwiseLinear(nn.Linear):

@@ -25,6 +25,7 @@ from mmlavit.errors import UserError
 from .checkpoint import trust_checkpoints
 from .config_types import type_name
 from .data_paths import find_leaf_configs
+from .toolbox import find_scope
 
 # What the toolboxes' own scripts use when the config is silent about drawing.
 _VISUALIZATION = {
@@ -442,10 +443,7 @@ def _merge_common_args(cfg: Config, args: argparse.Namespace, mode: str) -> Conf
 
 def _draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     """Switch on the visualization hook of the config's toolbox."""
-    scope = cfg.get('default_scope')
-    if scope not in _VISUALIZATION:
-        expected = ', '.join(_VISUALIZATION)
-        raise UserError(f'--show and --show-dir: the config has default_scope={scope!r}, expected one of {expected}')
+    scope = find_scope(cfg)
     hook_type, visualizer_type = _VISUALIZATION[scope]
     cfg.setdefault('default_hooks', ConfigDict())
     if cfg.default_hooks.get('visualization') is None:

@@ -97,6 +97,20 @@ def find_leaf_configs(dataset: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]
         yield dataset
 
 
+def find_metrics(evaluator: Any) -> list[Mapping[str, Any]]:
+    """List the configs of the metrics of an evaluator, which may be one metric, several, or an evaluator of several.
+
+    Args:
+        evaluator (Mapping or Sequence[Mapping], optional): ``val_evaluator`` or ``test_evaluator``.
+
+    Returns:
+        list[Mapping]: The configs, without metrics that are objects.
+    """
+    metrics = evaluator.get('metrics', evaluator) if isinstance(evaluator, Mapping) else evaluator or ()
+    metrics = [metrics] if isinstance(metrics, Mapping) else metrics
+    return [metric for metric in metrics if isinstance(metric, Mapping)]
+
+
 def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
     """Yield the paths that a dataset without others inside reads."""
     if is_remote(dataset):
@@ -119,8 +133,7 @@ def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
 
 def _evaluator_paths(cfg: Config, split: str) -> Iterator[str]:
     """Yield the annotation files that the metrics of ``split`` read on their own."""
-    evaluator = cfg.get(f'{split}_evaluator') or []
-    for metric in [evaluator] if isinstance(evaluator, Mapping) else evaluator:
+    for metric in find_metrics(cfg.get(f'{split}_evaluator')):
         if metric.get('ann_file') and not is_remote(metric):
             yield metric['ann_file']
 

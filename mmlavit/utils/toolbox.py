@@ -8,7 +8,10 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from io import StringIO
 
-from mmlavit.environment import check_environment
+from mmengine.config import Config
+
+from mmlavit.environment import SCOPES, check_environment
+from mmlavit.errors import UserError
 
 TASKS = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
 
@@ -22,6 +25,25 @@ _WARNINGS = {
 }
 # Printed while datasets are imported, whatever the level of the log.
 _PRINTED = 'Could not import OneDL'
+
+
+def find_scope(cfg: Config) -> str:
+    """Find the toolbox of a config.
+
+    Args:
+        cfg (Config): The config, with ``default_scope``.
+
+    Returns:
+        str: 'mmdet', 'mmseg' or 'mmpretrain'.
+
+    Raises:
+        UserError: If it is for none of them.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in SCOPES:
+        name = cfg.filename or 'the config'
+        raise UserError(f'{name} has default_scope={scope!r}, expected one of {", ".join(SCOPES)}')
+    return scope
 
 
 def load_toolbox(scope: str) -> None:

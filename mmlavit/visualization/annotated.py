@@ -14,10 +14,8 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 
 from mmlavit.datasets.check.config import build_dataset
-from mmlavit.environment import SCOPES
-from mmlavit.errors import UserError
 from mmlavit.utils.data_paths import require_data
-from mmlavit.utils.toolbox import load_toolbox
+from mmlavit.utils.toolbox import find_scope, load_toolbox
 from mmlavit_serve.drawing import Canvas
 from mmlavit_serve.results import Classification, Detections, Result, Segmentation
 
@@ -68,9 +66,7 @@ def read_examples(cfg: Config, split: Literal['train', 'val', 'test'], number: i
         UserError: If the data is not there, or the config is for none of the toolboxes.
         EnvironmentProblem: If the toolbox cannot work as installed.
     """
-    scope = cfg.get('default_scope')
-    if scope not in SCOPES:
-        raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(SCOPES)}')
+    scope = find_scope(cfg)
     require_data(cfg, [split])
     load_toolbox(scope)
     with DefaultScope.overwrite_default_scope(scope):

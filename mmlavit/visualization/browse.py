@@ -16,10 +16,9 @@ from torch import Tensor
 
 from mmlavit.datasets.check.config import build_dataset
 from mmlavit.datasets.guard import find_leaves, guard_dataset
-from mmlavit.environment import SCOPES
 from mmlavit.errors import UserError
 from mmlavit.utils.data_paths import require_data
-from mmlavit.utils.toolbox import load_toolbox
+from mmlavit.utils.toolbox import find_scope, load_toolbox
 
 from .drawing import build_visualizer, draw_annotations
 
@@ -63,9 +62,7 @@ def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> 
         UserError: If the config has no such data, or it is not there.
         EnvironmentProblem: If the toolbox cannot work as installed.
     """
-    scope = cfg.get('default_scope')
-    if scope not in SCOPES:
-        raise UserError(f'the config has default_scope={scope!r}, expected one of {", ".join(SCOPES)}')
+    scope = find_scope(cfg)
     if cfg.get(f'{split}_dataloader') is None:
         raise UserError(f'the config has no {split}_dataloader')
     require_data(cfg, [split])

@@ -61,6 +61,11 @@ def test_subjects_are_complete():
     assert all(subject.name == name for name, subject in SUBJECTS.items())
 
 
+def test_what_has_less_attention_is_ours():
+    assert all(SUBJECTS[f'{name}_less'].is_lavit for name in ('deit_s', 'vit_s', 'pvt_v2_b2'))
+    assert not any(SUBJECTS[name].is_lavit for name in ('deit_s', 'vit_s', 'pvt_v2_b2_mmdet', 'resnet50'))
+
+
 @pytest.mark.parametrize('name', list(SUBJECTS))
 def test_subject(name):
     """It gives a pyramid, or one map, and nothing in it makes a training step cheaper than it is."""

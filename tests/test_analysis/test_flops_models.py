@@ -146,7 +146,7 @@ def test_models_that_cannot_run():
     ('cfg', 'message'),
     [
         (dict(default_scope='mmdet'), 'has no model'),
-        (dict(model=dict(type='LaViT')), 'has default_scope=None, expected one of mmpretrain, mmdet, mmseg'),
+        (dict(model=dict(type='LaViT')), 'has default_scope=None, expected one of mmdet, mmseg, mmpretrain'),
     ],
 )
 def test_configs_of_nothing_known(cfg, message):

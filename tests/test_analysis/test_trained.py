@@ -43,6 +43,12 @@ def test_device_that_is_not_there(checkpoint, device):
         load_trained(str(CONFIG), checkpoint, device)
 
 
+def test_no_weights_are_fetched_that_are_replaced(checkpoint):
+    """As timm's would be for ``pretrained=True``, which a LaViT does not take."""
+    trained = load_trained(str(CONFIG), checkpoint, options={'model.backbone.pretrained': True})
+    assert trained.cfg.model.backbone.pretrained and type(trained.model.backbone).__name__ == 'LaViT'
+
+
 def test_weights_that_are_not_finite(checkpoint, tmp_path):
     weights = torch.load(checkpoint)
     weights['module.head.fc.bias'][3] = torch.nan

@@ -324,10 +324,23 @@ def test_overflow_that_does_not_end():
         run([make_batch(i) for i in range(9)])
 
 
-def test_overflow_that_damages_running_statistics():
-    run = Run(build(), CheckNumbersHook(), wrapper=ScaledWrapper)
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_overflow_that_damages_running_statistics(accumulate):
+    """It is seen with its own batch, not only at the end of the step."""
+    batches = [make_batch(0), make_batch(1, bad=1), make_batch(2)]
     with pytest.raises(UserError, match='iteration 2: .*images: 1/1.png'):
-        run([make_batch(0), make_batch(1, bad=1), make_batch(2)])
+        Run(build(), CheckNumbersHook(), accumulate, ScaledWrapper)(batches)
+    run = Run(build(), CheckNumbersHook('skip'), accumulate, ScaledWrapper)(batches)
+    assert all(value.isfinite().all() for value in state_of(run).values())
+    assert run.warnings[0].startswith('iteration 2: ') and 'images: 1/1.png' in run.warnings[0]
+
+
+def test_skipping_a_forward_that_fails_within_a_step_of_the_scaler():
+    run = Run(build(Matching()), CheckNumbersHook('skip'), 3, ScaledWrapper)
+    before = state_of(run)
+    run([make_batch(0), make_batch(1, bad=1), make_batch(2)])
+    got = state_of(run)
+    assert all(torch.equal(got[name], before[name]) for name, _ in run.model.named_parameters())
 
 
 class BFloat16Wrapper(ScaledWrapper):
@@ -341,6 +354,9 @@ def test_scaled_loss_that_cannot_overflow():
     batches = [make_batch(0), make_batch(1, bad=1), make_batch(2)]
     with pytest.raises(UserError, match='iteration 2: .*images: 1/1.png'):
         Run(build(nn.Identity()), CheckNumbersHook(), wrapper=BFloat16Wrapper)(batches)
+    run = Run(build(nn.Sequential(nn.ReLU(), Root())), CheckNumbersHook(), wrapper=BFloat16Wrapper)
+    with pytest.raises(UserError, match=r'iteration 1: .*first in middle.1 \(Root\)'):  # a gradient, not the loss
+        run(batches)
     run = Run(build(nn.Identity()), CheckNumbersHook('skip'), wrapper=BFloat16Wrapper)(batches)
     assert run.message_hub.get_scalar('train/skipped_steps').current() == 1
     assert run.warnings[0].startswith('iteration 2: ')

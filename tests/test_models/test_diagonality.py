@@ -131,6 +131,16 @@ def test_square_scores_are_literal_averages(query_grid, key_grid, grid):
             torch.testing.assert_close(square[b, h], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_scores_in_half_precision_are_averaged_in_single(dtype):
+    """Scores that hardly differ beside what they have in common, which a mean in half precision would round."""
+    scores = (10 + 0.1 * torch.randn(2, 24 * 24, 2 * 49, generator=torch.Generator().manual_seed(0))).to(dtype)
+    found = square_scores(Scores(scores, 2, (24, 24)), (8, 8), (7, 7))
+    expected = square_scores(Scores(scores.double(), 2, (24, 24)), (8, 8), (7, 7))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
+
+
 def test_statistics():
     scores = torch.tensor([[0.0, 0.0], [2.0, -2.0]])
     magnitude, entropy = score_statistics(scores)

@@ -82,7 +82,7 @@ def test_plain_transformer(folder, monkeypatch, capsys):
     ('options', 'message'),
     [
         (['--convert', 6], '--convert must be from 0 to 5'),
-        (['--num-images', 0], '--num-images must be positive'),
+        (['--num-images', 0], "--num-images: invalid positive value: '0'"),
         (['--compare', STUDENT, 'nowhere.pth'], 'nowhere.pth does not exist'),
     ],
 )

@@ -121,7 +121,6 @@ TRAINED = [LAVIT, 'lavit/iter_1.pth', '--images', 'images']
         ('report.py', ['images'], 'images has no config; expected the work dir of a training'),
         ('report.py', ['lavit', '--images', 'nowhere'], 'nowhere does not exist'),
         ('report.py', ['lavit'], "the images of the config's test are missing"),
-        ('report.py', ['lavit', '--num-images', 0], '--num-images must be positive'),
         ('attention_maps.py', [LAVIT, 'lavit/iter_1.pth', '--point', 2, 0], '--point must be two numbers'),
         ('attention_maps.py', ['resnet/resnet.py', 'resnet/iter_1.pth', '--images', 'images'], 'no plain vision'),
         (

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from mmlavit.errors import UserError
-from mmlavit.utils.data_paths import explain_missing, missing_data, require_data
+from mmlavit.utils.data_paths import explain_missing, find_metrics, missing_data, require_data
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -90,6 +90,9 @@ def test_home_and_duplicates(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     cfg = loader(data_root='~/r', ann_file='a.json', data_prefix=dict(img=''))
     cfg.test_evaluator = [dict(type='A'), dict(type='CocoMetric', ann_file='~/r/a.json')]
+    cfg.val_dataloader, cfg.val_evaluator = None, dict(type='MultiDatasetsEvaluator', metrics=cfg.test_evaluator)
+    assert find_metrics(cfg.val_evaluator) == find_metrics(cfg.test_evaluator) == list(cfg.test_evaluator)
+    assert find_metrics(dict(type='A')) == find_metrics(dict(metrics=dict(type='A'))) == [dict(type='A')]
     (tmp_path / 'r').mkdir()
     (tmp_path / 'r/a.json').touch()
     missing = missing_data(cfg, ['test'])

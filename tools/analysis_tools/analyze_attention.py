@@ -14,7 +14,7 @@ from mmlavit.analysis.saturation import plot_attention
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch
-from mmlavit.utils.arguments import add_trust_argument, figure
+from mmlavit.utils.arguments import add_trust_argument, figure, positive
 from mmlavit.utils.config_types import type_name
 from mmlavit.utils.local_files import expand_home, require_folder
 
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
     )
-    parser.add_argument('--num-images', type=int, default=16, metavar='N', help='at most so many (default: 16)')
+    parser.add_argument('--num-images', type=positive, default=16, metavar='N', help='at most so many (default: 16)')
     parser.add_argument(
         '--convert', type=int, metavar='N', help='choose N layers (default: half of those that can be converted)'
     )
@@ -82,8 +82,6 @@ def main() -> None:
     MMLogger.get_current_instance().setLevel('ERROR')
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     with one_line_errors():
-        if args.num_images < 1:
-            raise UserError('--num-images must be positive')
         if args.out is not None:
             require_folder(args.out.parent, '--out')
         models, paths = [], None

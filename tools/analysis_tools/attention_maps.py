@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from mmlavit.analysis.maps_page import write_maps
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_options_argument, add_trust_argument
+from mmlavit.utils.arguments import add_options_argument, add_trust_argument, positive
 from mmlavit.utils.local_files import expand_home, require_folder
 
 
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
     )
-    parser.add_argument('--num-images', type=int, default=1, metavar='N', help='at most so many (default: 1)')
+    parser.add_argument('--num-images', type=positive, default=1, metavar='N', help='at most so many (default: 1)')
     parser.add_argument(
         '--point',
         type=float,
@@ -48,8 +48,6 @@ def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel('ERROR')
     with one_line_errors():
-        if args.num_images < 1:
-            raise UserError('--num-images must be positive')
         if not all(0 <= place <= 1 for place in args.point):
             raise UserError(f'--point must be two numbers from 0 to 1, got {args.point[0]:g} {args.point[1]:g}')
         trained = load_trained(args.config, args.checkpoint, args.device, args.cfg_options)

@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from mmlavit.analysis.pyramid import observe_pyramid, plot_pyramid
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_options_argument, add_trust_argument, figure
+from mmlavit.utils.arguments import add_options_argument, add_trust_argument, figure, positive
 from mmlavit.utils.local_files import expand_home, require_folder
 
 
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
     )
-    parser.add_argument('--num-images', type=int, default=2, metavar='N', help='at most so many (default: 2)')
+    parser.add_argument('--num-images', type=positive, default=2, metavar='N', help='at most so many (default: 2)')
     parser.add_argument('--out', type=figure, default=Path('outputs/pyramid.png'), help='default: %(default)s')
     parser.add_argument('--device', default='cpu', help='default: %(default)s')
     add_options_argument(parser, 'change the config, such as test_dataloader.dataset.pipeline.1.scale="(480,360)"')
@@ -37,8 +37,6 @@ def main() -> None:
     args = parse_args()
     MMLogger.get_current_instance().setLevel('ERROR')
     with one_line_errors():
-        if args.num_images < 1:
-            raise UserError('--num-images must be positive')
         trained = load_trained(args.config, args.checkpoint, args.device, args.cfg_options)
         pictures = read_pictures(trained, choose_pictures(trained.cfg, args.images, args.num_images))
         require_folder(args.out.parent, '--out')

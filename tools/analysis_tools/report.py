@@ -11,8 +11,8 @@ from mmengine.logging import MMLogger
 from mmlavit.analysis.report import Source, write_report
 from mmlavit.analysis.runs import open_run
 from mmlavit.analysis.trained import choose_pictures
-from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_trust_argument
+from mmlavit.errors import one_line_errors
+from mmlavit.utils.arguments import add_trust_argument, positive
 from mmlavit.utils.local_files import expand_home, require_folder
 
 
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
     )
-    parser.add_argument('--num-images', type=int, default=2, metavar='N', help='at most so many (default: 2)')
+    parser.add_argument('--num-images', type=positive, default=2, metavar='N', help='at most so many (default: 2)')
     parser.add_argument('--out-dir', type=expand_home, help='default: report, in the work dir')
     parser.add_argument('--device', default='cpu', help='default: %(default)s')
     add_trust_argument(parser)
@@ -52,8 +52,6 @@ def main() -> None:
     MMLogger.get_current_instance().setLevel('ERROR')
     warnings.simplefilter('ignore')  # what is said while models are built is about their training
     with one_line_errors():
-        if args.num_images < 1:
-            raise UserError('--num-images must be positive')
         out_dir = args.out_dir or args.work_dir / 'report'
         run = open_run(args.work_dir, args.checkpoint, args.device)
         others = [open_run(folder, device=args.device) for folder in args.compare]

@@ -25,7 +25,7 @@ from mmlavit.deployment.pipeline import find_test_dataset
 from mmlavit.engine.teacher import build_teacher
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import add_trust_argument, load_config
-from mmlavit.utils.config_types import model_config, without_initialisation
+from mmlavit.utils.config_types import model_config
 from mmlavit.utils.local_files import expand_home, require_folder
 from mmlavit.utils.toolbox import load_toolbox
 
@@ -78,7 +78,7 @@ def predict(args: argparse.Namespace, columns: Sequence[int] | None) -> TeacherS
     load_toolbox('mmpretrain')
     require_device(args.device)
     pipeline = find_test_dataset(cfg).pipeline
-    model, _ = build_teacher(without_initialisation(model_config(cfg)), 'mmpretrain', args.checkpoint)
+    model, _ = build_teacher(model_config(cfg), 'mmpretrain', args.checkpoint)
     model.to(args.device, memory_format=torch.channels_last)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         dataset = UnlabelledImages(str(args.images), pipeline)

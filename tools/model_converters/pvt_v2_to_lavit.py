@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
         'is loaded by '
         '--cfg-options model.backbone.init_cfg.checkpoint=OUT, a whole model by load_from=OUT.'
     )
-    parser.add_argument('source', help='PVTv2 checkpoint (.pth or .safetensors)')
+    parser.add_argument('source', help='checkpoint of PVTv2 or MiT: a file (.pth or .safetensors) or an address')
     parser.add_argument('out', type=expand_home, help='file to write (.pth)')
     add_trust_argument(parser)
     return parser.parse_args()

@@ -13,12 +13,12 @@ from pathlib import Path
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmlavit.environment import SCOPES, check_environment, find_installed
+from mmlavit.environment import check_environment, find_installed
 from mmlavit.errors import UserError
 from mmlavit.models.arch import ARCH_ZOO
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.config_types import type_name
-from mmlavit.utils.toolbox import load_toolbox
+from mmlavit.utils.toolbox import find_scope, load_toolbox
 
 from .runtimes import EXPORTED, TITLES
 
@@ -56,7 +56,7 @@ class Subject:
     @property
     def is_lavit(self) -> bool:
         """Whether it is a LaViT, or something with less attention: plots show them in a colour of their own."""
-        return self.toolbox is None or self.title.startswith('LaViT')
+        return self.toolbox is None or self.title.startswith('LaViT') or 'less attention' in self.title
 
     def run_by(self, runtime: str) -> Subject:
         """Return the same backbone for another runtime."""
@@ -178,9 +178,7 @@ def build_backbone(config: str) -> nn.Module:
 def _of_config(path: str) -> Subject:
     """Make a subject of the backbone of a config, which must have one."""
     cfg = load_config(path)
-    scope = cfg.get('default_scope')
-    if scope not in SCOPES:
-        raise UserError(f'{path} has default_scope={scope!r}, expected one of {", ".join(SCOPES)}')
+    scope = find_scope(cfg)
     if 'type' not in cfg.get('model', {}).get('backbone', {}):
         raise UserError(f'{path} has no model.backbone; expected the config of a classifier, detector or segmentor')
     target = f'{__name__}.{build_backbone.__name__}'

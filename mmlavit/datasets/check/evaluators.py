@@ -11,7 +11,7 @@ from mmengine.registry import METRICS
 
 from mmlavit.errors import first_few
 from mmlavit.utils.config_types import find_class, type_name
-from mmlavit.utils.data_paths import is_remote
+from mmlavit.utils.data_paths import find_metrics, is_remote
 
 from .coco import find_class_fault, read_coco
 
@@ -38,7 +38,7 @@ def find_evaluator_faults(
     Yields:
         str: A fault, with both files; what makes figures worthless on purpose begins with ``note:``.
     """
-    for metric in _find_metrics(evaluator):
+    for metric in find_metrics(evaluator):
         file = metric.get('ann_file') if _is_coco_metric(metric) else None
         if not file or metric.get('format_only') or is_remote(metric) or not osp.isfile(file):
             continue
@@ -60,12 +60,6 @@ def find_evaluator_faults(
                     yield from _compare(file, content, ann_file, known, classes, alone)
 
 
-def _find_metrics(evaluator: Any) -> list[Mapping[str, Any]]:
-    """List the configs of the metrics of an evaluator."""
-    metrics = [evaluator] if isinstance(evaluator, Mapping) else evaluator or ()
-    return [metric for metric in metrics if isinstance(metric, Mapping)]
-
-
 def _is_coco_metric(metric: Mapping[str, Any]) -> bool:
     """Tell whether a metric finds annotations as mmdet's ``CocoMetric`` does."""
     from mmdet.evaluation import CocoMetric
@@ -84,7 +78,7 @@ def find_topk_fault(evaluator: Any, classes: int | None) -> str:
     Returns:
         str: The fault.
     """
-    for metric in _find_metrics(evaluator):
+    for metric in find_metrics(evaluator):
         if type_name(metric) != 'Accuracy' or classes is None:
             continue
         wanted = metric.get('topk', 1)

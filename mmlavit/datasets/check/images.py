@@ -66,7 +66,7 @@ def find_file_fault(path: str | os.PathLike, decode: bool = True) -> str:
     except (OSError, SyntaxError, ValueError) as error:  # SyntaxError is Pillow's for a broken PNG
         if getattr(error, 'errno', None) is not None:  # of the system
             return f'cannot be read ({error.strerror})'
-        cut = 'truncated' in str(error) or is_cut_off(path)
+        cut = cut or 'truncated' in str(error)
         return f'{"is cut off" if cut else f"is damaged ({error})"}: get it again'
     return ''
 

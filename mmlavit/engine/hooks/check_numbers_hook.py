@@ -14,11 +14,11 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from mmlavit.errors import ConfigError, UserError
 
 from ..numbers import Diagnosis, diagnose, get_random_states, image_names, is_finite, set_random_states
+from ..plain_model import find_plain_model
 
 _SHOWN = 8
 
@@ -136,8 +136,8 @@ class CheckNumbersHook(Hook):
         """Go on as if there had been a backward pass, whose gradients are of no use."""
         wrapper._inner_count += 1
         wrapper.zero_grad()
-        self._spoilt = not hasattr(wrapper, 'loss_scaler')
-        if self._spoilt and wrapper.should_update():
+        self._spoilt = True
+        if wrapper.should_update():
             wrapper.step()
 
     @torch.compiler.disable
@@ -145,10 +145,10 @@ class CheckNumbersHook(Hook):
         original(loss, **kwargs)
         if not hasattr(wrapper, 'loss_scaler'):
             spoilt = _spoilt(wrapper, loss)
-        elif getattr(wrapper, 'cast_dtype', None) is torch.bfloat16:  # which has the range of float32
+        elif _cannot_overflow(wrapper):
             spoilt = ~loss.detach().isfinite().all()
-        else:
-            return
+        else:  # an overflow is the scaler's business, but running statistics would keep it
+            spoilt = not is_finite(list(runner.model.buffers()))
         if not _any_process(spoilt):
             return
         self._handle(runner, wrapper, 'skipped_steps')
@@ -174,7 +174,7 @@ class CheckNumbersHook(Hook):
         if any(stepped):
             self._in_a_row = 0
         else:
-            self._handle(runner, wrapper, 'overflows')
+            self._handle(runner, wrapper, 'skipped_steps' if _cannot_overflow(wrapper) else 'overflows')
 
     def _handle(self, runner, wrapper: OptimWrapper, count: str, found: Diagnosis | None = None) -> None:
         """Count a step that is left out; raise a UserError if the training cannot go on."""
@@ -182,10 +182,8 @@ class CheckNumbersHook(Hook):
         self._in_a_row += 1
         runner.message_hub.update_scalar(f'train/{count}', self._counts[count])
         hopeless = self._in_a_row >= self.limit
-        if count == 'overflows':
-            damaged = _any_process(not is_finite(list(runner.model.buffers())))
-            if not damaged and not hopeless:
-                return
+        if count == 'overflows' and not hopeless:
+            return
         line = self._describe(runner, found or self._diagnose(runner, wrapper))
         if hopeless:
             raise UserError(f'{line}; this is step {self._in_a_row} in a row that had to be left out')
@@ -206,10 +204,8 @@ class CheckNumbersHook(Hook):
 
     def _diagnose_here(self, runner, wrapper: OptimWrapper) -> Diagnosis:
         """Run the batch again."""
-        model = runner.model
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        if is_model_wrapper(model):  # parameters are elsewhere, as with FSDP
+        model = find_plain_model(runner)
+        if model is None:
             return Diagnosis('the loss or a gradient is not finite', '', image_names(self._batch))
         now = get_random_states()
         set_random_states(self._random_states)
@@ -235,6 +231,11 @@ def _find_optim_wrappers(wrapper: Any) -> Iterator[OptimWrapper]:
     for one in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
         if isinstance(one, OptimWrapper):
             yield one
+
+
+def _cannot_overflow(wrapper: OptimWrapper) -> bool:
+    """Tell whether a wrapper computes in bfloat16, which has the range of float32."""
+    return getattr(wrapper, 'cast_dtype', None) is torch.bfloat16
 
 
 def _spoilt(wrapper: OptimWrapper, loss: Tensor) -> Tensor:

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mmlavit.errors import UserError
 from mmlavit.utils.checkpoint import has_weights_only
 from mmlavit.utils.weights import load_what_fits, require_whole
+
+from ..plain_model import find_plain_model
 
 
 class CheckpointFormatHook(Hook):
@@ -47,7 +46,7 @@ class CheckpointFormatHook(Hook):
                 raise has_weights_only(self.path)
             self._require_state(runner, checkpoint)
             self._require_average(runner, checkpoint)
-            if _plain_model(runner) is not None:
+            if find_plain_model(runner) is not None:
                 _tell_what_stays(runner, checkpoint)
 
     def _require_state(self, runner, checkpoint: Mapping[str, Any]) -> None:
@@ -99,19 +98,11 @@ class CheckpointFitHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Load the weights, before mmengine does."""
-        model = _plain_model(runner)
+        model = find_plain_model(runner)
         if model is None:
             return
         load = require_whole if self.whole else load_what_fits
         load(model, checkpoint.get('state_dict', checkpoint), self.path)
-
-
-def _plain_model(runner) -> nn.Module | None:
-    """Give the model of a runner without its wrapper; None if it is not built yet, or sharded."""
-    model = runner.model
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
-    return model if isinstance(model, nn.Module) and not is_model_wrapper(model) else None
 
 
 def _tell_what_stays(runner, checkpoint: Mapping[str, Any]) -> None:

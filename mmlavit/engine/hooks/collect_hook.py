@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from mmengine.dist import all_gather_object, broadcast_object_list, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, barrier, broadcast_object_list, get_world_size, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 
@@ -90,7 +90,7 @@ def find_shared_folder(folders: Iterable[str]) -> str:
         if is_main_process():
             with suppress(OSError):
                 probe.touch()
-        all_gather_object(None)  # it is there by now
+        barrier()  # it is there by now
         seen = all_gather_object(osp.isfile(probe) and os.access(folder, os.W_OK))
         if is_main_process():
             with suppress(OSError):

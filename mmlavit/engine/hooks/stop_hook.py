@@ -149,7 +149,7 @@ class _Requests:
 
     def forget(self) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not of Python, which cannot put it back
         self._before = {}
 
     def ignore(self) -> None:
