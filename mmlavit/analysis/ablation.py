@@ -157,7 +157,7 @@ def _spread_in_blocks(backbone: nn.Module, later: Sequence[nn.Module]) -> int:
 
 def _transform_in_blocks(layer: LessAttention | PlainLessAttention, scores: AnyScores) -> Scores:
     """``Psi A Theta^T``, where a query takes over what is added to the one reference query in whose cell it lies."""
-    a = transform_keys(scores.map, layer.delta_theta)  # (B, E + N, H * (E + K))
+    a = transform_keys(scores.map, layer.key_mixing())  # (B, E + N, H * (E + K))
     coarse = torch.matmul(layer.delta_psi, layer.reduce_queries(a, scores.grid))
     plain = isinstance(layer, PlainLessAttention)
     extra = layer.num_extra_tokens if plain else 0

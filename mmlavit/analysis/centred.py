@@ -12,8 +12,7 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from mmlavit.models.factored import AnyScores, FactoredScores
-from mmlavit.models.lavit import LaViT, LessAttention, VanillaAttention, transform_keys
+from mmlavit.models.lavit import LaViT, LessAttention, VanillaAttention
 from mmlavit.models.layout import Scores
 from mmlavit.models.resample import Grid
 
@@ -30,12 +29,9 @@ class CentredVanillaAttention(VanillaAttention):
 class CentredLessAttention(LessAttention):
     """``Psi A Theta^T`` with the columns of ``Theta - I`` centred, so that scores with a mean of zero keep it."""
 
-    def transform(self, scores: AnyScores) -> AnyScores:
-        """Transform scores, in the form that they come in."""
-        delta_theta = self.delta_theta - self.delta_theta.mean(dim=0, keepdim=True)
-        if isinstance(scores, FactoredScores):
-            return scores.transform(delta_theta, self.delta_psi)
-        return self.transform_queries(scores._replace(map=transform_keys(scores.map, delta_theta)))
+    def key_mixing(self) -> Tensor:
+        """``Theta - I`` of shape (K, K)."""
+        return self.delta_theta - self.delta_theta.mean(dim=0, keepdim=True)
 
 
 @MODELS.register_module()

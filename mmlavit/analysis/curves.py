@@ -72,7 +72,7 @@ class Log:
                 rows = []
             repeated = (index for index, row in enumerate(rows) if _is_training(row) and row['step'] >= start)
             del rows[next(repeated, len(rows)) :]
-            rows += _place_validations(later, rows[-1]['step'] if rows else 0)
+            rows += place_validations(later, rows[-1]['step'] if rows else 0)
         if not any(map(_is_training, rows)):
             raise UserError(f'{path} has no row of a training; it may have stopped before its first log')
         return cls(rows)
@@ -121,11 +121,17 @@ def _was_resumed(scalars: Path) -> bool:
     return config.is_file() and 'resume = True' in config.read_text(errors='replace').splitlines()
 
 
-def _place_validations(rows: list[Row], step: int) -> list[Row]:
+def place_validations(rows: list[Row], step: int = 0) -> list[Row]:
     """Give validations the step of the training row before them, where mmengine says 0 of them all.
 
-    It does for trainings by iterations whose ``LoggerHook`` logs metrics by epoch, as mmdet's configs have it. ``step``
-    is that of the last row of an earlier start.
+    It does for trainings by iterations whose ``LoggerHook`` logs metrics by epoch, as mmdet's configs have it.
+
+    Args:
+        rows (list[dict]): Of one log.
+        step (int): That of the last row of an earlier start.
+
+    Returns:
+        list[dict]: The rows, those of validations with their step.
     """
     if any('epoch' in row or (row['step'] and not _is_training(row)) for row in rows):
         return rows
@@ -147,7 +153,7 @@ def _read_rows(path: Path) -> list[Row]:
         try:
             row = json.loads(line)
         except ValueError:
-            if number == len(lines) > 1:
+            if number == len(lines) and (number > 1 or line.startswith('{')):
                 break  # the training was stopped while it wrote
             row = None
         if not isinstance(row, dict) or 'step' not in row:

@@ -49,7 +49,9 @@ def watch_data(runner, cfg: Config) -> None:
     folders: dict[str, Mapping[str, int]] = {}
 
     def guard(dataset: Any, training: bool) -> None:
-        guard_dataset(dataset, min(numbers, default=None), skip_file if training else None)
+        # Labels of a retrieval's queries are the images that they should find.
+        classes = None if 'prototype' in cfg.model and not training else min(numbers, default=None)
+        guard_dataset(dataset, classes, skip_file if training else None)
 
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
         try:

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import torch
 from mmengine.logging import print_log
 
 from mmlavit.errors import UserError
@@ -131,7 +132,10 @@ def is_whole(file: Path) -> bool:
     """Tell whether a checkpoint of ``torch.save`` can be read to its end, by the checksums in it."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is None
+            if archive.testzip() is not None:
+                return False
+        torch._C.PyTorchFileReader(str(file))  # which refuses some directories that zipfile reads
+        return True
     except Exception:  # of a single wrong bit, zipfile may say that the file is encrypted, or of a method unknown to it
         return False
 

@@ -266,8 +266,12 @@ class LessAttention(nn.Module):
     def transform(self, scores: AnyScores) -> AnyScores:
         """``Psi A Theta^T`` for scores A, in the form that they come in."""
         if isinstance(scores, FactoredScores):
-            return scores.transform(self.delta_theta, self.delta_psi)
-        return self.transform_queries(scores._replace(map=transform_keys(scores.map, self.delta_theta)))
+            return scores.transform(self.key_mixing(), self.delta_psi)
+        return self.transform_queries(scores._replace(map=transform_keys(scores.map, self.key_mixing())))
+
+    def key_mixing(self) -> Tensor:
+        """``Theta - I`` of shape (K, K)."""
+        return self.delta_theta
 
     def transform_queries(self, scores: Scores) -> Scores:
         """``Psi A`` for scores A."""

@@ -45,7 +45,7 @@ class Scores(NamedTuple):
 
     def average(self, grid: Grid) -> Tensor:
         """Average queries to a smaller grid of S cells: (B, S, H * K), in float32 at least."""
-        # Means rounded to half precision would differ by rounding as much as by what the loss compares.
+        # Where scores differ little from their mean, rounded means could differ more by rounding.
         scores = self.map.float() if self.map.dtype.itemsize < 4 else self.map
         return resample_tokens(scores, self.grid, grid)
 

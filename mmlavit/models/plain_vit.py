@@ -189,7 +189,11 @@ class PlainLessAttention(nn.Module):
 
     def transform(self, scores: Scores) -> Scores:
         """``Psi A Theta^T`` for scores A, their map of shape (B, E + N, H * (E + K))."""
-        return self.transform_queries(scores._replace(map=transform_keys(scores.map, self.delta_theta)))
+        return self.transform_queries(scores._replace(map=transform_keys(scores.map, self.key_mixing())))
+
+    def key_mixing(self) -> Tensor:
+        """``Theta - I`` of shape (E + K, E + K)."""
+        return self.delta_theta
 
     def transform_queries(self, scores: Scores) -> Scores:
         """``Psi A`` for scores A."""

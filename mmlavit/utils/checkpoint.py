@@ -47,7 +47,7 @@ _REFUSE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _YES = ('1', 'y', 'yes', 'true')
 
 # Eight digits at least: torch's own expression finds one in segformer-b0.pth, too.
-_HASH = re.compile(r'-[0-9a-f]{8,}\.')
+_HASH = re.compile(r'-[0-9a-f]{8,}(-\d{5}-of-\d{5})?\.')
 _SHARD = re.compile(r'-\d{5}-of-(?P<count>\d{5})$')  # at the end of a stem
 _STATISTICS = ('current', 'max', 'mean', 'min')
 _DTYPES = ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'U')
@@ -366,11 +366,19 @@ def _first_line(error: Exception) -> str:
 
 
 def _download(address: str) -> str:
-    """Download a file unless it is there; give its path."""
+    """Download a file, with the other shards of a checkpoint, unless they are there; give its path."""
     name = osp.basename(urlparse(address).path)
+    shards = [address.replace(name, shard.name) for shard in find_shards(name)]
     # Many addresses end in model.safetensors or the like; only a name with a hash stands for one file.
-    place = '' if _HASH.search(name) else hashlib.sha256(address.encode()).hexdigest()[:8]
-    path = osp.join(torch.hub.get_dir(), 'checkpoints', place, name)
+    place = '' if _HASH.search(name) else hashlib.sha256(shards[0].encode()).hexdigest()[:8]
+    folder = osp.join(torch.hub.get_dir(), 'checkpoints', place)
+    for shard in shards:
+        _download_to(osp.join(folder, osp.basename(urlparse(shard).path)), shard)
+    return osp.join(folder, name)
+
+
+def _download_to(path: str, address: str) -> None:
+    """Download one file unless it is there."""
     if not osp.exists(path):
         os.makedirs(osp.dirname(path), exist_ok=True)
         part = f'{path}.{uuid.uuid4().hex}.part'  # several processes may fetch it
@@ -383,7 +391,6 @@ def _download(address: str) -> str:
             os.remove(part)
             raise UserError(f'{address} gave a file that cannot be read as a checkpoint ({fault}); try again')
         os.replace(part, path)
-    return path
 
 
 def _find_damage(path: str) -> str:

@@ -115,7 +115,7 @@ def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
     """Yield the paths that a dataset without others inside reads."""
     if is_remote(dataset):
         return
-    if type_name(dataset) in _DOWNLOADED and dataset.get('download', True):
+    if is_downloaded(dataset):
         return
     root = dataset.get('data_root') or ''
     ann_file = dataset.get('ann_file') or ''
@@ -129,6 +129,18 @@ def _dataset_paths(dataset: Mapping[str, Any]) -> Iterator[str]:
     for folder in folders:
         if (root or folder) and not elsewhere and '://' not in str(folder):
             yield _join(root, folder)
+
+
+def is_downloaded(dataset: Mapping[str, Any]) -> bool:
+    """Tell whether mmpretrain gets a dataset itself where it is not there.
+
+    Args:
+        dataset (Mapping): Config of a dataset.
+
+    Returns:
+        bool: True if a training would download it.
+    """
+    return type_name(dataset) in _DOWNLOADED and dataset.get('download', True)
 
 
 def _evaluator_paths(cfg: Config, split: str) -> Iterator[str]:

@@ -99,6 +99,14 @@ def test_files_that_are_no_logs(tmp_path):
         Log.read(tmp_path / 'a.pth')
 
 
+def test_a_start_that_ended_in_its_first_row(tmp_path):
+    """Killed, or on a full disk, while it wrote; the starts before it count."""
+    write_rows(tmp_path, 'a', [dict(loss=1.0, lr=0.1, iter=step, step=step) for step in (50, 100)])
+    write_rows(tmp_path, 'b', [])
+    (tmp_path / 'b/vis_data/scalars.json').write_text('{"lr": 0.1, "lo')
+    assert [step for step, _ in Log.read(tmp_path).points('loss')] == [50, 100]
+
+
 @pytest.mark.parametrize(('later', 'kept'), [([50, 100, 150], []), ([30, 40, 50], [10, 20]), ([50], [10, 20, 30, 40])])
 def test_work_dir_that_is_used_again(tmp_path, later, kept):
     """From the start with another interval, or where it was resumed."""

@@ -462,6 +462,15 @@ def test_interrupted_training_goes_on(tmp_path):
     assert "'--resume'" in (folder / 'output.txt').read_text()
 
 
+def test_results_that_are_logged_by_epoch(tmp_path):
+    """Of a training by iterations: mmengine says that all validations are of step 0."""
+    log = tmp_path / '20260101_000000/vis_data/20260101_000000.json'
+    log.parent.mkdir(parents=True)
+    rows = [row for step in (50, 100) for row in (dict(lr=0.1, step=step), dict(mIoU=step / 10, step=0))]
+    log.write_text('\n'.join(map(json.dumps, rows)))
+    assert read_results(tmp_path, 'mIoU') == [(50, 5), (100, 10)]
+
+
 def test_results_of_a_resumed_run(tmp_path):
     for start, rows in dict(
         a='{"mIoU": 1, "step": 1}\n{"mIoU": 2, "step": 2}\n{"mIo', b='{"mIoU": 3, "step": 2}\n'

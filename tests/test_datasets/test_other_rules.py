@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 from test_datasets.test_faults import read
 
-from mmlavit.datasets.check.config import check_config, check_dataset
+from mmlavit.datasets.check.config import _check_labels, check_config, check_dataset
 from mmlavit.datasets.guard import GuardedPipeline, guard_dataset
 from mmlavit.errors import DataError, UserError
 from mmlavit.utils.toolbox import load_toolbox
@@ -84,8 +84,37 @@ def test_images_without_annotations(cfg):
     edit(lambda content: content.pop('annotations'))
     assert any('has no annotations: get it again' in finding for finding in check_config(cfg, None))
     cfg.train_dataloader.dataset.test_mode = True
-    (finding,) = check_config(cfg, None)
-    assert finding.startswith('note: data/train.json has no annotations: a model can predict on its images')
+    for change in (dict, lambda content: content.update(annotations=[])):
+        edit(change)
+        (finding,) = check_config(cfg, None)
+        assert finding.startswith('note: data/train.json has no annotations: a model can predict on its images')
+
+
+def test_objects_that_mmdet_does_not_read(cfg):
+    """Marked to be ignored, or of a category that the dataset leaves out; their ids are read all the same."""
+    edit(lambda content: content['categories'].append(dict(id=9, name='other')))
+    for change in (dict(ignore=1), dict(category_id=9)):
+        edit(lambda content, change=change: content['annotations'][0].update(change, bbox=None, area=None))
+        findings = [finding for finding in check_config(cfg, None) if not finding.startswith('note:')]
+        assert findings == [] and len(read(cfg)) == NUMBER
+    edit(lambda content: content['annotations'][0].pop('id'))
+    assert any('annotations have no id' in finding for finding in check_config(cfg, None))
+
+
+def test_several_texts_of_an_image():
+    entries = [dict(img_path='a.jpg', text=text) for text in 'xy']
+    assert list(_check_labels(entries, None, {}, 'data')) == []
+    entries = [dict(img_path='a.jpg', gt_label=0)] * 2
+    assert list(_check_labels(entries, None, {}, 'data')) == ['a.jpg is listed more than once: remove one']
+
+
+def test_queries_of_a_retrieval():
+    """Their labels are the numbers of the images that they should find."""
+    entries = [dict(img_path='a.jpg', gt_label=[5, 900])]
+    model = dict(type='ImageToImageRetriever', prototype='gallery', head=dict(num_classes=10))
+    assert list(_check_labels(entries, None, model, 'data')) == []
+    del model['prototype']
+    assert len(list(_check_labels(entries, None, model, 'data'))) == 1
 
 
 def test_classes_in_a_file(cfg):
@@ -107,6 +136,15 @@ def test_part_of_a_config(cfg):
         cfg.pop(key)
     with pytest.raises(UserError, match='has no model and no default_scope; expected the config of a whole model'):
         list(check_config(cfg, None))
+
+
+def test_nothing_is_downloaded(tmp_path):
+    load_toolbox('mmpretrain')
+    init_default_scope('mmpretrain')
+    dataset = ConfigDict(type='CIFAR10', data_root=str(tmp_path), split='test', pipeline=[])
+    (note,) = check_dataset(dataset, dict(head=dict(num_classes=10)), 'test_dataloader', None)
+    assert note == 'note: test_dataloader: CIFAR10 is not there, or not whole; a training will download it'
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_images_that_are_no_files(tmp_path):

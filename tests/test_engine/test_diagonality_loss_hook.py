@@ -9,7 +9,9 @@ import torch.multiprocessing as mp
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, PixelData
+from mmseg.models import SegDataPreProcessor
+from mmseg.structures import SegDataSample
 from torch import nn
 
 from mmlavit import DiagonalityLossHook, LaViT
@@ -69,6 +71,23 @@ def test_loss_is_the_mean_over_less_attention_layers():
     torch.testing.assert_close(losses['loss_diag'], 0.5 * sum(seen) / 5)
     assert set(losses) == {'loss_fit', 'loss_diag', 'la_magnitude', 'la_entropy'}
     assert not losses['la_entropy'].requires_grad
+
+
+def test_padding_of_each_toolbox():
+    """mmseg's data preprocessor names it in another way than mmdet's."""
+    model, sizes = build(), ((96, 160), (48, 160))
+    attached(model)
+    images = [batch(1, size)[0] for size in sizes]
+    maps = [PixelData(data=torch.zeros(1, *size, dtype=torch.long)) for size in sizes]
+    samples = [SegDataSample(gt_sem_seg=label, metainfo=dict(img_shape=label.shape)) for label in maps]
+    preprocessor = SegDataPreProcessor(size=sizes[0], pad_val=0, seg_pad_val=255)
+    data = preprocessor(dict(inputs=images, data_samples=samples), training=True)
+    of_mmdet = [BaseDataElement(metainfo=dict(img_shape=size, batch_input_shape=sizes[0])) for size in sizes]
+    x = data['inputs'].double()
+    found, wanted, other = (
+        model(x, samples, mode='loss')['loss_diag'] for samples in (data['data_samples'], of_mmdet, None)
+    )
+    assert torch.equal(found, wanted) and not torch.equal(found, other)
 
 
 def test_padding_of_the_batch_does_not_count():
@@ -222,7 +241,7 @@ def test_bf16_autocast_computes_the_loss_in_float32():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         loss = model(x, None, mode='loss')['loss_diag']
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0)
+    torch.testing.assert_close(loss, expected, rtol=0.15, atol=0)  # maps are rounded, as the processor does it
 
 
 @pytest.mark.parametrize('model', [nn.Linear(2, 2), LaViT(TOY, num_va_layers=(2, 2, 3, 2))], ids=['none', 'vanilla'])

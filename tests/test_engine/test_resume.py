@@ -237,18 +237,21 @@ def test_other_files_are_not_whole(tmp_path):
     assert not is_whole(tmp_path / 'a.pth') and not is_whole(tmp_path / 'b.pth')
 
 
-def test_every_bit_of_the_directory(tmp_path):
-    """Some make the file look encrypted, or packed by an unknown method."""
+def test_bits_of_the_directory(tmp_path):
+    """Some make the file look encrypted, or packed by an unknown method. What is called whole can be read."""
     torch.save(dict(a=torch.ones(3)), tmp_path / 'a.pth')
     content = bytearray((tmp_path / 'a.pth').read_bytes())
-    start = content.index(b'PK\x01\x02')
+    start, refused = content.index(b'PK\x01\x02'), 0
     for place in range(start, start + 46):
         for bit in (1, 8, 64):
             content[place] ^= bit
             (tmp_path / 'b.pth').write_bytes(content)
-            is_whole(tmp_path / 'b.pth')
+            if is_whole(tmp_path / 'b.pth'):  # such as a bit of the time
+                assert torch.load(tmp_path / 'b.pth', weights_only=True)['a'].tolist() == [1, 1, 1]
+            else:
+                refused += 1
             content[place] ^= bit
-    assert is_whole(tmp_path / 'a.pth')
+    assert is_whole(tmp_path / 'a.pth') and refused > 20
 
 
 def test_an_interruption_in_the_last_validation_is_forgotten(tmp_path, capfd):

@@ -3,11 +3,13 @@
 import copy
 from functools import partial
 
+import literal
 import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
+from mmengine.structures import BaseDataElement
 from small_vit import DEPTH, DIM, HEADS, VIT
 
 from mmlavit import DiagonalityLossHook
@@ -76,13 +78,12 @@ def test_no_layer_converted_changes_nothing(kind, size):
             torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
 
 
-def attention_by_loops(attn, x, scores):
-    """Literally: scores (B, H, N, N) of the layer before to this layer's scores and output."""
-    tokens = x.shape[1]
-    eye = torch.eye(tokens, dtype=x.dtype)
-    psi, theta = eye + attn.delta_psi, eye + attn.delta_theta
+def attention_by_loops(attn, x, scores, down, up):
+    """Literally: scores (B, H, N, K) of the layer before to this layer's scores and output."""
+    psi = torch.eye(len(up), dtype=x.dtype) + up @ attn.delta_psi @ down
+    theta = torch.eye(len(down), dtype=x.dtype) + attn.delta_theta
     new, out = torch.empty_like(scores), torch.zeros_like(x)
-    values = x @ attn.v.weight.T + attn.v.bias
+    values = down @ x @ attn.v.weight.T + attn.v.bias
     width = x.shape[2] // HEADS
     for b in range(x.shape[0]):
         for h in range(HEADS):
@@ -93,9 +94,19 @@ def attention_by_loops(attn, x, scores):
     return out @ attn.proj.weight.T + attn.proj.bias, new
 
 
+@pytest.mark.parametrize('reference', [None, 2])
+@pytest.mark.parametrize('size', SIZES, ids=str)
 @pytest.mark.parametrize('kind', KINDS)
-def test_own_size_is_the_literal_formula(kind):
-    model = build(KINDS[kind], layers=(2, 3)).double()
+def test_literal_formula(kind, size, reference):
+    """At the own size and grid the means and interpolations are identities."""
+    model = build(KINDS[kind], layers=(2, 3), reference_grid=reference).double()
+    grid, extra = (size[0] // 16, size[1] // 16), model.num_extra_tokens
+    reference = (reference or 4, reference or 4)
+    assert model.reference_grid == reference
+    # Extra tokens are neither averaged nor interpolated.
+    eye = torch.eye(extra, dtype=torch.float64)
+    down = torch.block_diag(eye, literal.grid_matrix(grid, reference))  # (E + K, E + N)
+    up = torch.block_diag(eye, literal.grid_matrix(reference, grid))
     for layer in (2, 3):
         attn = blocks_of(model)[layer].attn
         for delta in (attn.delta_theta, attn.delta_psi):
@@ -103,16 +114,16 @@ def test_own_size_is_the_literal_formula(kind):
     seen = {}
     for i, block in enumerate(blocks_of(model)):
         block.attn.register_forward_hook(lambda module, args, output, i=i: seen.update({i: (args[0], output)}))
-    model(images((64, 64)).double())
-    # The scores of layer 1 from its own queries and keys.
+    model(images(size).double())
+    # The scores of layer 1 from its own queries and averaged keys.
     x, _ = seen[1]
     vanilla = blocks_of(model)[1].attn
     qkv = (x @ vanilla.qkv.weight.T + vanilla.qkv.bias).unflatten(-1, (3, HEADS, DIM // HEADS))
     query, key, _ = qkv.permute(2, 0, 3, 1, 4)
-    scores = query @ key.transpose(2, 3) / (DIM // HEADS) ** 0.5
+    scores = query @ (down @ key).transpose(2, 3) / (DIM // HEADS) ** 0.5
     for layer in (2, 3):
         x, out = seen[layer]
-        expected, scores = attention_by_loops(blocks_of(model)[layer].attn, x, scores)
+        expected, scores = attention_by_loops(blocks_of(model)[layer].attn, x, scores, down, up)
         torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -361,6 +372,13 @@ def test_diagonality_loss(kind):
     losses['loss_diag'].backward()
     assert blocks_of(model.backbone)[3].attn.delta_theta.grad.abs().max() > 0
     assert torch.equal(model(x), model(x)) and hook._terms == []  # only in training
+    # Of an image half as high as the batch, the upper half of the cells counts.
+    shapes = ((64, 64), (32, 64))
+    samples = [BaseDataElement(metainfo=dict(img_shape=shape, batch_input_shape=(64, 64))) for shape in shapes]
+    inside = torch.ones(2, 16, dtype=torch.float64)
+    inside[1, 8:] = 0
+    expected = 0.5 * torch.stack([diagonality_loss(scores, inside) for scores in cells]).mean()
+    torch.testing.assert_close(model(x, samples, mode='loss')['loss_diag'], expected)
     hook.detach()
     assert model(x, None, mode='loss').keys() == {'loss_fit'}
 

@@ -264,6 +264,9 @@ def test_an_evaluator_with_a_file_of_its_own(tmp_path, monkeypatch, check_data, 
     write(lambda c: c.update(annotations=c['annotations'][1:], images=[*c['images'], dict(id=9, file_name='more.jpg')]))
     code, said = check_data(config.name)
     assert code == 0, said
+    write(lambda c: c['images'][0].update(file_name=f'folder/{c["images"][0]["file_name"]}'))  # without data_prefix
+    code, said = check_data(config.name)
+    assert code == 0, said
     ids = 'the evaluator reads data/other.json, but its dataset data/train.json: 2 of the 6 images of the dataset '
     new = dict(content['annotations'][0], id=99, image_id=9)
     for change, fault in (
@@ -320,6 +323,14 @@ def test_evaluation_of_a_part_of_the_images(tmp_path):
     note, fault = find_evaluator_faults(metric, str(file), None)
     assert note.startswith(f"note: {file}: 1 annotations have the id 0, which COCO's evaluation takes for no object")
     assert '1 annotations have a first polygon of fewer than three points' in fault
+    content['annotations'][0]['segmentation'] = []
+    content['annotations'][1]['id'] = 50
+    file.write_text(json.dumps(content))
+    (fault,) = find_evaluator_faults(metric, str(file), None)
+    assert '1 annotations have no mask, which the evaluation needs' in fault
+    names = {entry['id']: entry['name'] for entry in content['categories']}
+    others = [name for key, name in names.items() if key != content['annotations'][0]['category_id']]
+    assert [*find_evaluator_faults(metric, str(file), others)] == []
 
 
 def test_classes_that_do_not_fit(tmp_path, monkeypatch, check_data, capsys):

@@ -352,8 +352,10 @@ def test_names_that_a_dataset_has_by_itself(folder):
 def test_batch_augmentation_of_mmpretrain(folder):
     _, checkpoint = write_teacher(folder, 'classify_lavit_nano.py')
     student = load_config(str(HANDWRITTEN / 'classify_lavit_nano.py'))
-    student.model.data_preprocessor.batch_augments = dict(augments=[dict(type='Mixup', alpha=0.8)])
-    distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
+    augments = dict(augments=[dict(type='Mixup', alpha=0.8)])
+    student.model.data_preprocessor.batch_augments = augments
+    cfg = distillation_config(student, student, str(checkpoint), str(folder / 'images'), iters=1)
+    assert cfg.model.data_preprocessor.batch_augments == augments
 
 
 def test_masks_are_not_padded(folder):

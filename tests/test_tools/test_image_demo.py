@@ -517,6 +517,8 @@ def test_float_images(tmp_path, pictures):
 
 def test_binary_segmentor(tmp_path, pictures):
     """One channel for two classes, whose names a checkpoint may have in an array."""
+    from mmseg.apis import inference_model
+
     cfg = Config.fromfile(CONFIGS / 'upernet_lavit_nano.py')
     binary = dict(
         num_classes=2, out_channels=1, threshold=0.5, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)
@@ -526,10 +528,20 @@ def test_binary_segmentor(tmp_path, pictures):
         head.update(binary)
     with DefaultScope.overwrite_default_scope('mmseg'):
         weights = MODELS.build(cfg.model).state_dict()
-    torch.save(dict(state_dict=weights, meta=dict(dataset_meta=dict(classes=np.array(['a', 'b'])))), tmp_path / 'a.pth')
-    result = Predictor(cfg, str(tmp_path / 'a.pth')).predict(pictures / 'a.png')
-    assert set(np.unique(result.labels)) <= {0, 1} and result.classes == ('a', 'b')
-    assert {entry['class'] for entry in result.to_dict()['classes']} <= {'a', 'b'}
+    meta = dict(dataset_meta=dict(classes=np.array(['a', 'b'])))
+    torch.save(dict(state_dict=weights, meta=meta), tmp_path / 'a.pth')
+    image = cv2.imread(str(pictures / 'a.png'))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        scores = inference_model(Predictor(cfg, str(tmp_path / 'a.pth')).model.model, image).seg_logits.data[0]
+    weights['decode_head.conv_seg.bias'] -= scores.logit().median()  # so that there are both
+    torch.save(dict(state_dict=weights, meta=meta), tmp_path / 'a.pth')
+    predictor = Predictor(cfg, str(tmp_path / 'a.pth'))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        scores = inference_model(predictor.model.model, image).seg_logits.data[0]
+    result = predictor.predict(pictures / 'a.png')
+    assert set(np.unique(result.labels)) == {0, 1} and result.classes == ('a', 'b')
+    assert np.array_equal(result.labels, scores > 0.5)
+    assert {entry['class'] for entry in result.to_dict()['classes']} == {'a', 'b'}
 
 
 def test_files_without_weights(tmp_path):

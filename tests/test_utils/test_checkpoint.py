@@ -415,6 +415,20 @@ def test_downloads_by_several_processes(server):
     assert [path.name for path in found[0].parent.iterdir()] == ['a.safetensors']
 
 
+@pytest.mark.parametrize('name', ['a', 'a-0123abcd'])
+def test_downloads_of_shards(server, name):
+    """All of them, by the address of any."""
+    address, folder = server
+    files = [f'{name}-{i:05}-of-00002.safetensors' for i in (1, 2)]
+    for file, key in zip(files, 'ab', strict=True):
+        save_file({key: torch.ones(2)}, folder / file)
+    assert load(f'{address}/{files[1]}')['state_dict'].keys() == {'a', 'b'}
+    (folder / files[0]).unlink()
+    load(f'{address}/{files[0]}')  # once is enough
+    with pytest.raises(UserError, match='b-00001-of-00002.safetensors cannot be downloaded'):
+        load(f'{address}/b-00002-of-00002.safetensors')
+
+
 def test_downloads_of_one_name(server):
     address, folder = server
     for name in ('x', 'y'):

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from mmlavit.errors import UserError
 from mmlavit.utils.local_files import write_file
 
+from ..curves import place_validations
 from .plan import Arm, Plan
 
 RESUMABLE = ('tools/train.py', 'tools/distill.py')
@@ -300,8 +301,11 @@ def _locked(folder: Path) -> Iterator[int]:
 
 def _read_rows(folder: Path) -> list[dict[str, Any]]:
     """Read all rows of a command's logs."""
-    logs = sorted(log for pattern in _LOGS for log in folder.glob(pattern))
-    return [json.loads(line) for log in logs for line in log.read_text().splitlines() if line.endswith('}')]
+    rows = []
+    for log in sorted(log for pattern in _LOGS for log in folder.glob(pattern)):
+        found = [json.loads(line) for line in log.read_text().splitlines() if line.endswith('}')]
+        rows += place_validations(found) if all('step' in row for row in found) else found  # a test has none
+    return rows
 
 
 def _logged(folder: Path) -> list[str]:

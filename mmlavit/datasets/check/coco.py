@@ -76,7 +76,7 @@ def check_coco_file(
         str: A finding; what is left out on purpose begins with ``note:``.
     """
     content, problem = read_coco(file)
-    if test and problem == 'has no annotations':
+    if test and (problem == 'has no annotations' or (not problem and content['images'] and not content['annotations'])):
         yield f'note: {file} has no annotations: a model can predict on its images, but cannot be measured'
         return
     if problem:
@@ -107,7 +107,7 @@ def check_coco_file(
     ]
     yield from _tell(file, bad, f'images lack one of {", ".join(keys)}, or have no numbers there', 'add it')
     if not bad:
-        yield from _check_objects(file, content, masks)
+        yield from _check_objects(file, content, classes, masks)
 
 
 def find_class_fault(categories: Iterable[Any], classes: Sequence[str]) -> str:
@@ -160,10 +160,14 @@ def _check_categories(
             yield f'note: {file} has categories that metainfo.classes does not name ({first_few(unused)}): left out'
 
 
-def _check_objects(file: Path, content: Mapping[str, Any], masks: Masks) -> Iterator[str]:
+def _check_objects(
+    file: Path, content: Mapping[str, Any], classes: Sequence[str] | None, masks: Masks
+) -> Iterator[str]:
     """Yield what is wrong with single annotations."""
     images = {image['id']: image for image in content['images']}
-    categories = {category.get('id') for category in content['categories']}
+    known = classes is not None and not isinstance(classes, str)
+    # Whether mmdet reads objects of a category.
+    categories = {one.get('id'): not known or one.get('name') in classes for one in content['categories']}
     found: dict[tuple[str, str], list[str]] = {}
     used = set()
     for number, entry in enumerate(content['annotations']):
@@ -185,7 +189,7 @@ def _check_objects(file: Path, content: Mapping[str, Any], masks: Masks) -> Iter
 
 
 def _find_faults(
-    entry: Mapping[str, Any], image: Mapping[str, Any] | None, categories: set, masks: Masks
+    entry: Mapping[str, Any], image: Mapping[str, Any] | None, categories: Mapping[Any, bool], masks: Masks
 ) -> Iterator[tuple[str, str]]:
     """Yield the faults of an annotation, each with what to do."""
     if image is None:
@@ -193,9 +197,12 @@ def _find_faults(
         return
     if entry.get('category_id') not in categories:
         yield 'annotations have a category_id that no category has', 'correct it, or add the category'
-    missing = [key for key in ('id', 'area') if entry.get(key) is None]
+    read = categories.get(entry.get('category_id'), True) and not entry.get('ignore')
+    missing = [key for key in ('id', 'area') if entry.get(key) is None and (read or key == 'id')]
     if missing:
         yield f'annotations have no {", ".join(missing)}', 'add it'
+    if not read:
+        return
     area = 1 if 'area' in missing else entry['area']
     if not _are_numbers([area]):
         yield 'annotations have an area that is no number', _FIX

@@ -21,7 +21,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmlavit.errors import ConfigError, DataError, UserError, first_few
 from mmlavit.models.consistency import find_class_numbers, require_channels, require_classes
 from mmlavit.utils.config_types import find_class
-from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, is_remote, missing_data
+from mmlavit.utils.data_paths import explain_missing, find_leaf_configs, is_downloaded, is_remote, missing_data
 from mmlavit.utils.toolbox import load_toolbox
 
 from .boxes import find_box_faults
@@ -32,6 +32,7 @@ from .images import find_fault, find_file_fault, find_map_fault, find_missing, r
 from .maps import describe_loading, find_zero_label_fault, is_panoptic, maps_have_its_classes
 
 _SPLITS = ('train', 'val', 'test')
+_TARGETS = {'gt_label', 'instances', 'seg_map_path'}
 
 
 def check_config(cfg: Config, decode: int | None) -> Iterator[str]:
@@ -123,11 +124,14 @@ def check_dataset(
     try:
         # Everything that is listed, also what training leaves out.
         with redirect_stdout(StringIO()):  # pycocotools reports its progress
-            built = DATASETS.build(ConfigDict(dataset, **_everything(kind)))
+            own = dict(download=False) if is_downloaded(dataset) else {}
+            built = DATASETS.build(ConfigDict(dataset, **_everything(kind), **own))
             if hasattr(built, 'full_init'):
                 built.full_init()
     except Exception as error:  # a toolbox can stumble over anything in an annotation file
-        if not faulty:
+        if is_downloaded(dataset):
+            yield f'note: {place}: {kind.__name__} is not there, or not whole; a training will download it'
+        elif not faulty:
             what = _ann_file(dataset) or dataset.get('data_root') or place
             yield f'{what}: {getattr(kind, "__name__", kind)} cannot read it ({type(error).__name__}: {error})'.replace(
                 '\n', ' '
@@ -262,7 +266,8 @@ def _check_labels(
     entries: Sequence[Mapping], classes: Sequence[str] | None, model: Mapping[str, Any], place: str
 ) -> Iterator[str]:
     """Yield images that are listed twice, and labels of images that the model has no class for."""
-    names = Counter(entry['img_path'] for entry in entries if _has_file(entry))
+    # There may be several captions, questions or phrases of an image.
+    names = Counter(entry['img_path'] for entry in entries if _has_file(entry) and entry.keys() & _TARGETS)
     yield from _tell([str(name) for name, count in names.items() if count > 1], 'is listed more than once: remove one')
     numbers = [number for _, number in find_class_numbers(model, 'model')]
     limit = min([*numbers, *([len(classes)] if classes else [])], default=None)
@@ -270,7 +275,8 @@ def _check_labels(
     for entry in entries:
         label = entry.get('gt_label')
         labels = label if isinstance(label, (list, tuple)) else [label]
-        if isinstance(label, Mapping):  # of several tasks, each of which has its own classes
+        # Of several tasks, each of which has its own classes; or the numbers of images that a query should find.
+        if isinstance(label, Mapping) or 'prototype' in model:
             continue
         if limit is not None and label is not None and any(not 0 <= value < limit for value in labels):
             wrong.append(f'{entry["img_path"] if _has_file(entry) else "an image"} (label {label})')

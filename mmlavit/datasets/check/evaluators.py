@@ -48,7 +48,7 @@ def find_evaluator_faults(
         elif problem:
             yield f'{file} {problem}: get it again, or convert the annotations again'
         else:
-            yield from _find_stumbling_blocks(file, content, 'segm' in metric.get('metric', 'bbox'))
+            yield from _find_stumbling_blocks(file, content, classes, 'segm' in metric.get('metric', 'bbox'))
             if alone and indices is not None:
                 yield (
                     f'note: the dataset of {ann_file} has indices={indices}, and the evaluator counts the objects of '
@@ -91,7 +91,9 @@ def find_topk_fault(evaluator: Any, classes: int | None) -> str:
     return ''
 
 
-def _find_stumbling_blocks(file: str, content: Mapping[str, Any], masks: bool) -> Iterator[str]:
+def _find_stumbling_blocks(
+    file: str, content: Mapping[str, Any], classes: Sequence[str] | None, masks: bool
+) -> Iterator[str]:
     """Yield what pycocotools fails at or counts wrongly, though a model can be trained with it."""
     entries = _entries(content['annotations'])
     unnumbered = [entry for entry in entries if entry.get('id') == 0]
@@ -112,8 +114,14 @@ def _find_stumbling_blocks(file: str, content: Mapping[str, Any], masks: bool) -
         ),
     }
     if masks:
+        every = classes is None or isinstance(classes, str)
+        categories = _entries(content['categories'])
+        measured = {one.get('id') for one in categories if every or one.get('name') in classes}
         kinds['annotations have a first polygon of fewer than three points, or one with half a point: remove it'] = (
             _has_bad_polygon
+        )
+        kinds['annotations have no mask, which the evaluation needs: add it, or remove them'] = lambda e: (
+            e.get('category_id') in measured and not e.get('segmentation')
         )
     for fault, applies in kinds.items():
         places = [str(entry.get('id')) for entry in entries if applies(entry)]
@@ -147,7 +155,12 @@ def _compare(
     names, images = (
         {one.get('id'): one.get('file_name') for one in _entries(file['images'])} for file in (content, known)
     )
-    other = [name for key, name in images.items() if name is not None and names.get(key) != name]
+    # The folder may be in the name or in data_prefix.
+    other = [
+        name
+        for key, name in images.items()
+        if name is not None and osp.basename(str(names.get(key))) != osp.basename(str(name))
+    ]
     if other:
         yield (
             f'the evaluator reads {file}, but its dataset {ann_file}: {len(other):,} of the {len(images):,} images of '
