@@ -148,6 +148,7 @@ def test_names_of_a_classifier_of_mmpretrain(pvt):
     found = convert_pvt_v2({f'backbone.timm_model.{name}': value for name, value in weights(pvt).items()})
     expected = convert_pvt_v2(weights(pvt)).backbone
     assert found.backbone.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.backbone.items())
 
 
 def test_outputs_equal_mit():

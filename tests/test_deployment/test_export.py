@@ -223,6 +223,19 @@ def test_fixed_size(tmp_path):
         Predictor(file).predict(make_image((64, 64)))
 
 
+@pytest.mark.parametrize('opset', [18, 19])
+def test_earlier_opsets(opset, tmp_path):
+    cfg, checkpoint = make_config('retinanet'), tmp_path / 'retinanet.pth'
+    cfg.model.backbone = dict(type='FourConvolutions')
+    save_random(cfg, checkpoint)
+    file = export_onnx(cfg, checkpoint, tmp_path / 'a.onnx', opset=opset)
+    assert [entry.version for entry in onnx.load(file).opset_import if entry.domain == ''] == [opset]
+    image = make_image((97, 120))
+    check_detections(
+        Predictor(file, score_thr=0.06).predict(image), Predictor(cfg, checkpoint, score_thr=0.06).predict(image)
+    )
+
+
 def test_plain_transformer(tmp_path):
     """A classifier whose ViT has less attention, at its own size and at others."""
     cfg = make_config('classifier')
