@@ -9,11 +9,16 @@ from pathlib import Path
 TOOLS = Path(__file__).parents[1] / 'tools'
 
 
-def run_tool(monkeypatch, tool: str, *args) -> int | str:
-    """Run a tool, named by its path under ``tools``; give its exit code."""
+def call_tool(monkeypatch, tool: str, *args) -> None:
+    """Run a tool, named by its path under ``tools``; it may end in a ``SystemExit``."""
     monkeypatch.setattr(sys, 'argv', [Path(tool).name, *map(str, args)])
+    runpy.run_path(str(TOOLS / tool), run_name='__main__')
+
+
+def run_tool(monkeypatch, tool: str, *args) -> int | str:
+    """Run a tool as well; give its exit code."""
     try:
-        runpy.run_path(str(TOOLS / tool), run_name='__main__')
+        call_tool(monkeypatch, tool, *args)
     except SystemExit as stop:
         return stop.code
     return 0

@@ -1,8 +1,6 @@
 """Multiply-adds of whole models, and tools/analysis_tools/get_flops.py."""
 
 import re
-import runpy
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from tool_runs import run_tool
 from torch import nn
 
 from mmlavit.analysis.breakdown import break_down, part_of
@@ -157,12 +156,7 @@ def test_configs_of_nothing_known(cfg, message):
 def get_flops(monkeypatch, capsys, *args):
     """Run the tool; return its exit code, lines and complaint."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, 'argv', ['get_flops.py', *args])
-    code = 0
-    try:
-        runpy.run_path('tools/analysis_tools/get_flops.py', run_name='__main__')
-    except SystemExit as end:
-        code = end.code
+    code = run_tool(monkeypatch, 'analysis_tools/get_flops.py', *args)
     out, err = capsys.readouterr()
     return code, out.splitlines(), err
 

@@ -1,13 +1,12 @@
 """The trunk against timm's PVTv2 through converted random weights."""
 
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tool_runs import call_tool
 from torch import nn
 
 from mmlavit import LaViT
@@ -231,8 +230,7 @@ def tool(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['pvt_v2_to_lavit.py', *map(str, args)])
-        runpy.run_path(str(ROOT / 'tools/model_converters/pvt_v2_to_lavit.py'), run_name='__main__')
+        call_tool(monkeypatch, 'model_converters/pvt_v2_to_lavit.py', *args)
 
     return run
 

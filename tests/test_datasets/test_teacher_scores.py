@@ -1,6 +1,5 @@
 """Scores of a teacher: computed by the tool, read by the transform, learned by mmpretrain's head."""
 
-import runpy
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.dataset import default_collate
 from mmengine.registry import MODELS, DefaultScope
+from tool_runs import call_tool
 
 from mmlavit.datasets.teacher_scores import AddTeacherScores, TeacherScores
 from mmlavit.errors import ConfigError, UserError
@@ -54,9 +54,8 @@ def teacher(tmp_path_factory):
 
 
 def predict(monkeypatch, root, *args):
-    command = [root / 'teacher.py', root / 'teacher.pth', '--images', root / 'images', *args]
-    monkeypatch.setattr(sys, 'argv', ['predict_scores.py', *map(str, command)])
-    runpy.run_path(str(ROOT / 'tools/misc/predict_scores.py'), run_name='__main__')
+    model = root / 'teacher.py', root / 'teacher.pth'
+    call_tool(monkeypatch, 'misc/predict_scores.py', *model, '--images', root / 'images', *args)
 
 
 @torch.no_grad()
@@ -121,8 +120,7 @@ def test_preprocessor_beside_the_model(teacher, monkeypatch, tmp_path):
     for config in (root / 'teacher.py', tmp_path / 'beside.py'):
         out = tmp_path / f'{config.stem}.npz'
         command = [config, root / 'teacher.pth', '--images', root / 'images', '--out', out]
-        monkeypatch.setattr(sys, 'argv', ['predict_scores.py', *map(str, command)])
-        runpy.run_path(str(ROOT / 'tools/misc/predict_scores.py'), run_name='__main__')
+        call_tool(monkeypatch, 'misc/predict_scores.py', *command)
         found.append(TeacherScores.load(str(out)).logits)
     np.testing.assert_array_equal(*found)
 

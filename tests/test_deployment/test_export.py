@@ -1,7 +1,6 @@
 """Exported models against the toolboxes, from images of odd sizes to results, in both runtimes."""
 
 import json
-import runpy
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from exportable import ARCH, KINDS, ROOT, build, make_config, make_image, save_r
 from mmcv.ops import nms
 from mmengine.registry import DefaultScope
 from small_vit import DIM, VIT
+from tool_runs import call_tool
 
 from mmlavit.apis.export import export_onnx
 from mmlavit.deployment.detectors import iou_threshold_of
@@ -410,9 +410,6 @@ def test_tools(exported, tmp_path, monkeypatch, capsys):
     """tools/image_demo.py takes an exported model where it takes a config."""
     _, _, file = exported('classifier')
     cv2.imwrite(str(tmp_path / 'a.png'), make_image((64, 64)))
-    monkeypatch.setattr(
-        sys, 'argv', ['image_demo.py', str(tmp_path / 'a.png'), str(file), '--out-dir', str(tmp_path / 'o')]
-    )
-    runpy.run_path(str(ROOT / 'tools/image_demo.py'), run_name='__main__')
+    call_tool(monkeypatch, 'image_demo.py', tmp_path / 'a.png', file, '--out-dir', tmp_path / 'o')
     assert (tmp_path / 'o/a.png').is_file() and len(json.loads((tmp_path / 'o/predictions.json').read_text())) == 1
     assert apply(dict(type='CenterCrop', crop_size=[32, 32]), make_image((64, 64))).shape == (32, 32, 3)

@@ -1,12 +1,12 @@
 """Exported models in fewer bits, against those in fp32."""
 
-import runpy
 import sys
 
 import cv2
 import numpy as np
 import pytest
-from exportable import ROOT, make_image
+from exportable import make_image
+from tool_runs import call_tool
 
 from mmlavit.apis.quantize import quantize_onnx
 from mmlavit.deployment.quantization import INT8_RUNTIMES, to_fp16, to_int8
@@ -180,6 +180,5 @@ def test_missing_package(exported, pictures, tmp_path, monkeypatch):
 
 def test_tool(exported, tmp_path, monkeypatch, capsys):
     file, out = str(exported('classifier')[2]), tmp_path / 'out/fp16.onnx'
-    monkeypatch.setattr(sys, 'argv', ['quantize.py', file, '--precision', 'fp16', '--out', str(out)])
-    runpy.run_path(str(ROOT / 'tools/deployment/quantize.py'), run_name='__main__')
+    call_tool(monkeypatch, 'deployment/quantize.py', file, '--precision', 'fp16', '--out', out)
     assert out.is_file() and f'{file} -> {out} (' in capsys.readouterr().out

@@ -1,8 +1,6 @@
 """tools/analysis_tools/analyze_logs.py and the logs that the shipped configs write."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import VISUALIZERS, init_default_scope
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tool_runs import call_tool
 
 from mmlavit.analysis.curves import Log
 
@@ -38,8 +37,7 @@ def analyze_logs(monkeypatch):
     """Run the script in this process."""
 
     def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['analyze_logs.py', *map(str, args)])
-        runpy.run_path(str(ROOT / 'tools/analysis_tools/analyze_logs.py'), run_name='__main__')
+        call_tool(monkeypatch, 'analysis_tools/analyze_logs.py', *args)
 
     return run
 

@@ -1,7 +1,6 @@
 """tools/analysis_tools/browse_dataset.py draws what the pipelines of all three tasks give."""
 
 import json
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
+from tool_runs import call_tool
 
 from mmlavit.visualization.browse import _take_apart
 
@@ -35,9 +35,7 @@ def browse(data, tmp_path, monkeypatch):
 
     def run(name, *args):
         monkeypatch.chdir(data)
-        monkeypatch.setattr(sys, 'argv', ['browse_dataset.py', *map(str, [CONFIGS / name, *args])])
-        sys.argv += ['--out-dir', str(tmp_path / 'out')]
-        runpy.run_path(str(ROOT / 'tools/analysis_tools/browse_dataset.py'), run_name='__main__')
+        call_tool(monkeypatch, 'analysis_tools/browse_dataset.py', CONFIGS / name, *args, '--out-dir', tmp_path / 'out')
         return {path.name: cv2.imread(str(path)).astype(int) for path in sorted((tmp_path / 'out').glob('*'))}
 
     return run

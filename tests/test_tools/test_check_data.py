@@ -2,8 +2,6 @@
 
 import json
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import faults
@@ -47,10 +45,7 @@ def check_data(monkeypatch, capsys):
     """Run the script in this process; give its exit code and output."""
 
     def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['check_data.py', *map(str, args)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / 'tools/check_data.py'), run_name='__main__')
-        return end.value.code, capsys.readouterr()
+        return run_tool(monkeypatch, 'check_data.py', *args), capsys.readouterr()
 
     return run
 

@@ -4,7 +4,6 @@ import copy
 import io
 import json
 import os
-import runpy
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tool_runs import call_tool
 
 from mmlavit.utils.checkpoint import load_checkpoint
 from mmlavit.utils.publishing import save_published, strip_checkpoint
@@ -61,8 +61,7 @@ def write_checkpoint(name: str, path: Path) -> str:
 
 def image_demo(monkeypatch, *args):
     """Run the script in this process, which has imported the toolboxes already."""
-    monkeypatch.setattr(sys, 'argv', ['image_demo.py', *map(str, args)])
-    runpy.run_path(str(ROOT / 'tools/image_demo.py'), run_name='__main__')
+    call_tool(monkeypatch, 'image_demo.py', *args)
 
 
 def test_models_of_all_toolboxes_side_by_side(tmp_path, pictures):

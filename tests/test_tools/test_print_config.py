@@ -1,12 +1,11 @@
 """tools/misc/print_config.py prints and saves what a run would read."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from tool_runs import call_tool
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/handwritten/classify_lavit_nano.py'
@@ -17,8 +16,7 @@ def print_config(monkeypatch):
     """Run the script in this process."""
 
     def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['print_config.py', *map(str, args)])
-        runpy.run_path(str(ROOT / 'tools/misc/print_config.py'), run_name='__main__')
+        call_tool(monkeypatch, 'misc/print_config.py', *args)
 
     return run
 

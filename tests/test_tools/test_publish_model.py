@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, load_checkpoint
+from tool_runs import call_tool
 
 from mmlavit import LaViT
 from mmlavit.errors import UserError
@@ -74,8 +74,7 @@ def publish(monkeypatch):
     """Run the script in this process."""
 
     def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['publish_model.py', *map(str, args)])
-        runpy.run_path(str(ROOT / 'tools/model_converters/publish_model.py'), run_name='__main__')
+        call_tool(monkeypatch, 'model_converters/publish_model.py', *args)
 
     return run
 

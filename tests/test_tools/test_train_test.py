@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import synthetic
 import torch
+from tool_runs import run_tool
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/handwritten/classify_lavit_nano.py'
@@ -127,12 +127,9 @@ def test_mistakes_found_while_building(folder, options, parts):
 )
 def test_mistakes_found_before(tmp_path, monkeypatch, capsys, args, message):
     """In this process, for speed."""
-    script, *options = map(str, args)
+    script, *options = args
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'argv', [script, *options])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / 'tools' / script), run_name='__main__')
-    assert stopped.value.code == 2
+    assert run_tool(monkeypatch, script, *options) == 2
     error = capsys.readouterr().err
     assert error.startswith(f'error: {message}')
     assert error.count('\n') == 1

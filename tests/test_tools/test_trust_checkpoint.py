@@ -2,7 +2,6 @@
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
+from tool_runs import call_tool
 
 from mmlavit.utils.checkpoint import load_from_local
 
@@ -76,7 +76,7 @@ def trained(folder):
     os.chdir(folder)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            run_here(patch, 'train.py', 'tiny.py', '--work-dir', 'trained')
+            call_tool(patch, 'train.py', 'tiny.py', '--work-dir', 'trained')
     finally:
         os.chdir(before)
     return load_from_local(str(folder / 'trained/epoch_1.pth'))
@@ -89,16 +89,10 @@ def harmful(trained, tmp_path):
     return payload.write(tmp_path / 'harmful.pth', trained, trace), trace
 
 
-def run_here(monkeypatch, tool, *args):
-    """Run a tool in this process, which has imported the toolboxes already."""
-    monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
-    runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-
-
 def assert_refused(monkeypatch, capsys, file, trace, tool, *args):
     """The tool says one line, ends with 2, and the code did not run."""
     with pytest.raises(SystemExit) as stopped:
-        run_here(monkeypatch, tool, *args)
+        call_tool(monkeypatch, tool, *args)
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f'error: {file} was not loaded: it asks for {os.system.__module__}.system, ')
@@ -109,7 +103,7 @@ def assert_refused(monkeypatch, capsys, file, trace, tool, *args):
 def assert_guarded(monkeypatch, capsys, harmful, tool, *args):
     """The tool refuses the file, and reads it where it is told to."""
     assert_refused(monkeypatch, capsys, *harmful, tool, *args)
-    run_here(monkeypatch, tool, *args, TRUST)
+    call_tool(monkeypatch, tool, *args, TRUST)
     assert harmful[1].exists()
 
 
@@ -134,9 +128,9 @@ def test_text_of_a_config(trained, tmp_path, monkeypatch):
     meta = dict(trained['meta'], config=f'open({str(trace)!r}, "w").close()')
     torch.save(dict(trained, meta=meta), tmp_path / 'text.pth')
     args = ['tiny.py', '--work-dir', tmp_path, '--resume', tmp_path / 'text.pth']
-    run_here(monkeypatch, 'train.py', *args, '--cfg-options', f'experiment_name={tmp_path.name}')
+    call_tool(monkeypatch, 'train.py', *args, '--cfg-options', f'experiment_name={tmp_path.name}')
     assert not trace.exists()
-    run_here(monkeypatch, 'train.py', *args, TRUST, '--cfg-options', f'experiment_name={tmp_path.name}_trusted')
+    call_tool(monkeypatch, 'train.py', *args, TRUST, '--cfg-options', f'experiment_name={tmp_path.name}_trusted')
     assert trace.exists()
 
 
@@ -202,7 +196,7 @@ def test_script_of_a_toolbox(harmful, tmp_path, monkeypatch):
     assert last.startswith(f'mmlavit_serve.errors.UserError: {harmful[0]} was not loaded: ') and VARIABLE in last
     monkeypatch.setenv(VARIABLE, '1')
     monkeypatch.setenv('LOCAL_RANK', '0')  # which the script would set for good
-    run_here(monkeypatch, script, *args)
+    call_tool(monkeypatch, script, *args)
     assert harmful[1].exists()
 
 
