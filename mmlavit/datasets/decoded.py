@@ -162,7 +162,8 @@ class CroppingDataPreprocessor(ClsDataPreprocessor):
         """
         if training:
             inputs = self.cast_data(data['inputs']).float()
-            size = self.crop_sizes[torch.randint(len(self.crop_sizes), ())]
+            several = len(self.crop_sizes) > 1  # of one, no random number is drawn
+            size = self.crop_sizes[torch.randint(len(self.crop_sizes), ()) if several else 0]
             data = {**data, 'inputs': random_resized_crop(inputs, size, self.crop_ratio_range)}
         return super().forward(data, training)
 

@@ -48,7 +48,7 @@ _YES = ('1', 'y', 'yes', 'true')
 
 # Eight digits at least: torch's own expression finds one in segformer-b0.pth, too.
 _HASH = re.compile(r'-[0-9a-f]{8,}(-\d{5}-of-\d{5})?\.')
-_SHARD = re.compile(r'-\d{5}-of-(?P<count>\d{5})$')  # at the end of a stem
+_SHARD = re.compile(r'-(?P<number>\d{5})-of-(?P<count>\d{5})$')  # at the end of a stem
 _STATISTICS = ('current', 'max', 'mean', 'min')
 _DTYPES = ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'U')
 
@@ -129,6 +129,8 @@ def load_from_http(address: str, map_location: Any = None) -> Any:
 
 def load_from_ceph(address: str, map_location: Any = None) -> Any:
     """Read a file of a Ceph storage."""
+    if len(find_shards(address)) > 1:
+        raise UserError(f'{address} is a checkpoint in several files, which is read from a local disk or by https only')
     backend = get_file_backend(address, backend_args=dict(backend='petrel'))
     with backend.get_local_path(address) as path:
         return load_from_local(str(path), map_location)
@@ -193,7 +195,7 @@ def find_shards(path: str | os.PathLike) -> list[Path]:
     """
     path = Path(path)
     shard = _SHARD.search(path.stem)
-    if shard is None or path.suffix != '.safetensors':
+    if shard is None or path.suffix != '.safetensors' or not 0 < int(shard['number']) <= int(shard['count']):
         return [path]
     count = shard['count']
     return [path.with_stem(_SHARD.sub(f'-{i:05}-of-{count}', path.stem)) for i in range(1, int(count) + 1)]
@@ -368,7 +370,8 @@ def _first_line(error: Exception) -> str:
 def _download(address: str) -> str:
     """Download a file, with the other shards of a checkpoint, unless they are there; give its path."""
     name = osp.basename(urlparse(address).path)
-    shards = [address.replace(name, shard.name) for shard in find_shards(name)]
+    before, _, after = address.rpartition(name)
+    shards = [f'{before}{shard.name}{after}' for shard in find_shards(name)]
     # Many addresses end in model.safetensors or the like; only a name with a hash stands for one file.
     place = '' if _HASH.search(name) else hashlib.sha256(shards[0].encode()).hexdigest()[:8]
     folder = osp.join(torch.hub.get_dir(), 'checkpoints', place)

@@ -469,6 +469,12 @@ def test_results_that_are_logged_by_epoch(tmp_path):
     rows = [row for step in (50, 100) for row in (dict(lr=0.1, step=step), dict(mIoU=step / 10, step=0))]
     log.write_text('\n'.join(map(json.dumps, rows)))
     assert read_results(tmp_path, 'mIoU') == [(50, 5), (100, 10)]
+    # It was killed in its last validation, which a second start has made up for.
+    log.write_text('\n'.join(map(json.dumps, rows[:-1])))
+    later = tmp_path / '20260102_000000/vis_data/20260102_000000.json'
+    later.parent.mkdir(parents=True)
+    later.write_text(json.dumps(dict(mIoU=20, step=0)))
+    assert read_results(tmp_path, 'mIoU') == [(50, 5), (100, 20)]
 
 
 def test_results_of_a_resumed_run(tmp_path):

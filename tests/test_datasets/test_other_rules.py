@@ -93,8 +93,8 @@ def test_images_without_annotations(cfg):
 def test_objects_that_mmdet_does_not_read(cfg):
     """Marked to be ignored, or of a category that the dataset leaves out; their ids are read all the same."""
     edit(lambda content: content['categories'].append(dict(id=9, name='other')))
-    for change in (dict(ignore=1), dict(category_id=9)):
-        edit(lambda content, change=change: content['annotations'][0].update(change, bbox=None, area=None))
+    for change in (dict(ignore=1, bbox=None, area=None), dict(category_id=9, ignore=0, bbox=[1, 1, 0, 0], area=0)):
+        edit(lambda content, change=change: content['annotations'][0].update(change))
         findings = [finding for finding in check_config(cfg, None) if not finding.startswith('note:')]
         assert findings == [] and len(read(cfg)) == NUMBER
     edit(lambda content: content['annotations'][0].pop('id'))

@@ -307,6 +307,18 @@ def test_evaluation_of_a_part_of_the_images(tmp_path):
     assert [*find_evaluator_faults(other, str(file), ('one', 'two'))] == []
     (fault,) = find_evaluator_faults(other, str(file), None)
     assert 'counts the objects of 1 images there (more.jpg) as missed' in fault
+    # Images of the same numbers in another folder are others; but the folder may be in data_prefix.
+    folders = {}
+    for folder in ('a/', 'b/'):
+        images = [{**image, 'file_name': folder + image['file_name']} for image in content['images']]
+        folders[folder] = tmp_path / f'{folder[0]}.json'
+        folders[folder].write_text(json.dumps({**content, 'images': images}))
+    away = dict(metric, ann_file=str(folders['a/']))
+    assert [*find_evaluator_faults(away, str(file), None)] == []
+    (fault,) = find_evaluator_faults(away, str(folders['b/']), None)
+    assert 'are not there, or by another id' in fault
+    several = dict(type='mmdet.MultiDatasetsEvaluator', metrics=[metric, away])  # each for one of two datasets
+    assert [*find_evaluator_faults(several, str(folders['b/']), None, alone=False)] == []
     (fault,) = find_evaluator_faults(metric, str(file), None, indices=2)
     assert 'has indices=2, and the evaluator counts the objects of all other images' in fault
     content['annotations'][0]['segmentation'].append([1, 1, 5, 5])  # does no harm there

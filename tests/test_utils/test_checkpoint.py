@@ -28,6 +28,7 @@ from mmlavit.errors import UserError
 from mmlavit.utils import checkpoint as module
 from mmlavit.utils.checkpoint import (
     find_checkpoint,
+    find_shards,
     load_checkpoint,
     load_from_local,
     require_checkpoint,
@@ -427,6 +428,21 @@ def test_downloads_of_shards(server, name):
     load(f'{address}/{files[0]}')  # once is enough
     with pytest.raises(UserError, match='b-00001-of-00002.safetensors cannot be downloaded'):
         load(f'{address}/b-00002-of-00002.safetensors')
+
+
+def test_names_that_are_of_no_shard():
+    for name in (
+        'a.safetensors',
+        'a-00001-of-00000.safetensors',
+        'a-00003-of-00002.safetensors',
+        'a-00001-of-00002.pth',
+    ):
+        assert find_shards(name) == [Path(name)]
+
+
+def test_shards_in_a_storage():
+    with pytest.raises(UserError, match='s3://x/a-00001-of-00002.safetensors is a checkpoint in several files'):
+        load('s3://x/a-00001-of-00002.safetensors')
 
 
 def test_downloads_of_one_name(server):

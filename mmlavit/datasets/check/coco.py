@@ -166,7 +166,7 @@ def _check_objects(
     """Yield what is wrong with single annotations."""
     images = {image['id']: image for image in content['images']}
     known = classes is not None and not isinstance(classes, str)
-    # Whether mmdet reads objects of a category.
+    # Whether the dataset has a category.
     categories = {one.get('id'): not known or one.get('name') in classes for one in content['categories']}
     found: dict[tuple[str, str], list[str]] = {}
     used = set()
@@ -197,11 +197,11 @@ def _find_faults(
         return
     if entry.get('category_id') not in categories:
         yield 'annotations have a category_id that no category has', 'correct it, or add the category'
-    read = categories.get(entry.get('category_id'), True) and not entry.get('ignore')
-    missing = [key for key in ('id', 'area') if entry.get(key) is None and (read or key == 'id')]
+    ignored = entry.get('ignore')
+    missing = [key for key in ('id', 'area') if entry.get(key) is None and not (ignored and key == 'area')]
     if missing:
         yield f'annotations have no {", ".join(missing)}', 'add it'
-    if not read:
+    if ignored:  # mmdet reads nothing more of it
         return
     area = 1 if 'area' in missing else entry['area']
     if not _are_numbers([area]):
@@ -210,6 +210,8 @@ def _find_faults(
     box = entry.get('bbox')
     if not _are_numbers(box) or len(box) != 4:
         yield 'annotations have no box of four finite numbers (x, y, width, height)', _FIX
+        return
+    if not categories.get(entry.get('category_id'), True):  # nor of these
         return
     x, y, w, h = box
     if w < 1 or h < 1 or area <= 0:

@@ -129,7 +129,7 @@ def check_dataset(
             if hasattr(built, 'full_init'):
                 built.full_init()
     except Exception as error:  # a toolbox can stumble over anything in an annotation file
-        if is_downloaded(dataset):
+        if is_downloaded(dataset) and 'Cannot find' in str(error):  # mmpretrain's, also where it is not whole
             yield f'note: {place}: {kind.__name__} is not there, or not whole; a training will download it'
         elif not faulty:
             what = _ann_file(dataset) or dataset.get('data_root') or place

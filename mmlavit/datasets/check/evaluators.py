@@ -38,6 +38,7 @@ def find_evaluator_faults(
     Yields:
         str: A fault, with both files; what makes figures worthless on purpose begins with ``note:``.
     """
+    several = isinstance(evaluator, Mapping) and 'metrics' in evaluator  # one for each of several datasets
     for metric in find_metrics(evaluator):
         file = metric.get('ann_file') if _is_coco_metric(metric) else None
         if not file or metric.get('format_only') or is_remote(metric) or not osp.isfile(file):
@@ -54,7 +55,7 @@ def find_evaluator_faults(
                     f'note: the dataset of {ann_file} has indices={indices}, and the evaluator counts the objects of '
                     f'all other images of {file} as missed: for figures, make an annotation file of these images'
                 )
-            elif osp.realpath(file) != osp.realpath(ann_file):
+            elif not several and osp.realpath(file) != osp.realpath(ann_file):
                 known, wrong = read_coco(Path(ann_file))
                 if not wrong:
                     yield from _compare(file, content, ann_file, known, classes, alone)
@@ -134,6 +135,12 @@ def _entries(entries: Iterable[Any]) -> list[Mapping[str, Any]]:
     return [entry for entry in entries if isinstance(entry, Mapping)]
 
 
+def _is_same_file(name: Any, other: Any) -> bool:
+    """Tell whether two names may be of one file: the folder may be in the name or in ``data_prefix``."""
+    name, other = f'/{name}', f'/{other}'
+    return name.endswith(other) or other.endswith(name)
+
+
 def _has_bad_polygon(entry: Mapping[str, Any]) -> bool:
     """Tell whether any part of a mask cannot be read; training leaves such parts out."""
     mask = entry.get('segmentation')
@@ -155,12 +162,7 @@ def _compare(
     names, images = (
         {one.get('id'): one.get('file_name') for one in _entries(file['images'])} for file in (content, known)
     )
-    # The folder may be in the name or in data_prefix.
-    other = [
-        name
-        for key, name in images.items()
-        if name is not None and osp.basename(str(names.get(key))) != osp.basename(str(name))
-    ]
+    other = [name for key, name in images.items() if name is not None and not _is_same_file(name, names.get(key))]
     if other:
         yield (
             f'the evaluator reads {file}, but its dataset {ann_file}: {len(other):,} of the {len(images):,} images of '

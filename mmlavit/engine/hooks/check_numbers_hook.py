@@ -74,10 +74,13 @@ class CheckNumbersHook(Hook):
         self._batch: Any = None
         self._random_states: tuple | None = None
         self._buffers: list[Tensor] = []
+        self._statistics: list[Tensor] = []
 
     def before_train(self, runner) -> None:
         """Step between the backward pass and the optimizer."""
         self._wrappers = list(_find_optim_wrappers(runner.optim_wrapper))
+        buffers = runner.model.named_buffers()
+        self._statistics = [value for name, value in buffers if name.endswith(('running_mean', 'running_var'))]
         for wrapper in self._wrappers:
             before = wrapper.backward, wrapper.step
             self._undo.append((wrapper, *before))
@@ -143,12 +146,12 @@ class CheckNumbersHook(Hook):
     @torch.compiler.disable
     def _backward(self, runner, wrapper: OptimWrapper, original: Callable, loss: Tensor, **kwargs) -> None:
         original(loss, **kwargs)
-        if not hasattr(wrapper, 'loss_scaler'):
-            spoilt = _spoilt(wrapper, loss)
-        elif _cannot_overflow(wrapper):
-            spoilt = ~loss.detach().isfinite().all()
-        else:  # an overflow is the scaler's business, but running statistics would keep it
-            spoilt = not is_finite(list(runner.model.buffers()))
+        if not hasattr(wrapper, 'loss_scaler') or getattr(wrapper, 'cast_dtype', None) is torch.bfloat16:
+            spoilt = _spoilt(wrapper, loss)  # bfloat16 has the range of float32
+        elif self._statistics:  # an overflow is the scaler's business, but running statistics would keep it
+            spoilt = ~torch.stack(torch._foreach_norm(self._statistics)).isfinite().all()
+        else:
+            return
         if not _any_process(spoilt):
             return
         self._handle(runner, wrapper, 'skipped_steps')
@@ -174,7 +177,7 @@ class CheckNumbersHook(Hook):
         if any(stepped):
             self._in_a_row = 0
         else:
-            self._handle(runner, wrapper, 'skipped_steps' if _cannot_overflow(wrapper) else 'overflows')
+            self._handle(runner, wrapper, 'overflows')
 
     def _handle(self, runner, wrapper: OptimWrapper, count: str, found: Diagnosis | None = None) -> None:
         """Count a step that is left out; raise a UserError if the training cannot go on."""
@@ -231,11 +234,6 @@ def _find_optim_wrappers(wrapper: Any) -> Iterator[OptimWrapper]:
     for one in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
         if isinstance(one, OptimWrapper):
             yield one
-
-
-def _cannot_overflow(wrapper: OptimWrapper) -> bool:
-    """Tell whether a wrapper computes in bfloat16, which has the range of float32."""
-    return getattr(wrapper, 'cast_dtype', None) is torch.bfloat16
 
 
 def _spoilt(wrapper: OptimWrapper, loss: Tensor) -> Tensor:
