@@ -71,6 +71,8 @@ def test_they_load(name, scope):
     """Every tensor of the backbone, by the option that the card names."""
     cfg = load_config(str(ROOT / 'configs' / CONFIGS[scope]))
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=f'mmlavit://{name}', prefix='backbone.')
+    if 'tiny' in name:
+        cfg.model.backbone.arch = 'tiny'
     if 'vanilla' in name:
         cfg.model.backbone.update(num_va_layers=(2, 2, 3, 2), attention_residual=False)
     load_toolbox(scope)
