@@ -95,7 +95,8 @@ def load_from_local(path: str, map_location: Any = None) -> Any:
     path = osp.expanduser(path)
     require_checkpoint(path)
     for shard in find_shards(path):
-        require_checkpoint(str(shard), 'shard')
+        if not shard.is_file():
+            raise UserError(f'{path} is one of several files, but {shard} does not exist; put them into one folder')
     try:
         checkpoint = _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path, map_location)
     except Exception as error:  # a damaged file can end in any

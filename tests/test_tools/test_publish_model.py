@@ -258,7 +258,7 @@ def test_shards(trained, publish, tmp_path, capsys):
         assert found['meta'] == expected['meta']
         assert_same(found['state_dict'], expected['state_dict'])
     shards[1].unlink()
-    with pytest.raises(UserError, match=f'shard .*{shards[1].name} does not exist'):
+    with pytest.raises(UserError, match=f'is one of several files, but .*{shards[1].name} does not exist; put them'):
         checkpoints.load_checkpoint(shards[0])
     with pytest.raises(SystemExit):
         publish(file, tmp_path / 'parts.pth', '--shard-size', '0.3')
