@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -163,8 +164,9 @@ class PlainLessAttention(nn.Module):
         self._shared.require_forward()
         if self._shared.scores is None:
             raise ConfigError(
-                'the layer before has handed on no scores: an adapter has replaced its qkv; run the model once before '
-                'it is compiled or exported'
+                'the layer before has handed on no scores: an adapter has replaced its qkv (run the model once before '
+                'it is compiled or exported), or torch.compile has divided the layer and left out the hook of its qkv '
+                '(find what divides it with TORCH_LOGS=graph_breaks)'
             )
         self._shared.scores = self.transform(self._shared.scores)
 
@@ -253,6 +255,7 @@ class WithLessAttention(BaseModule):
         blocks = find_blocks(transformer)
         self.layers = resolve_layers(layers, len(blocks))
         _require_no_drops(transformer, [blocks[i].attn for i in self.layers])
+        _make_drops_constant(transformer)
         own = _own_grid(transformer)
         reference = own if reference_grid is None else (reference_grid, reference_grid)
         self._shared = _Shared(count_extra_tokens(transformer), reference)
@@ -394,6 +397,17 @@ def _require_no_drops(transformer: nn.Module, attentions: Sequence[nn.Module]) -
             )
     if not isinstance(getattr(transformer, 'patch_drop', nn.Identity()), nn.Identity):
         raise ConfigError(f'{name} drops patches (patch_drop_rate), so its tokens have no grid; set it to 0')
+
+
+def _make_drops_constant(transformer: nn.Module) -> None:
+    """Make numbers of what mmpretrain leaves as numpy's.
+
+    torch.compile takes those for tensors and divides the graph where they are compared. The parts of all layers are
+    compiled once then, by the first, without the hook of a later one.
+    """
+    for module in transformer.modules():
+        if isinstance(getattr(module, 'drop_prob', None), np.floating):
+            module.drop_prob = float(module.drop_prob)
 
 
 def _is_plain(value: Any, plain: Any) -> bool:

@@ -233,6 +233,22 @@ def test_gradient_accumulation_equals_one_large_step():
     torch.testing.assert_close(steps[0], steps[1])
 
 
+def test_a_compiled_step_equals_a_plain_one():
+    """As mmengine compiles it, with ``compile=True`` in a config; the second image is padded."""
+    torch._dynamo.reset()
+    marked, steps = dict(batch_input_shape=(96, 160)), []
+    samples = [BaseDataElement(metainfo=dict(img_shape=shape, **marked)) for shape in ((96, 160), (48, 160))]
+    for compiled in (False, True):
+        model = build()
+        attached(model)
+        optim = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+        if compiled:
+            model.train_step = torch.compile(model.train_step, backend='eager')
+        logs = [model.train_step(dict(inputs=batch(), data_samples=samples), optim) for _ in range(2)]
+        steps.append((logs, dict(model.named_parameters())))
+    torch.testing.assert_close(steps[1], steps[0])
+
+
 def test_bf16_autocast_computes_the_loss_in_float32():
     model = build().float()
     attached(model)

@@ -191,6 +191,22 @@ def test_adapters_of_a_model_that_has_not_run():
     torch.testing.assert_close(exported(images((64, 64)))[0], expected)
 
 
+@pytest.mark.parametrize('cfg', KINDS.values(), ids=KINDS)
+def test_compiled_in_training(cfg):
+    """As one graph: of parts, which all layers share, torch.compile would leave out the hooks of some."""
+    torch._dynamo.reset()
+    model = build(cfg, [2, 3]).requires_grad_(True).train()
+    compiled = torch.compile(copy.deepcopy(model), backend='eager', fullgraph=True)
+    for x in (images((64, 64)), images((64, 64))):
+        found, expected = compiled(x)[0], model(x)[0]
+        torch.testing.assert_close(found, expected)
+    for run in (compiled, model):
+        run(x)[0].square().sum().backward()
+    for a, b in zip(compiled.parameters(), model.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_maps_of_several_layers_of_timm():
     """features_only=True, which gives maps to necks."""
     model = build(dict(TIMM, features_only=True, out_indices=(1, 3)), layers=(2, 3))

@@ -153,7 +153,7 @@ class DiagonalityLossHook(Hook):
         if self._learning and not torch.is_grad_enabled():
             self._lost += attn.delta_theta.requires_grad  # those of a teacher do not learn
             return
-        with torch.autocast(scores.device.type, enabled=False):
+        with torch.autocast(attn.delta_theta.device.type, enabled=False):
             square = square_scores(scores, key_grid, reference_grid)
             inside = None
             if self._sizes is not None and len(self._sizes) == len(square):
