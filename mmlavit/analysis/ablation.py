@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
+from mmlavit.engine.plain_model import unwrap
 from mmlavit.errors import ConfigError
 from mmlavit.models.arguments import resolve_layers
 from mmlavit.models.factored import AnyScores
@@ -60,7 +60,7 @@ class AblationHook(Hook):
             ConfigError: As for the class; and for 'content', if batches have one image.
         """
         require_batches(self.what, runner.test_dataloader.batch_size, len(runner.test_dataloader.dataset))
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         ablate(model.backbone, self.what, self.num_va_layers, self.layers)
 
 

@@ -37,13 +37,14 @@ class Run(NamedTuple):
         return weights[0] if weights else None
 
 
-def open_run(folder: Path, checkpoint: Path | None = None, device: str = 'cpu') -> Run:
+def open_run(folder: Path, checkpoint: Path | None = None, device: str = 'cpu', config: Path | None = None) -> Run:
     """Open a work dir.
 
     Args:
         folder (Path): The work dir, with the config that mmengine puts there.
         checkpoint (Path, optional): Weights; None: the last of the training.
         device (str): Such as 'cpu' or 'cuda:0'.
+        config (Path, optional): Config of the model and its test data; None: the newest in the work dir.
 
     Returns:
         Run: The training.
@@ -53,9 +54,9 @@ def open_run(folder: Path, checkpoint: Path | None = None, device: str = 'cpu') 
         EnvironmentProblem: If the toolbox of the config cannot work as installed.
     """
     configs = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
-    if not configs:
+    if config is None and not configs:
         raise UserError(f'{folder} has no config; expected the work dir of a training')
-    trained = load_trained(str(configs[-1]), str(checkpoint or find_last_checkpoint(folder)), device)
+    trained = load_trained(str(config or configs[-1]), str(checkpoint or find_last_checkpoint(folder)), device)
     try:
         log = Log.read(folder)
     except UserError:

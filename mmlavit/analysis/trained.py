@@ -24,6 +24,7 @@ from mmlavit.models.resample import ceil_div
 from mmlavit.utils.arguments import load_config
 from mmlavit.utils.config_types import find_class, model_config
 from mmlavit.utils.data_paths import missing_data
+from mmlavit.utils.spread import spread_evenly
 from mmlavit.utils.toolbox import find_scope, load_toolbox
 from mmlavit.visualization.browse import find_inner_size
 from mmlavit_serve.predictor import find_images, read_image
@@ -135,13 +136,13 @@ def choose_pictures(cfg: Config, folder: Path | None, count: int) -> list[Path]:
     """
     if folder is not None:
         found = find_images(folder)
-        return [found[i] for i in _spread(len(found), count)]
+        return [found[i] for i in spread_evenly(len(found), count)]
     if missing := missing_data(cfg, ['test']):
         raise UserError(f"the images of the config's test are missing ({missing[0]}); name others with --images")
     dataset = _build_test(cfg)
     if not len(dataset):
         raise UserError("the config's test has no images; name others with --images")
-    paths = [dataset.get_data_info(i).get('img_path') for i in _spread(len(dataset), count)]
+    paths = [dataset.get_data_info(i).get('img_path') for i in spread_evenly(len(dataset), count)]
     if not all(isinstance(path, (str, os.PathLike)) for path in paths):
         raise UserError(f"the images of the config's test ({type(dataset).__name__}) are no files; name --images")
     return [Path(path) for path in paths]
@@ -157,10 +158,6 @@ def _may_draw_labels(cfg: Config) -> bool:
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         kinds = [find_class(step, TRANSFORMS) for step in find_test_dataset(cfg).pipeline]
     return not all(isinstance(kind, type) and kind.__module__.split('.')[0] in _TOOLBOXES for kind in kinds)
-
-
-def _spread(length: int, count: int) -> list[int]:
-    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
 
 
 def read_pictures(trained: Trained, paths: Sequence[Path]) -> Iterator[Picture]:

@@ -12,6 +12,7 @@ from mmlavit.deployment.onnx import written_whole
 from mmlavit.deployment.quantization import INT8_RUNTIMES, is_quantised, to_fp16, to_int8
 from mmlavit.errors import UserError
 from mmlavit.utils.local_files import expand_home, require_folder
+from mmlavit.utils.spread import spread_evenly
 from mmlavit_serve.exported import ExportedModel
 from mmlavit_serve.predictor import find_images, read_image
 
@@ -73,8 +74,8 @@ def quantize_onnx(
             to_fp16(model, partial)
         else:
             found = find_images(expand_home(pictures))
-            places = sorted({round(place) for place in np.linspace(0, len(found) - 1, min(len(found), number))})
-            to_int8(model, partial, _examples(exported, [found[place] for place in places]), runtime)
+            chosen = [found[place] for place in spread_evenly(len(found), number)]
+            to_int8(model, partial, _examples(exported, chosen), runtime)
     return out_file
 
 

@@ -190,5 +190,7 @@ def random_resized_crop(images: Tensor, size: int, areas: Sequence[float]) -> Te
     theta = images.new_zeros(images.shape[0], 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = torch.where(mirror < 0.5, -width, width), height
     theta[:, 0, 2], theta[:, 1, 2] = (2 * across - 1) * (1 - width), (2 * down - 1) * (1 - height)
-    grid = F.affine_grid(theta, [images.shape[0], images.shape[1], size, size], align_corners=False)
-    return F.grid_sample(images, grid, padding_mode='border', align_corners=False)
+    # A data preprocessor runs under autocast, in which half precision would move pixels by up to half their size.
+    with torch.autocast(images.device.type, enabled=False):
+        grid = F.affine_grid(theta, [images.shape[0], images.shape[1], size, size], align_corners=False)
+        return F.grid_sample(images, grid, padding_mode='border', align_corners=False)

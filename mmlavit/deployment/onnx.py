@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -97,12 +98,11 @@ def written_whole(out_file: Path) -> Iterator[Path]:
     Yields:
         Path: The file to write, which is removed after an error.
     """
-    partial = out_file.with_suffix('.partial.onnx')
-    try:
+    # A folder of its own: another process may write the same model, and what is saved has the mode of any new file.
+    with TemporaryDirectory(prefix='.partial-', dir=out_file.parent) as folder:
+        partial = Path(folder, out_file.name)
         yield partial
         os.replace(partial, out_file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _attend_in_pieces(query: Any, key: Any, value: Any, pieces: int) -> Any:

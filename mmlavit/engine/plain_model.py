@@ -7,6 +7,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """Give the model inside a wrapper for several processes, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
+
+
 def find_plain_model(runner) -> nn.Module | None:
     """Give the model of a runner without its wrapper.
 

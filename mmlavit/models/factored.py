@@ -132,9 +132,9 @@ def factor(scores: Scores, query_grid: Grid) -> FactoredScores:
         downs = [cached_matrix(large, small, a.device, torch.float32) for small, large in sides]
         down_up = _kron(*(torch.matmul(down, up) for down, up in zip(downs, ups, strict=True)))  # (n, n)
         up = _kron(*ups).to(a.dtype)  # (N, n)
+        coarse = scores.average(query_grid).float().view(batch, queries, heads, keys)
     zeros = a.new_zeros(()).expand(batch, tokens, heads, -(keys + queries) % 8)
     query = torch.cat([a, up[:, None].expand(batch, tokens, heads, queries), zeros], dim=-1)
-    coarse = resample_tokens(scores.map, scores.grid, query_grid).float().view(batch, queries, heads, keys)
     theta = torch.eye(keys, device=a.device, dtype=torch.float32)
     return FactoredScores(query, coarse, down_up, theta, torch.zeros_like(coarse), scores.grid, query_grid)
 

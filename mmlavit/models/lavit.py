@@ -87,7 +87,7 @@ def attend(scores: AnyScores, values: Tensor, proj: nn.Module) -> Tensor:
 def transform_keys(a: Tensor, delta_theta: Tensor) -> Tensor:
     """Give ``A Theta^T`` for scores A of shape (B, N, H * K), ``Theta = I + delta_theta`` of shape (K, K)."""
     theta = torch.eye(delta_theta.shape[0], device=delta_theta.device, dtype=delta_theta.dtype) + delta_theta
-    return linear(a.reshape(a.shape[0], -1, theta.shape[0]), theta, None).reshape_as(a)
+    return linear(a.unflatten(-1, (-1, theta.shape[0])).flatten(1, 2), theta, None).reshape_as(a)
 
 
 class VanillaAttention(nn.Module):
@@ -528,7 +528,7 @@ class LaViT(BaseModule):
             embed = PatchEmbed(source, arch.embed_dims[i], arch.patch_kernels[i], stride)
             keep_scores = depth > num_va_layers[i] or (attention_residual and i < len(depths) - 1)
             layers = _build_attention(arch, i, num_va_layers[i], keep_scores, key_reduction == 'pool')
-            before, step = sum(depths[:i]), drop_path_rate / max(sum(depths) - 1, 1)
+            before, step = sum(depths[:i]), float(drop_path_rate) / max(sum(depths) - 1, 1)
             blocks = [
                 Block(arch.embed_dims[i], attn, arch.mlp_ratios[i], (before + j) * step)
                 for j, attn in enumerate(layers)

@@ -38,11 +38,6 @@ class Scores(NamedTuple):
     heads: int
     grid: Grid
 
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.map.device
-
     def average(self, grid: Grid) -> Tensor:
         """Average queries to a smaller grid of S cells: (B, S, H * K), in float32 at least."""
         # Where scores differ little from their mean, rounded means could differ more by rounding.

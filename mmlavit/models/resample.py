@@ -153,14 +153,15 @@ def resample_tokens(x: Tensor, src: Grid, dst: Grid) -> Tensor:
 
     def resample_rows(x: Tensor) -> Tensor:
         matrix = cached_matrix(height, dst_h, x.device, x.dtype)
-        return torch.matmul(matrix, x.reshape(batch, height, -1))  # (B, dst_h, width * C)
+        return torch.matmul(matrix, x.reshape(batch, height, width * channels))  # (B, dst_h, width * C)
 
     # The rows come first where they shrink and last where they grow: the other axis then sees the smaller map.
+    rows = height
     if symbolic or dst_h < height:
-        x = resample_rows(x)
+        x, rows = resample_rows(x), dst_h
     if symbolic or dst_w != width:
         matrix = cached_matrix(width, dst_w, x.device, x.dtype)
-        x = torch.matmul(matrix, x.reshape(-1, width, channels))  # (B * rows, dst_w, C)
+        x = torch.matmul(matrix, x.reshape(batch * rows, width, channels))  # (B * rows, dst_w, C)
         width = dst_w
     if not symbolic and dst_h > height:
         x = resample_rows(x)

@@ -25,6 +25,7 @@ from mmlavit.errors import UserError
 from .checkpoint import trust_checkpoints
 from .config_types import type_name
 from .data_paths import find_leaf_configs
+from .local_files import expand_home
 from .toolbox import find_scope
 
 # What the toolboxes' own scripts use when the config is silent about drawing.
@@ -79,7 +80,7 @@ def positive(text: str) -> int:
 
 def figure(text: str) -> Path:
     """Read from a command line where a figure goes."""
-    path = Path(text)
+    path = expand_home(text)
     if path.suffix.lower() not in _FIGURES:
         endings = f'{", ".join(_FIGURES[:-1])} or {_FIGURES[-1]}'
         raise argparse.ArgumentTypeError(f'{text}: expected a file ending in {endings}')

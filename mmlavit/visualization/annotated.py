@@ -15,6 +15,7 @@ from mmengine.structures import BaseDataElement
 
 from mmlavit.datasets.check.config import build_dataset
 from mmlavit.utils.data_paths import require_data
+from mmlavit.utils.spread import spread_evenly
 from mmlavit.utils.toolbox import find_scope, load_toolbox
 from mmlavit_serve.drawing import Canvas
 from mmlavit_serve.results import Classification, Detections, Result, Segmentation
@@ -71,7 +72,7 @@ def read_examples(cfg: Config, split: Literal['train', 'val', 'test'], number: i
     load_toolbox(scope)
     with DefaultScope.overwrite_default_scope(scope):
         dataset = build_dataset(cfg[f'{split}_dataloader'].dataset, cfg.model)
-    for index in np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist():
+    for index in spread_evenly(len(dataset), number):
         sample = dataset[index]['data_samples']
         image = cv2.imread(sample.img_path)
         yield Example(Path(sample.img_path), image, as_result(sample, dataset.metainfo, image.shape[:2]))

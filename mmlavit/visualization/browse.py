@@ -18,6 +18,7 @@ from mmlavit.datasets.check.config import build_dataset
 from mmlavit.datasets.guard import find_leaves, guard_dataset
 from mmlavit.errors import UserError
 from mmlavit.utils.data_paths import require_data
+from mmlavit.utils.spread import spread_evenly
 from mmlavit.utils.toolbox import find_scope, load_toolbox
 
 from .drawing import build_visualizer, draw_annotations
@@ -73,7 +74,7 @@ def browse(cfg: Config, split: Literal['train', 'val', 'test'], number: int) -> 
     visualizer = build_visualizer(scope, dataset.metainfo)
     original = _has_original_annotations(next(find_leaves(dataset)))
     # Folders of classes come one after the other.
-    for index in sorted({round(place) for place in np.linspace(0, len(dataset) - 1, min(number, len(dataset)))}):
+    for index in spread_evenly(len(dataset), number):
         for branch, inputs, sample in _take_apart(dataset[index]):
             drawn, size = _draw(visualizer, inputs, sample, original)
             stem = Path(sample.get('img_path') or '').stem

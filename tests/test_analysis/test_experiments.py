@@ -19,10 +19,11 @@ from documents import ROOT
 from mmengine.config import DictAction
 from scipy import stats
 from shell_commands import check
+from tool_runs import call_tool, run_tool
 
 from mmlavit.analysis.experiments import report, runs
 from mmlavit.analysis.experiments.plan import Plan
-from mmlavit.analysis.experiments.report import draw_times, interval, summarise, write_report
+from mmlavit.analysis.experiments.report import Benchmark, draw_times, interval, summarise, write_report
 from mmlavit.analysis.experiments.runs import read_results, run_plan
 from mmlavit.errors import UserError
 from mmlavit.utils.arguments import load_config
@@ -132,6 +133,29 @@ def test_one_run_of_the_reference(tmp_path):
     plan = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 1, seeds=[7]), b=arm(tmp_path, 2)))))
     run_plan(plan, plan.choose([]), tmp_path / 'runs')
     assert summarise(plan, tmp_path / 'runs')['b']['train'].difference == {0: 20 - 500, 1: 30 - 500, 2: 60 - 500}
+    write_report(plan, tmp_path / 'runs', tmp_path, 'COMMAND')
+    text = (tmp_path / 'report.md').read_text()
+    assert '(20.0, 30.0, 60.0) | -463.3 |' in text and 'they have no interval' in text
+
+
+def test_a_refusal_leaves_the_report(tmp_path, monkeypatch, capsys):
+    path = write_plan(tmp_path, dict(a=arm(tmp_path, 1)))
+    options = ('--work-dir', tmp_path / 'runs', '--out-dir', tmp_path / 'out')
+    call_tool(monkeypatch, 'analysis_tools/run_experiment.py', path, *options)
+    before = (tmp_path / 'out/report.md').read_text()
+    write_plan(tmp_path, dict(a=arm(tmp_path, 2)))
+    assert run_tool(monkeypatch, 'analysis_tools/run_experiment.py', path, *options) == 2
+    assert 'was made by another command than the plan has now' in capsys.readouterr().err
+    assert run_tool(monkeypatch, 'analysis_tools/run_experiment.py', path, *options, '--times', 'none.json') == 2
+    assert 'none.json is no report.json of benchmark.py' in capsys.readouterr().err  # before anything is run
+    assert (tmp_path / 'out/report.md').read_text() == before
+
+
+def test_space_in_quotes(tmp_path):
+    arms = dict(a=dict(title='A', commands=dict(train='python  -c\n "print(1)  # x"  {work_dir}')))
+    plan = Plan.read(str(write_plan(tmp_path, arms)))
+    wanted = 'python -c "print(1)  # x" \'/my  runs/a/seed_0/train\''
+    assert plan.command(plan.arms[0], 'train', 0, Path('/my  runs')) == wanted
 
 
 def test_one_run_of_three_of_the_reference(tmp_path):
@@ -226,13 +250,14 @@ def test_results_of_earlier_versions(chain):
     assert set(summarise(plan, root)['student']) == {'train', 'test'}
 
 
-def test_what_another_plan_makes(tmp_path, monkeypatch):
+@pytest.mark.parametrize('quote', ['', '"'])
+def test_what_another_plan_makes(tmp_path, monkeypatch, quote):
     """Without it, the message says how to make it; made anew, what was made from it is no longer valid."""
     monkeypatch.chdir(tmp_path)
     other = Plan.read(str(write_plan(tmp_path, dict(a=arm(tmp_path, 1)))))
     other = replace(other, name='first')
     file = 'work_dirs/experiments/first/a/seed_0/train/20260101_000000/vis_data/scalars.json'
-    command = f'python {tmp_path / "step.py"} {{work_dir}} {{seed}} 2 {file}'
+    command = f'python {tmp_path / "step.py"} {{work_dir}} {{seed}} 2 {quote}{file}{quote}'
     second = Plan.read(str(write_plan(tmp_path, dict(b=dict(title='B', commands=dict(train=command))), reference='b')))
     root, second_root = Path('work_dirs/experiments/first'), Path('work_dirs/experiments/second')
     message = (
@@ -317,7 +342,7 @@ def test_results_against_time(tmp_path, monkeypatch):
     measured(tmp_path / 'report.json', dict(a_lavit=0.5, b_lavit=0.25, other=0.1))
     seen = []
     monkeypatch.setattr(report, 'draw_panels', lambda panels, file: seen.extend(panels))
-    draw_times(plan, tmp_path / 'runs', [tmp_path / 'report.json'], tmp_path / 'times.png')
+    draw_times(plan, tmp_path / 'runs', [Benchmark.read(tmp_path / 'report.json')], tmp_path / 'times.png')
     (panel,) = seen
     assert panel.unit == 'time of the backbone, ms (train, 2x64x96)'
     assert {curve.name: curve.points for curve in panel.curves} == {
@@ -330,9 +355,9 @@ def test_times_that_do_not_fit(plan, tmp_path):
     run_plan(plan, plan.choose(['a']), tmp_path / 'runs')
     measured(tmp_path / 'report.json', dict(lavit_s=0.5))
     with pytest.raises(UserError, match=r'report.json has the config of no arm with results; it has lavit_s'):
-        draw_times(plan, tmp_path / 'runs', [tmp_path / 'report.json'], tmp_path / 'times.png')
+        draw_times(plan, tmp_path / 'runs', [Benchmark.read(tmp_path / 'report.json')], tmp_path / 'times.png')
     with pytest.raises(UserError, match=r'plan.py is no report.json of benchmark.py'):
-        draw_times(plan, tmp_path / 'runs', [tmp_path / 'plan.py'], tmp_path / 'times.png')
+        Benchmark.read(tmp_path / 'plan.py')
 
 
 def test_interval():
@@ -516,6 +541,7 @@ def test_results_of_a_test(tmp_path):
         (dict(seeds=[1, 1]), r'seeds of arm a must be a list of different numbers, got \[1, 1\]'),
         (dict(columns=['train']), r"columns must be a dict, got \['train'\]"),
         (dict(arms=[1]), r'arms must be a dict, got \[1\]'),
+        (dict(arms=dict(a=dict(title='A', commands=['python x']))), 'commands of arm a must be a dict'),
         (dict(arms=dict(a='x')), "arm a must be a dict, got 'x'"),
         (dict(arms=dict(a=dict(title='A', commands=dict(train='X=1 python x')))), 'begins with no program'),
         (

@@ -97,13 +97,15 @@ def test_workers_are_refused(folder):
         next(iter(loader))
 
 
-def test_crops(monkeypatch):
+@pytest.mark.parametrize('amp', [False, True], ids=['float32', 'autocast'])
+def test_crops(monkeypatch, amp):
     """Each pixel of a crop is the image at the place that the drawn box says, bilinearly."""
     draws = torch.tensor([[0.3, 1.0], [0.2, 0.9], [0.5, 0.0], [0.1, 1.0], [0.4, 0.6]])
     monkeypatch.setattr(torch, 'rand', lambda *args, **kwargs: draws)
     rows, columns = torch.meshgrid(torch.arange(30.0), torch.arange(20.0), indexing='ij')
     image = torch.stack([rows, columns])  # a pixel says where it is
-    crops = random_resized_crop(torch.stack([image, image]), 8, (0.2, 0.6))
+    with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+        crops = random_resized_crop(torch.stack([image, image]), 8, (0.2, 0.6))
     for crop, (area, aspect, across, down, mirror) in zip(crops, draws.T.tolist(), strict=True):
         area = (0.2 + 0.4 * area) * 30 * 20
         ratio = (3 / 4) * (16 / 9) ** aspect  # width to height, in pixels

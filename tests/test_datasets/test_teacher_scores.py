@@ -77,6 +77,23 @@ def test_scores_are_the_models(teacher, monkeypatch, tmp_path, classes):
     np.testing.assert_allclose(scores.logits, wanted[:, [1, 0]] if classes else wanted, atol=2e-3)
 
 
+def test_images_of_different_sizes(teacher, monkeypatch, tmp_path):
+    """They are not padded to one size, which would change their scores."""
+    root, model = teacher
+    config = TEACHER.replace("dict(type='Resize', scale=(64, 64)), ", '')
+    (tmp_path / 'teacher.py').write_text(config)
+    rng = np.random.default_rng(0)
+    (tmp_path / 'images').mkdir()
+    for name, size in (('1.png', (64, 96)), ('2.png', (96, 64)), ('3.png', (64, 96))):
+        cv2.imwrite(str(tmp_path / 'images' / name), rng.integers(0, 256, (*size, 3), np.uint8))
+    args = ('--images', tmp_path / 'images', '--out', tmp_path / 'scores.npz', '--batch-size', 2)
+    call_tool(monkeypatch, 'misc/predict_scores.py', tmp_path / 'teacher.py', root / 'teacher.pth', *args)
+    scores = TeacherScores.load(str(tmp_path / 'scores.npz'))
+    np.testing.assert_allclose(
+        scores.logits, np.stack([literal(tmp_path, model, name) for name in scores.names]), atol=2e-3
+    )
+
+
 @pytest.mark.parametrize(
     ('args', 'message'),
     [

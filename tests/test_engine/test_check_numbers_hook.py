@@ -2,6 +2,7 @@
 
 import copy
 import os
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -360,6 +361,50 @@ def test_scaled_loss_that_cannot_overflow():
     run = Run(build(nn.Identity()), CheckNumbersHook('skip'), wrapper=BFloat16Wrapper)(batches)
     assert run.message_hub.get_scalar('train/skipped_steps').current() == 1
     assert run.warnings[0].startswith('iteration 2: ')
+
+
+def test_scale_that_grows_without_end():
+    """mmengine's scaler doubles it every 2000 steps; squares of gradients overflow long before they do."""
+
+    def grown(*args, **kwargs):
+        return BFloat16Wrapper(*args, scale=2.0**80, **kwargs)
+
+    batches = [make_batch(i) for i in range(4)]
+    plain = Run(build(), wrapper=grown)(batches)
+    hooked = Run(build(), CheckNumbersHook(), wrapper=grown)(batches)
+    assert_equal(state_of(plain), state_of(hooked))
+    with pytest.raises(UserError, match='iteration 6: loss_fit is nan'):
+        hooked([make_batch(0), make_batch(1, bad=1)])
+
+
+def test_scaler_that_is_disabled():
+    """It skips nothing."""
+
+    def disabled(*args, **kwargs):
+        wrapper = ScaledWrapper(*args, **kwargs)
+        wrapper.loss_scaler = torch.amp.GradScaler('cpu', enabled=False)
+        return wrapper
+
+    with pytest.raises(UserError, match=r'iteration 1: .*first in middle.1 \(Root\)'):
+        Run(build(nn.Sequential(nn.ReLU(), Root())), CheckNumbersHook(), wrapper=disabled)([make_batch(0)])
+
+
+def test_steps_are_counted_not_their_batches():
+    hook = CheckNumbersHook('skip', limit=2)
+    bad = [make_batch(i, bad=0) for i in range(4)]
+    run = Run(build(), hook, accumulate=4)(bad)
+    assert run.message_hub.get_scalar('train/skipped_steps').current() == 1
+    assert len(run.warnings) == 5  # each batch, and the count at the end
+    with pytest.raises(UserError, match='this is step 2 in a row'):
+        run(bad)
+
+
+def test_a_step_of_the_model_s_own_comes_back():
+    """Such as a compiled one."""
+    run = Run(build(), CheckNumbersHook())
+    own = run.model.train_step = partial(type(run.model).train_step, run.model)
+    run([make_batch(0)])
+    assert run.model.train_step is own
 
 
 def train_in_two(rank, port, folder):

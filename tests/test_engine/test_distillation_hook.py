@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet.models import DetDataPreprocessor
+from mmdet.structures import DetDataSample
 from mmengine.model import BaseDataPreprocessor, BaseModel, ImgDataPreprocessor
 from torch import nn
 
@@ -317,6 +319,27 @@ def test_teacher_gets_images_as_it_wants_them():
     attach(model, teacher)
     model(model.data_preprocessor(dict(inputs=list(raw)))['inputs'], None, mode='loss')
     expected = teacher.data_preprocessor(dict(inputs=list(raw)))['inputs']
+    torch.testing.assert_close(seen[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_stays_what_it_is():
+    """mmdet pads normalised images, so by zero for the teacher, too."""
+    ours = DetDataPreprocessor((120.0, 110, 100), (60.0, 50, 40), bgr_to_rgb=True)
+    model, teacher = build(0, neck=False, preprocessor=ours), OtherTeacher()
+    teacher.data_preprocessor = DetDataPreprocessor((127.0, 127, 127), (128.0, 128, 128))
+    generator, seen = torch.Generator().manual_seed(0), []
+    shapes = ((64, 96), (64, 32), (32, 64))
+    raw = [torch.randint(0, 256, (3, *shape), generator=generator, dtype=torch.uint8) for shape in shapes]
+    teacher.conv.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    attach(model, teacher)
+
+    def batch():
+        samples = [DetDataSample(metainfo=dict(img_shape=shape)) for shape in shapes]
+        return dict(inputs=list(raw), data_samples=samples)
+
+    model(**ours(batch()), mode='loss')
+    expected = teacher.data_preprocessor(batch())['inputs']
+    assert not expected[1, :, :, 32:].any()
     torch.testing.assert_close(seen[0], expected, rtol=1e-5, atol=1e-5)
 
 

@@ -748,6 +748,16 @@ def test_threads(key_reduction):
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize('key_reduction', ['conv', 'pool'])
+def test_a_batch_without_images(key_reduction):
+    """As a filter of unlabelled images may leave it; ResNet takes it, too."""
+    model = LaViT('nano', key_reduction=key_reduction)
+    outs = model(torch.rand(0, 3, 96, 160))
+    assert [tuple(out.shape) for out in outs] == [(0, 32, 24, 40), (0, 64, 12, 20), (0, 128, 6, 10), (0, 192, 3, 5)]
+    sum(out.sum() for out in outs).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
 def test_learning_rates_that_decay_by_layers():
     """mmpretrain's constructor: each later layer learns faster, and all parameters are in a group."""
     load_toolbox('mmpretrain')

@@ -47,6 +47,15 @@ def test_save(suffix, print_config, expected, tmp_path, capsys):
     assert json.dumps(saved, sort_keys=True) == json.dumps(expected, sort_keys=True)  # tuples or lists
 
 
+def test_a_config_is_not_replaced_by_its_own_text(print_config, tmp_path, capsys):
+    file = tmp_path / 'a.py'
+    file.write_text('a = 1  # why\n')
+    with pytest.raises(SystemExit):
+        print_config(file, '--save-path', file)
+    assert 'is the config itself; expected another file' in capsys.readouterr().err
+    assert file.read_text() == 'a = 1  # why\n'
+
+
 @pytest.mark.parametrize(
     ('args', 'message'),
     [

@@ -153,3 +153,16 @@ def test_a_work_dir_without_checkpoints(start, tmp_path):
     (tmp_path / 'config.py').write_text(Path('lavit/lavit.py').read_text())
     code, said = start('report.py', tmp_path)
     assert code == 2 and 'has no checkpoint; expected epoch_N.pth or iter_N.pth' in said.err
+
+
+def test_a_training_whose_config_has_no_test(start, tmp_path):
+    """As that of a distillation."""
+    (tmp_path / 'student.py').write_text(f"_base_ = '{LAVIT}'\nval_dataloader = test_dataloader = None\n")
+    for name in ('iter_2.pth', 'last_checkpoint'):
+        (tmp_path / name).write_bytes(Path('lavit', name).read_bytes())
+    images = '--images', 'images/0.png'
+    code, said = start('report.py', tmp_path)
+    assert code == 2 and 'has no test_dataloader' in said.err
+    code, said = start('report.py', tmp_path, '--config', 'lavit.py', *images)
+    assert code == 0, said.err
+    assert {path.name for path in (tmp_path / 'report').iterdir()} >= {'saturation.png', 'attention_0.html', 'cost.png'}

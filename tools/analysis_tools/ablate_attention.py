@@ -8,10 +8,8 @@ Nothing is trained, so this tells what a model has come to depend on, not what i
 
 import argparse
 import copy
-import sys
 
 from mmengine.config import Config
-from rich.console import Console
 from rich.table import Table
 
 from mmlavit.analysis.ablation import ABLATIONS, require_batches  # registers AblationHook
@@ -20,6 +18,7 @@ from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch, resolve_num_va_layers
 from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config, merge_test_args
 from mmlavit.utils.config_types import type_name
+from mmlavit.utils.console import table_console
 from mmlavit.utils.local_files import expand_home
 
 ROWS = {
@@ -157,7 +156,7 @@ def main() -> None:
             table = Table('', *names, title=f'{args.config}, {args.checkpoint}')
             for row, metrics in rows.items():
                 table.add_row(row, *(show(metrics.get(name)) for name in names))
-            Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+            table_console(160).print(table)
 
 
 if __name__ == '__main__':

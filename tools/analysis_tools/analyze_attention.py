@@ -2,11 +2,9 @@
 """Measure how alike the attention of successive layers is, and say which layers to make less-attention layers."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from mmengine.logging import MMLogger
-from rich.console import Console
 from rich.table import Table
 
 from mmlavit.analysis.attention import LayerAttention, choose_depths, choose_layers, measure_attention
@@ -16,6 +14,7 @@ from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch
 from mmlavit.utils.arguments import add_trust_argument, figure, positive
 from mmlavit.utils.config_types import type_name
+from mmlavit.utils.console import table_console
 from mmlavit.utils.local_files import expand_home, require_folder
 
 
@@ -80,7 +79,7 @@ def main() -> None:
     """Measure, print and draw."""
     args = parse_args()
     MMLogger.get_current_instance().setLevel('ERROR')
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = table_console(120)
     with one_line_errors():
         if args.out is not None:
             require_folder(args.out.parent, '--out')

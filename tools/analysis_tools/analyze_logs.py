@@ -2,16 +2,15 @@
 """Draw the curves of one or several trainings into one plot and print how fast they ran."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
 from mmlavit.analysis.curves import MAIN_KEYS, Log, draw_panels, main_keys, make_panel, resolve_keys
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import figure
+from mmlavit.utils.console import table_console
 from mmlavit.utils.local_files import expand_home, require_folder
 
 
@@ -73,7 +72,7 @@ def print_times(names: list[str], logs: list[Log]) -> None:
         memory = f'{means["memory"]:.0f}' if means.get('memory') else '-'
         table.add_row(name, str(max(row['step'] for row in log.trained)), *numbers, memory)
     # Without a terminal rich would squeeze the table into 80 columns.
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    table_console(150).print(table)
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, parse_input, 
 from mmlavit.analysis.benchmark.worker import DTYPES, Settings, Worker, WorkerError
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import positive
+from mmlavit.utils.console import table_console
 from mmlavit.utils.local_files import expand_home, require_folder
 
 GROWTH_SUBJECTS = ['lavit_s', 'lavit_s_pool', 'pvt_v2_b2_mmdet', 'swin_t_mmdet']
@@ -146,7 +147,7 @@ def benchmark(args: argparse.Namespace, settings: Settings) -> None:
         iterations=args.iterations or (10 if args.device == 'cuda' else 1),
     )
     # Without a terminal rich would squeeze the tables into 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = table_console(150)
     for line in (report.conditions(), report.software(), report.method(), report.command):
         console.print(line, style='dim', highlight=False)
 

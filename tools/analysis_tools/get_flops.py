@@ -2,7 +2,6 @@
 """Count parameters and multiply-adds of configs' models: in parts, by role and stage, or side by side."""
 
 import argparse
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
 from mmlavit.analysis.breakdown import Row, break_down, part_of
@@ -19,6 +17,7 @@ from mmlavit.analysis.flops import Complexity
 from mmlavit.errors import one_line_errors
 from mmlavit.utils.arguments import add_options_argument, load_config
 from mmlavit.utils.blame import blame_config
+from mmlavit.utils.console import table_console
 
 STAGES = range(4)
 
@@ -66,7 +65,7 @@ def main() -> None:
     MMLogger.get_current_instance().setLevel('ERROR')
     warnings.simplefilter('ignore')
     # Without a terminal rich would squeeze the tables into 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    console = table_console(150)
     with one_line_errors():
         cfg = read_config(args.config, args.cfg_options)
         shape = args.shape or DEFAULT_SHAPES.get(cfg.get('default_scope'))

@@ -29,6 +29,13 @@ def parse_args() -> argparse.Namespace:
         '--checkpoint', type=expand_home, metavar='FILE', help='weights (default: the last of the training)'
     )
     parser.add_argument(
+        '--config',
+        type=expand_home,
+        metavar='FILE',
+        help='config of the model and its test data (default: the newest in the work dir; a distillation has no '
+        'test data, so give that of the student)',
+    )
+    parser.add_argument(
         '--compare',
         type=expand_home,
         nargs='+',
@@ -53,7 +60,7 @@ def main() -> None:
     warnings.simplefilter('ignore')  # what is said while models are built is about their training
     with one_line_errors():
         out_dir = args.out_dir or args.work_dir / 'report'
-        run = open_run(args.work_dir, args.checkpoint, args.device)
+        run = open_run(args.work_dir, args.checkpoint, args.device, args.config)
         others = [open_run(folder, device=args.device) for folder in args.compare]
         paths = choose_pictures(run.trained.cfg, args.images, args.num_images)
         require_folder(out_dir, '--out-dir')

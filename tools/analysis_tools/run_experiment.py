@@ -14,8 +14,8 @@ import torch
 
 from mmlavit.analysis.benchmark.report import device_name, versions
 from mmlavit.analysis.experiments.plan import Plan
-from mmlavit.analysis.experiments.report import draw_times, write_report
-from mmlavit.analysis.experiments.runs import run_plan
+from mmlavit.analysis.experiments.report import Benchmark, draw_times, write_report
+from mmlavit.analysis.experiments.runs import require_runnable, run_plan
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import positive
 from mmlavit.utils.local_files import expand_home, require_folder
@@ -75,6 +75,9 @@ def main() -> None:
             raise UserError(f'{root} does not exist: nothing of this plan has been run; leave out --report-only')
         require_folder(root, '--work-dir')
         require_folder(out_dir, '--out-dir')
+        benchmarks = [Benchmark.read(file) for file in args.times]
+        if not args.report_only:
+            require_runnable(plan, arms, root)  # else a report that is there would be replaced by a poorer one
         command = f'python {shlex.join(sys.argv)}'
         device = device_name('cuda' if torch.cuda.is_available() else 'cpu')
         software = ', '.join(f'{name} {version}' for name, version in versions().items())
@@ -89,7 +92,7 @@ def main() -> None:
             write_report(plan, root, out_dir, command)
         print(out_dir / 'report.md')
         if args.times:
-            draw_times(plan, root, args.times, out_dir / 'times.png')
+            draw_times(plan, root, benchmarks, out_dir / 'times.png')
             print(out_dir / 'times.png')
 
 

@@ -83,6 +83,8 @@ class Gauge:
     def report(self, unit: str) -> float:
         """Print what was read; return the growth of resident memory after warming up, as a share."""
         steps, resident, in_use = (np.array([r[key] for r in self.readings]) for key in ('step', 'resident', 'in_use'))
+        if not self.readings:
+            raise UserError('nothing was read; take a longer run, or a smaller --every')
         first, last = self.readings[0], self.readings[-1]
         print(f'{last["step"]} {unit} in {last["seconds"]:.0f} s, {len(steps)} readings')
         print(

@@ -41,6 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=expand_home, required=True, help='such as scores.npz')
     parser.add_argument(
         '--classes',
+        type=expand_home,
         metavar='FILE',
         help="classes to keep, a synset such as n01440764 on each line; for a teacher of ImageNet's 1000 classes",
     )
@@ -69,6 +70,13 @@ def find_columns(path: str) -> list[int]:
     return [synsets.index(name) for name in wanted]
 
 
+def _score(model: torch.nn.Module, images: list[torch.Tensor], amp: bool) -> torch.Tensor:
+    """Add the scores (B, classes) of images of one size and of their mirror images."""
+    inputs = model.data_preprocessor(dict(inputs=images))['inputs'].to(memory_format=torch.channels_last)
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=amp):
+        return model(inputs).float() + model(inputs.flip(-1)).float()
+
+
 @torch.inference_mode()
 def predict(args: argparse.Namespace, columns: Sequence[int] | None) -> TeacherScores:
     """Run the teacher on all images."""
@@ -86,10 +94,10 @@ def predict(args: argparse.Namespace, columns: Sequence[int] | None) -> TeacherS
     loader = DataLoader(dataset, args.batch_size, num_workers=args.workers, collate_fn=list)
     found = []
     for batch in track(loader, description='Scores'):
-        inputs = model.data_preprocessor(dict(inputs=[sample['inputs'] for sample in batch]))['inputs']
-        inputs = inputs.to(memory_format=torch.channels_last)
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=args.amp):
-            logits = model(inputs).float() + model(inputs.flip(-1)).float()
+        images = [sample['inputs'] for sample in batch]
+        # One by one where the pipeline leaves them at different sizes: padding would change what the teacher sees.
+        groups = [images] if len({image.shape for image in images}) == 1 else [[image] for image in images]
+        logits = torch.cat([_score(model, group, args.amp) for group in groups])
         if columns is not None and logits.shape[1] != 1000:
             raise UserError(f'--classes is for a teacher of 1000 classes, but this one has {logits.shape[1]}')
         found.append((logits if columns is None else logits[:, columns]).div(2).cpu().numpy())

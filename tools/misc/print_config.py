@@ -35,6 +35,8 @@ def main() -> None:
         if args.save_path.suffix not in FORMATS:
             raise UserError(f'--save-path {args.save_path}: expected a file ending in {", ".join(FORMATS)}')
         require_folder(args.save_path.parent, '--save-path')
+        if args.save_path.exists() and args.save_path.samefile(args.config):
+            raise UserError(f'--save-path {args.save_path} is the config itself; expected another file')
         cfg.dump(str(args.save_path))
     print(f'{args.config} -> {args.save_path}')
 

@@ -144,10 +144,11 @@ def device_name(device: str) -> str:
     """Return the name of the processor.
 
     Args:
-        device (str): 'cpu', or such as 'cuda' or 'cuda:1'.
+        device (str): 'cpu', or such as 'cuda' or 'cuda:1'; of another kind, its own name is all there is.
     """
-    if device != 'cpu':
-        return torch.cuda.get_device_name(device)
+    kind = torch.device(device).type
+    if kind != 'cpu':
+        return torch.cuda.get_device_name(device) if kind == 'cuda' else device
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from mmlavit.utils.arguments import load_config
 
 _KEYS = {'title', 'metric', 'scale', 'digits', 'seeds', 'reference', 'columns', 'arms'}
 _ARM_KEYS = {'title', 'seeds', 'needs', 'names', 'commands'}
+# What is in quotes, or white space outside of them.
+_SPACE = re.compile(r"""("[^"]*"|'[^']*')|\s+""")
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ class Plan:
             Plan: The plan.
 
         Raises:
-            UserError: If the file does not exist or is no Python, a key is missing or unknown, or a command has a
-                placeholder that nothing stands for.
+            UserError: If the file does not exist or is no Python, a key is missing, or unknown in an arm, or a command
+                has a placeholder that nothing stands for.
         """
         if not Path(path).is_file():
             raise UserError(f'plan {path} does not exist; expected a file such as those in configs/experiments/plans')
@@ -100,6 +103,8 @@ class Plan:
             commands = arm.get('commands', cfg.get('commands'))
             if arm.keys() - _ARM_KEYS or 'title' not in arm or commands is None:
                 raise UserError(f'{path}: arm {name} has {", ".join(arm)}; expected {", ".join(sorted(_ARM_KEYS))}')
+            if not isinstance(commands, Mapping):
+                raise UserError(f'{path}: commands of arm {name} must be a dict, got {commands!r}')
             needs = tuple(arm.get('needs', ()))
             if not set(needs) <= {earlier.name for earlier in arms}:
                 raise UserError(f'{path}: arm {name} needs {", ".join(needs)}, which must be arms that stand before it')
@@ -150,7 +155,7 @@ class Plan:
         places |= {key: shlex.quote(str(place)) for key, place in dict(work_dir=run / name, run=run, root=root).items()}
         names = {key: text.format(**places) if isinstance(text, str) else text for key, text in arm.names.items()}
         command = arm.commands[name].format(**names, **places)
-        return ' '.join(command.split())
+        return _SPACE.sub(lambda found: found[1] or ' ', command).strip()
 
     def choose(self, names: Sequence[str], seeds: Sequence[int] = ()) -> list[Arm]:
         """Choose arms by their names, with what they need, and seeds; none means all.

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from mmlavit.errors import UserError
+from mmlavit.utils.local_files import write_file
 
 from ..curves import Curve, Log, Panel, draw_panels
 from .plan import Arm, Plan
@@ -56,7 +57,7 @@ def summarise(plan: Plan, root: Path) -> dict[str, dict[str, Summary]]:
         }
         for arm in plan.arms
     }
-    single = next(len(arm.seeds) == 1 for arm in plan.arms if arm.name == plan.reference)
+    single = _has_one_run(plan)
     summaries = {}
     for arm, columns in values.items():
         summaries[arm] = {}
@@ -68,6 +69,11 @@ def summarise(plan: Plan, root: Path) -> dict[str, dict[str, Summary]]:
             if some:
                 summaries[arm][column] = Summary(some, difference)
     return summaries
+
+
+def _has_one_run(plan: Plan) -> bool:
+    """Tell whether what is compared with is run once, so that how much it varies is not known."""
+    return next(len(arm.seeds) == 1 for arm in plan.arms if arm.name == plan.reference)
 
 
 def _column(plan: Plan, arm: Arm, name: str, root: Path) -> dict[int, list[tuple[int, float]]]:
@@ -116,10 +122,10 @@ def write_report(plan: Plan, root: Path, out_dir: Path, command: str) -> None:
     if any(len(curve.points) > 1 for curve in panel.curves):
         draw_panels([panel], out_dir / 'curves.png')
         picture = '\n![Curves](curves.png)\n'
-    (out_dir / 'report.md').write_text(
+    write_file(
+        out_dir / 'report.md',
         f'# {plan.title}\n\n{conditions}\n\n```bash\n{command}\n```\n\n{_table(plan, summaries)}\n{picture}'
-        f'{_commands(plan, summaries)}',
-        encoding='utf-8',
+        f'{_commands(plan, summaries)}'.encode(),
     )
     content = dict(
         title=plan.title,
@@ -136,7 +142,7 @@ def write_report(plan: Plan, root: Path, out_dir: Path, command: str) -> None:
         },
         curves={curve.name: [(step, _finite(value)) for step, value in curve.points] for curve in panel.curves},
     )
-    (out_dir / 'report.json').write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+    write_file(out_dir / 'report.json', f'{json.dumps(content, indent=1)}\n'.encode())
 
 
 def _finite(value: float) -> float | None:
@@ -159,25 +165,34 @@ def _table(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str:
         row = [arm.title]
         for column in plan.columns:
             some = summaries[arm.name].get(column)
-            row += [_cell(plan, some.values, True), _cell(plan, some.difference, False)] if some else ['', '']
+            row += [_value(plan, some), _difference(plan, some)] if some else ['', '']
         rows.append(row)
-    note = (
-        "Means over seeds, ± half of the 95 % confidence interval (Student's t), and in brackets the single values. "
-        'Differences are between runs of the same seed, or to the only run of what is compared with.'
-    )
+    note = "Means over seeds, ± half of the 95 % confidence interval (Student's t), and in brackets the single values. "
+    if _has_one_run(plan):
+        note += (
+            'Differences are from the only run of what is compared with; they have no interval, since it is not known '
+            'how much that run would vary.'
+        )
+    else:
+        note += 'Differences are between runs of the same seed.'
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows) + f'\n\n{note}\n'
 
 
-def _cell(plan: Plan, values: Mapping[int, float], single: bool) -> str:
-    if not values:
-        return ''
-    numbers = [values[seed] for seed in sorted(values)]
-    width = interval(numbers)
-    text = f'{mean(numbers):.{plan.digits}f}' if single else f'{mean(numbers):+.{plan.digits}f}'
+def _value(plan: Plan, some: Summary) -> str:
+    numbers = [some.values[seed] for seed in sorted(some.values)]
+    width, text = interval(numbers), f'{mean(numbers):.{plan.digits}f}'
     if width is None:
         return text
-    text += f' ± {width:.{plan.digits}f}'
-    return f'{text} ({", ".join(f"{number:.{plan.digits}f}" for number in numbers)})' if single else text
+    singles = ', '.join(f'{number:.{plan.digits}f}' for number in numbers)
+    return f'{text} ± {width:.{plan.digits}f} ({singles})'
+
+
+def _difference(plan: Plan, some: Summary) -> str:
+    numbers = list(some.difference.values())
+    if not numbers:
+        return ''
+    width, text = None if _has_one_run(plan) else interval(numbers), f'{mean(numbers):+.{plan.digits}f}'
+    return text if width is None else f'{text} ± {width:.{plan.digits}f}'
 
 
 def _commands(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str:
@@ -193,31 +208,55 @@ def _commands(plan: Plan, summaries: Mapping[str, Mapping[str, Summary]]) -> str
     return '\n'.join(['\n## Commands\n', *parts]) if parts else ''
 
 
-def draw_times(plan: Plan, root: Path, benchmarks: Sequence[Path], out_file: Path) -> None:
+@dataclass(frozen=True)
+class Benchmark:
+    """Times of backbones.
+
+    Args:
+        file (Path): Where they were read.
+        conditions (str): Mode and input.
+        times (Mapping[str, float]): Medians in seconds, by the names of the configs.
+    """
+
+    file: Path
+    conditions: str
+    times: Mapping[str, float]
+
+    @classmethod
+    def read(cls, file: Path) -> Benchmark:
+        """Read a ``report.json`` of ``benchmark.py --subjects CONFIG ...``, of which the first input is taken.
+
+        Raises:
+            UserError: If the file is no such report.
+        """
+        try:
+            report = json.loads(file.read_text())
+            mode, comparison = report['settings']['mode'], report['comparisons'][0]
+            times = {result['backbone']: result['median_s'] for result in comparison['results']}
+            size = 'x'.join(str(comparison['input'][side]) for side in ('batch', 'height', 'width'))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f'{file} is no report.json of benchmark.py: {error}') from error
+        return cls(file, f'{mode}, {size}', times)
+
+
+def draw_times(plan: Plan, root: Path, benchmarks: Sequence[Benchmark], out_file: Path) -> None:
     """Draw the results of each arm against the time that its backbone takes, a panel for each benchmark.
 
     Args:
         plan (Plan): The experiment; the results are those of its first column.
         root (Path): Its folder.
-        benchmarks (Sequence[Path]): Files report.json of ``benchmark.py --subjects CONFIG ...``, of which the first
-            input is taken.
+        benchmarks (Sequence[Benchmark]): What has been timed.
         out_file (Path): Where the picture goes.
 
     Raises:
-        UserError: If a file is no such report, or has none of the arms that have results.
+        UserError: If a benchmark has none of the arms that have results.
     """
     column = next(iter(plan.columns))
     arms = [arm for arm in plan.arms if column in arm.commands]
     summaries = summarise(plan, root)
     panels = []
-    for file in benchmarks:
-        try:
-            report = json.loads(file.read_text())
-            mode, comparison = report['settings']['mode'], report['comparisons'][0]
-            times = {result['backbone']: result['median_s'] for result in comparison['results']}
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(f'{file} is no report.json of benchmark.py: {error}') from error
-        curves = []
+    for benchmark in benchmarks:
+        curves, times = [], benchmark.times
         for arm in arms:
             words = shlex.split(plan.command(arm, column, arm.seeds[0], root))
             found = [times[name] for name in (Path(word).stem for word in words) if times.get(name)]
@@ -225,9 +264,8 @@ def draw_times(plan: Plan, root: Path, benchmarks: Sequence[Path], out_file: Pat
                 values = sorted(summaries[arm.name][column].values.values())
                 curves.append(Curve(arm.title, [(found[0] * 1e3, value) for value in values], dict(marker='.')))
         if not curves:
-            raise UserError(f'{file} has the config of no arm with results; it has {", ".join(times)}')
-        size = 'x'.join(str(comparison['input'][side]) for side in ('batch', 'height', 'width'))
-        panels.append(Panel(plan.metric, f'time of the backbone, ms ({mode}, {size})', curves))
+            raise UserError(f'{benchmark.file} has the config of no arm with results; it has {", ".join(times)}')
+        panels.append(Panel(plan.metric, f'time of the backbone, ms ({benchmark.conditions})', curves))
     draw_panels(panels, out_file)
 
 

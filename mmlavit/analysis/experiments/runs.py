@@ -106,15 +106,18 @@ class Run:
     def sources(self) -> dict[str, str | None]:
         """Say which results are there of what it reads: for each folder, what names the run that ended there."""
         found = {run.name_in_root: run.record.get('id') if run.ended else 'none' for run in self.reads}
-        for folder, *_ in _OTHER_PLAN.findall(self.planned):
+        for folder, *_ in self._reads_of_other_plans():
             done = Path(folder, 'done.json')
             if done.is_file():  # else it has been removed, which says nothing about what was read of it
                 found[folder] = json.loads(done.read_text()).get('id')
         return found
 
+    def _reads_of_other_plans(self) -> list[tuple[str, ...]]:
+        return [found for word in shlex.split(self.planned) for found in _OTHER_PLAN.findall(word)]
+
     def require_other_plans(self) -> None:
         """Raise an error if a file that another plan makes is missing."""
-        for folder, plan, arm, seed, name in _OTHER_PLAN.findall(self.planned):
+        for folder, plan, arm, seed, name in self._reads_of_other_plans():
             if not Path(folder, name).exists():
                 raise UserError(
                     f'{folder}/{name} does not exist; the plan {plan} makes it: run_experiment.py '
@@ -165,6 +168,28 @@ class _Terms(NamedTuple):
     stopped: threading.Event
 
 
+def require_runnable(plan: Plan, arms: Sequence[Arm], root: Path) -> None:
+    """Make sure that a plan can begin, or go on.
+
+    Args:
+        plan (Plan): The experiment.
+        arms (Sequence[Arm]): What of it is to be run.
+        root (Path): Folder of the experiment.
+
+    Raises:
+        UserError: If a command has been run with other options or on other results, or reads what another plan has not
+            made yet.
+    """
+    stale = [run for arm in arms for run in runs_of(plan, arm, root) if run.why_stale]
+    if stale:
+        folders = ', '.join(str(run.folder) for run in stale)
+        raise UserError(f'{stale[0].folder} {stale[0].why_stale}; remove {folders}, or undo the change')
+    for arm in arms:
+        for run in runs_of(plan, arm, root):
+            if not run.ended:
+                run.require_other_plans()
+
+
 def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditions: str = '') -> None:
     """Run what has not been run yet.
 
@@ -179,17 +204,10 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditi
         conditions (str): Device and versions, for the report.
 
     Raises:
-        UserError: If a command fails, gives no result where the table wants one, or has been run with other options or
-            on other results; if it reads what another plan has not made yet; or if another process runs it.
+        UserError: As :func:`require_runnable`; or if a command fails or gives no result where the table wants one, or
+            if another process runs it.
     """
-    stale = [run for arm in arms for run in runs_of(plan, arm, root) if run.why_stale]
-    if stale:
-        folders = ', '.join(str(run.folder) for run in stale)
-        raise UserError(f'{stale[0].folder} {stale[0].why_stale}; remove {folders}, or undo the change')
-    for arm in arms:
-        for run in runs_of(plan, arm, root):
-            if not run.ended:
-                run.require_other_plans()
+    require_runnable(plan, arms, root)
     terms = _Terms(jobs, max(1, _processors() // jobs), conditions, threading.Event(), threading.Event())
     with ThreadPoolExecutor(jobs) as pool:
         futures: dict[str, list[Future]] = {}

@@ -14,6 +14,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+from torch.amp import GradScaler
 
 from mmlavit.errors import ConfigError, UserError
 
@@ -21,6 +22,9 @@ from ..numbers import Diagnosis, diagnose, get_random_states, image_names, is_fi
 from ..plain_model import find_plain_model
 
 _SHOWN = 8
+# The scaler doubles its scale every 2000 steps; without float16, nothing stops it before scaled gradients overflow.
+# Their squares overflow long before, at a norm of 2^64.
+_LARGEST_SCALE = 2.0**32
 
 
 @HOOKS.register_module()
@@ -40,8 +44,9 @@ class CheckNumbersHook(Hook):
     step, finds weights that are damaged already. Several processes agree: all stop, or all skip.
 
     Under float16 AMP the loss scaler skips steps whose loss or gradients overflow; they are counted (``overflows`` in
-    the log) and are no error, unless ``limit`` follow each other or running statistics are damaged. With DeepSpeed
-    and the like, whose wrappers have their own steps, only the loss is looked at.
+    the log) and are no error, unless ``limit`` follow each other or running statistics are damaged. Under bfloat16,
+    gradients are looked at until mmengine's loss scaler has reached 2^32, and are left to it from then on. With
+    DeepSpeed and the like, whose wrappers have their own steps, only the loss is looked at.
 
     Results are the same bit by bit with and without this hook, as long as all numbers are finite.
 
@@ -68,6 +73,7 @@ class CheckNumbersHook(Hook):
         self.limit = limit
         self._wrappers: list[OptimWrapper] = []
         self._undo: list[tuple[OptimWrapper, Callable, Callable]] = []
+        self._own_step: dict[str, Callable] = {}
         self._counts = dict(skipped_steps=0, overflows=0)
         self._in_a_row = 0
         self._spoilt = False
@@ -88,6 +94,8 @@ class CheckNumbersHook(Hook):
             wrapper.step = partial(self._step, runner, wrapper, before[1])
             wrapper.step._with_counter = True  # what the schedulers of the learning rate have put there is still called
         if self._wrappers:
+            own = vars(runner.model)  # such as a compiled one
+            self._own_step = {name: own[name] for name in ('train_step',) if name in own}
             runner.model.train_step = partial(self._train_step, runner, runner.model.train_step)
 
     def after_train(self, runner) -> None:
@@ -96,6 +104,7 @@ class CheckNumbersHook(Hook):
             wrapper.backward, wrapper.step = backward, step
         if self._wrappers:
             del runner.model.train_step
+            vars(runner.model).update(self._own_step)
         self._wrappers, self._undo = [], []
         for name, count in self._counts.items():
             if count:
@@ -146,8 +155,11 @@ class CheckNumbersHook(Hook):
     @torch.compiler.disable
     def _backward(self, runner, wrapper: OptimWrapper, original: Callable, loss: Tensor, **kwargs) -> None:
         original(loss, **kwargs)
-        if not hasattr(wrapper, 'loss_scaler') or getattr(wrapper, 'cast_dtype', None) is torch.bfloat16:
-            spoilt = _spoilt(wrapper, loss)  # bfloat16 has the range of float32
+        scaler = _find_scaler(wrapper)
+        if scaler is None:
+            spoilt = _spoilt(wrapper, loss)
+        elif getattr(wrapper, 'cast_dtype', None) is torch.bfloat16:  # which has the range of float32
+            spoilt = _spoilt(wrapper, loss, gradients=scaler.get_scale() <= _LARGEST_SCALE)
         elif self._statistics:  # an overflow is the scaler's business, but running statistics would keep it
             spoilt = ~torch.stack(torch._foreach_norm(self._statistics)).isfinite().all()
         else:
@@ -163,7 +175,7 @@ class CheckNumbersHook(Hook):
         if self._spoilt:
             self._spoilt = False
             return
-        if not hasattr(wrapper, 'loss_scaler'):
+        if _find_scaler(wrapper) is None:
             original(**kwargs)
             self._in_a_row = 0
             return
@@ -181,8 +193,9 @@ class CheckNumbersHook(Hook):
 
     def _handle(self, runner, wrapper: OptimWrapper, count: str, found: Diagnosis | None = None) -> None:
         """Count a step that is left out; raise a UserError if the training cannot go on."""
-        self._counts[count] += 1
-        self._in_a_row += 1
+        if not self._spoilt:  # not once more for another batch of the same step
+            self._counts[count] += 1
+            self._in_a_row += 1
         runner.message_hub.update_scalar(f'train/{count}', self._counts[count])
         hopeless = self._in_a_row >= self.limit
         if count == 'overflows' and not hopeless:
@@ -236,9 +249,15 @@ def _find_optim_wrappers(wrapper: Any) -> Iterator[OptimWrapper]:
             yield one
 
 
-def _spoilt(wrapper: OptimWrapper, loss: Tensor) -> Tensor:
+def _find_scaler(wrapper: OptimWrapper) -> GradScaler | None:
+    """Find the loss scaler that skips steps; None if there is none, or it is disabled."""
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def _spoilt(wrapper: OptimWrapper, loss: Tensor, gradients: bool = True) -> Tensor:
     """Tell, as a tensor on their device, whether the loss or a gradient is not finite."""
-    groups = wrapper.optimizer.param_groups
+    groups = wrapper.optimizer.param_groups if gradients else []
     grads = [weight.grad for group in groups for weight in group['params'] if weight.grad is not None]
     # One pass over the gradients. A norm is infinite also where a square is, which Adam would keep for good.
     norms = torch._foreach_norm(grads, 2) if grads else ()

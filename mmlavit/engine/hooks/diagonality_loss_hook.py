@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -19,6 +18,9 @@ from mmlavit.models.lavit import LaViT, LessAttention, VanillaAttention
 from mmlavit.models.observation import refuse_control
 from mmlavit.models.plain_vit import PlainLessAttention, WithLessAttention
 from mmlavit.models.resample import Grid
+
+from ..padding import find_image_sizes
+from ..plain_model import unwrap
 
 
 @HOOKS.register_module()
@@ -67,13 +69,12 @@ class DiagonalityLossHook(Hook):
 
     def before_train(self, runner) -> None:
         """Attach to the model."""
-        model = runner.model
-        self.attach(model.module if is_model_wrapper(model) else model)
+        self.attach(unwrap(runner.model))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Make sure that the loss is there."""
         if not self._called:
-            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            model = unwrap(runner.model)
             raise ConfigError(
                 f'DiagonalityLossHook: training does not call {type(model).__name__}, but a model inside of it, so '
                 'there is no such loss; remove the hook from custom_hooks'
@@ -208,17 +209,9 @@ def _argument(args: tuple, kwargs: dict, place: int, name: str):
 
 
 def _relative_sizes(inputs, data_samples) -> Tensor | None:
-    """Find height and width of each image over those of a padded batch, (B, 2); None if it is not known to be padded.
-
-    ``img_shape`` alone does not tell: mmpretrain's wrappers of torchvision leave there what the image was before them.
-    """
-    samples = data_samples if isinstance(data_samples, (list, tuple)) else []
-    infos = [getattr(sample, 'metainfo', {}) for sample in samples]
-    # mmdet's data preprocessor writes the one, mmseg's the other
-    if not infos or not all('batch_input_shape' in info or 'padding_size' in info for info in infos):
+    """Height and width of each image over those of a padded batch, (B, 2); None if it is not known to be padded."""
+    sizes = find_image_sizes(inputs, data_samples)
+    if sizes is None:
         return None
-    shape = tuple(inputs.shape[-2:])
-    sizes = [tuple(info['img_shape'][:2]) for info in infos]
-    if all(size == shape for size in sizes):
-        return None
-    return torch.tensor([(h / shape[0], w / shape[1]) for h, w in sizes], device=inputs.device).clamp(max=1)
+    height, width = inputs.shape[-2:]
+    return torch.tensor([(h / height, w / width) for h, w in sizes], device=inputs.device).clamp(max=1)

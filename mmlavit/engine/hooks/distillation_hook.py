@@ -12,7 +12,6 @@ import torch
 from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -25,6 +24,8 @@ from mmlavit.models.distillation import attention_distance, find_distances
 from mmlavit.models.lavit import Block, LaViT
 from mmlavit.models.plain_vit import WithLessAttention, find_blocks, find_transformer
 
+from ..padding import find_image_sizes
+from ..plain_model import unwrap
 from ..teacher import build_teacher
 
 
@@ -101,7 +102,7 @@ class DistillationHook(Hook):
 
     def before_train(self, runner) -> None:
         """Build the teacher, start the student unless it goes on with an earlier run, and attach."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         device = next(model.parameters()).device
         teacher, state = build_teacher(self.teacher_cfg, self.scope, self.checkpoint)
         twin = self._find_twin(model.backbone, getattr(teacher, 'backbone', None), runner.cfg.model.backbone, state)
@@ -234,7 +235,8 @@ class DistillationHook(Hook):
             with torch.no_grad():
                 images = inputs
                 if not self._same_images:
-                    images = _renormalise(inputs, self._model.data_preprocessor, self._teacher.data_preprocessor)
+                    ours, theirs = self._model.data_preprocessor, self._teacher.data_preprocessor
+                    images = _renormalise(inputs, data_samples, ours, theirs)
                 teacher['logits'] = _run(self._teacher, images, data_samples)
             if self._layerwise:
                 distances = dict(attention=attention_distance(self._model.backbone, teacher['blocks']))
@@ -355,13 +357,23 @@ def _has_sigmoids(model: nn.Module) -> bool:
     return any(cls.__name__ == 'MultiLabelClsHead' for cls in type(getattr(model, 'head', None)).__mro__)
 
 
-def _renormalise(inputs: Tensor, ours: nn.Module, theirs: nn.Module) -> Tensor:
-    """Images as the student gets them, (B, channels, H, W), to images as the teacher wants them."""
+def _renormalise(inputs: Tensor, data_samples: list | None, ours: nn.Module, theirs: nn.Module) -> Tensor:
+    """Images as the student gets them, (B, channels, H, W), to images as the teacher wants them.
+
+    Padding, which the toolboxes add to normalised images, stays what it is.
+    """
     (mean, std), (other_mean, other_std) = _statistics(ours, inputs), _statistics(theirs, inputs)
     images = inputs * std + mean
     if _swaps_channels(ours) != _swaps_channels(theirs):
         images = images.flip(1)
-    return (images - other_mean) / other_std
+    images = (images - other_mean) / other_std
+    sizes = find_image_sizes(inputs, data_samples)
+    if sizes is None:
+        return images
+    padded = inputs.clone()
+    for i, (height, width) in enumerate(sizes):
+        padded[i, :, :height, :width] = images[i, :, :height, :width]
+    return padded
 
 
 def _normalise_alike(ours: nn.Module, theirs: nn.Module) -> bool:
@@ -392,5 +404,5 @@ def _draw_images(loader: DataLoader, model: nn.Module, teacher: nn.Module, count
     order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(0))[:count]
     for indices in order.split(loader.batch_sampler.batch_size):
         batch = loader.collate_fn([loader.dataset[int(i)] for i in indices])
-        inputs = ours(batch, True)['inputs']  # padded or cropped as in training
-        yield inputs if same else _renormalise(inputs, ours, theirs)
+        data = ours(batch, True)  # padded or cropped as in training
+        yield data['inputs'] if same else _renormalise(data['inputs'], data['data_samples'], ours, theirs)

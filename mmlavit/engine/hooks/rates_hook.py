@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from mmlavit.models.lavit import LessAttention
 from mmlavit.models.plain_vit import PlainLessAttention
+
+from ..plain_model import unwrap
 
 
 class RatesHook(Hook):
@@ -14,7 +15,7 @@ class RatesHook(Hook):
 
     def before_train(self, runner) -> None:
         """Compare what the optimizer does to the transforms with what it does to the values of their layers."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)  # there may be several
         groups = {id(p): group for group in getattr(optimizer, 'param_groups', ()) for p in group['params']}
         decayed, rates = False, set()
