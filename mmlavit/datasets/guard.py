@@ -26,7 +26,7 @@ from .check.images import (
 )
 from .check.maps import MAP_LOADERS, is_panoptic, maps_have_its_classes
 
-_ADVICE = 'python tools/check_data.py CONFIG finds all such files'
+_ADVICE = 'tools/check_data.py CONFIG of mmlavit finds all such files'
 _IN_A_ROW = 100
 _DARK = 16  # what is left of 12 bits where the upper 8 of 16 are kept
 

@@ -73,7 +73,7 @@ def require_classes(
             names = ', '.join(map(str, classes[:3])) + (', ...' if len(classes) > 3 else '')
             raise ConfigError(
                 f'{place} is {number}, but {data} has {len(classes)} classes ({names}); set num_classes of all heads '
-                'to that, or correct metainfo.classes (docs/recipes.md#your-data)'
+                'to that, or correct metainfo.classes (docs/recipes.md of mmlavit, your data)'
             )
 
 

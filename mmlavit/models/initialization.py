@@ -88,12 +88,12 @@ def resolve_init_cfg(
         ConfigError: If it is neither a dict nor a list of dicts, or one has no type.
     """
     entries = [init_cfg] if isinstance(init_cfg, dict) else [] if init_cfg is None else init_cfg
+    remedy = "to start from a checkpoint: dict(type='Pretrained', checkpoint=..., prefix='backbone.')"
     if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, dict) for entry in entries):
-        raise ConfigError(f'init_cfg must be a dict, a list of dicts or None, got {init_cfg!r}')
+        raise ConfigError(f'init_cfg must be a dict, a list of dicts or None, got {init_cfg!r}; {remedy}')
     for entry in entries:
         if 'type' not in entry:
-            pretrained = "dict(type='Pretrained', checkpoint=..., prefix='backbone.')"
-            raise ConfigError(f'init_cfg needs a type, got {entry!r}; to start from a checkpoint: {pretrained}')
+            raise ConfigError(f'init_cfg needs a type, got {entry!r}; {remedy}')
     named = [entry for entry in entries if not _is_pretrained(entry) or entry.get('checkpoint') is not None]
     unnamed = len(named) < len(entries)
     if init_cfg is None or (entries and all(map(_is_pretrained, named))):

@@ -178,6 +178,8 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
     Raises:
         UserError: If the file or one of its bases cannot be read or has a mistake, or an option does not fit.
     """
+    if path.startswith('mmlavit://') or path.endswith(('.pth', '.safetensors')):
+        raise UserError(f'{path} is a checkpoint, but stands where a config is expected; --help has the order')
     if not osp.isfile(path):
         raise UserError(f'config {path} does not exist; expected the path of a config file')
     try:
@@ -195,7 +197,7 @@ def load_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
         if missing and isinstance(error, ModuleNotFoundError):
             raise UserError(
                 f'config {path} inherits from {missing[1]}, which mmengine looks for under that name. Do not install '
-                'it if you have its maintained build: inherit from a copy of its file (docs/faq.md)'
+                'it if you have its maintained build: inherit from a copy of its file (docs/faq.md of mmlavit)'
             ) from error
         reason = textwrap.shorten(str(error), 300, placeholder=' ...')
         raise UserError(

@@ -111,7 +111,7 @@ def _find_layer_decay(cfg: Mapping[str, Any], error: Exception) -> str:
     if isinstance(error, NotImplementedError) and str(kind).rpartition('.')[2] in _LAYER_DECAY:
         return (
             f'optim_wrapper.constructor: {kind} does not know the layers of this backbone; decay learning rates by '
-            'paramwise_cfg.custom_keys instead (docs/own_project.md)'
+            'paramwise_cfg.custom_keys instead (docs/own_project.md of mmlavit)'
         )
     return ''
 

@@ -9,6 +9,7 @@ it. So ``import mmlavit`` registers loaders of its own for all files and address
 from __future__ import annotations
 
 import codecs
+import difflib
 import hashlib
 import json
 import logging
@@ -177,12 +178,17 @@ def find_weights(name: str) -> Path:
     Raises:
         UserError: If there are none of this name.
     """
-    package = Path(__file__).resolve().parents[1]
-    files = [*(package.parent / 'weights').glob('*.safetensors'), *(package / '.mim/weights').glob('*.safetensors')]
-    known = {_SHARD.sub('', file.stem).rpartition('-')[0]: find_shards(file)[0] for file in files}
+    known = _published()
     if name not in known:
         raise UserError(f'mmlavit://{name} is unknown; there is {", ".join(sorted(known)) or "none"}')
     return known[name]
+
+
+def _published() -> dict[str, Path]:
+    """List the weights that come with this package by their names."""
+    package = Path(__file__).resolve().parents[1]
+    files = [*(package.parent / 'weights').glob('*.safetensors'), *(package / '.mim/weights').glob('*.safetensors')]
+    return {_SHARD.sub('', file.stem).rpartition('-')[0]: find_shards(file)[0] for file in files}
 
 
 def find_shards(path: str | os.PathLike) -> list[Path]:
@@ -240,7 +246,17 @@ def require_checkpoint(path: str, what: str = 'checkpoint') -> None:
     if osp.isdir(osp.expanduser(path)):
         raise UserError(f'{what} {path} is a folder; expected a .pth or .safetensors file, such as one in it')
     if not _is_address(path) and not osp.isfile(osp.expanduser(path)):
-        raise UserError(f'{what} {path} does not exist; expected a .pth or .safetensors file')
+        raise UserError(f'{what} {path} does not exist; {_suggest(Path(path))}')
+
+
+def _suggest(path: Path) -> str:
+    """Say what may have been meant by a file that does not exist."""
+    if path.stem in _published():
+        return f'did you mean mmlavit://{path.stem}?'
+    there = [file.name for file in path.parent.glob('*') if file.suffix in ('.pth', '.safetensors')]
+    if alike := difflib.get_close_matches(path.name, there, 1):
+        return f'did you mean {path.parent / alike[0]}?'
+    return 'expected a .pth or .safetensors file' + ('' if path.is_absolute() else ', relative to the current folder')
 
 
 def _is_address(path: str) -> bool:

@@ -71,11 +71,11 @@ def explain_missing(cfg: Config, missing: Sequence[str]) -> str:
     if any(path.startswith('~') for path in missing):
         return 'write the home folder in full: datasets do not expand ~'
     if all(Path(path).parts[:2] == ('data', 'handwritten') for path in missing):
-        return 'docs/data.md has the layout; make it with: python tools/dataset_converters/handwritten.py'
+        return 'docs/data.md of mmlavit has the layout; make it with: python tools/dataset_converters/handwritten.py'
     if 'configs/experiments/' in Path(cfg.filename or '').as_posix():
         return 'configs/experiments/README.md tells where to get it'
     if all(_KNOWN & set(Path(path).parts) for path in missing):
-        return 'docs/data.md has the layout, and python tools/check_data.py --help tells where to get it'
+        return 'docs/data.md of mmlavit has the layout, and its tools/check_data.py --help tells where to get it'
     return 'correct data_root, ann_file or data_prefix in the config; they count from the folder in which the tool runs'
 
 

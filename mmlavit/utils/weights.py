@@ -91,9 +91,11 @@ def require_whole(model: nn.Module, state: Mapping[str, Tensor], path: str) -> N
     """
     fit = load_weights(model, state)
     if fit.missing or fit.misshapen:
+        heads = not fit.missing and all('head' in line.split(':')[0] for line in fit.misshapen)
+        more = ', or set num_classes to its number; init_cfg or load_from start a training from it' if heads else ''
         raise UserError(
             f'{path} is not a checkpoint of this config: of {fit.total} tensors of the model {fit.loaded} fit; '
-            f'{fit.describe()}; name the config that it was trained with'
+            f'{fit.describe()}; name the config that it was trained with{more}'
         )
     if fit.unknown:
         print_log(f'{path}: {fit.describe()}', 'current', logging.WARNING)

@@ -31,7 +31,8 @@ def test_a_missing_file(tmp_path):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (
         2,
-        'error: checkpoint a.pth does not exist; expected a .pth or .safetensors file\n',
+        'error: checkpoint a.pth does not exist; expected a .pth or .safetensors file, relative to the current '
+        'folder\n',
     )
 
 

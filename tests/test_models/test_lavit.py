@@ -701,7 +701,7 @@ class TestInterface:
             ),
             (dict(init_cfg=['a.pth']), 'init_cfg must be a dict, a list of dicts or None'),
             (dict(layer_scale_init=None), 'layer_scale_init must be a finite number, got None'),
-            (dict(init_cfg='weights.pth'), "init_cfg must be a dict, a list of dicts or None, got 'weights.pth'"),
+            (dict(init_cfg='weights.pth'), "or None, got 'weights.pth'; to start from a checkpoint: dict"),
             (dict(key_reduction='mean'), "key_reduction must be 'conv' or 'pool', got 'mean'"),
             (dict(out_indices=(1, 0)), 'out_indices must be increasing'),
             (dict(out_indices=()), 'out_indices must be increasing'),

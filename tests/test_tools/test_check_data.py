@@ -376,7 +376,10 @@ def test_config_without_its_data(tmp_path, monkeypatch, check_data):
     monkeypatch.chdir(tmp_path)
     code, said = check_data(ROOT / 'configs/mask_rcnn_lavit_s.py')
     assert code == 1
-    assert 'data/coco/annotations/instances_train2017.json does not exist: docs/data.md has the layout' in said.out
+    assert (
+        'data/coco/annotations/instances_train2017.json does not exist: docs/data.md of mmlavit has the layout'
+        in said.out
+    )
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,9 @@ def test_missing_file(tmp_path):
     require_checkpoint(str(tmp_path / 'a.pth'))
     require_checkpoint('https://example.org/a.pth')
     require_checkpoint('torchvision://resnet50')
-    with pytest.raises(UserError, match='checkpoint nope.pth does not exist; expected a .pth or .safetensors file'):
+    with pytest.raises(
+        UserError, match='checkpoint nope.pth does not exist; expected a .pth or .safetensors file, rel'
+    ):
         require_checkpoint('nope.pth')
     for path, message in ((tmp_path / 'nope.pth', 'does not exist'), (tmp_path, 'is a folder; expected a .pth')):
         with pytest.raises(UserError, match=message):
@@ -575,3 +577,26 @@ def test_safetensors_cannot_be_resumed(tmp_path):
 def test_map_location(path):
     assert save_and_load(WEIGHTS, path)['a'].device.type == 'cpu'
     assert load_from_local(str(path), 'meta')['a'].device.type == 'meta'
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('lavit_nano_in275', 'did you mean mmlavit://lavit_nano_in275[?]'),
+        ('weights/lavit_nano_in275.safetensors', 'did you mean mmlavit://lavit_nano_in275[?]'),
+        ('first/epoch_1.pht', 'did you mean first/epoch_1.pth[?]'),
+    ],
+)
+def test_what_may_have_been_meant(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'first').mkdir()
+    for there in ('epoch_1.pth', 'notes.txt'):
+        (tmp_path / 'first' / there).touch()
+    with pytest.raises(UserError, match=message):
+        require_checkpoint(name)
+
+
+def test_a_checkpoint_in_the_place_of_a_config():
+    for name in ('mmlavit://lavit_nano_in275', 'work_dirs/a/epoch_1.pth'):
+        with pytest.raises(UserError, match=f'{name} is a checkpoint, but stands where a config is expected'):
+            load_config(name)

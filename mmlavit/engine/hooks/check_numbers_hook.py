@@ -206,7 +206,7 @@ class CheckNumbersHook(Hook):
         if self.action == 'stop':
             raise UserError(
                 f'{line}; look at the images, lower the learning rate or clip gradients '
-                f"(docs/faq.md), or leave such steps out: CheckNumbersHook with action='skip'"
+                f"(docs/faq.md of mmlavit), or leave such steps out: CheckNumbersHook with action='skip'"
             )
         for buffer, before in zip(runner.model.buffers(), self._buffers, strict=True):
             buffer.copy_(before)

@@ -29,7 +29,7 @@ class RatesHook(Hook):
                 decayed |= transform.get('weight_decay', 0) > 0
                 both = tuple(group.get('initial_lr', group['lr']) for group in (transform, values))
                 rates |= {both} if both[0] > both[1] else set()
-        keys = 'paramwise_cfg.custom_keys (docs/own_project.md#fine-tune-from-weights)'
+        keys = 'paramwise_cfg.custom_keys (docs/own_project.md of mmlavit, fine-tune from weights)'
         if decayed:
             runner.logger.warning(
                 'Weight decay pulls the transforms of less attention to the identity: set decay_mult=0.0 for '
