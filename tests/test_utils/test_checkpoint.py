@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from mmlavit.errors import UserError
 from mmlavit.utils import checkpoint as module
+from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import (
     find_checkpoint,
     find_shards,

@@ -127,7 +127,7 @@ def test_message():
 
 def test_message_of_data_that_we_know(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r'data/coco/.*; docs/data\.md has the layout'):
+    with pytest.raises(UserError, match=r'data/coco/.*; docs/data\.md of mmlavit has the layout'):
         require_data(Config.fromfile(CONFIGS / 'retinanet_lavit_s.py'), ['val'])
 
 
