@@ -73,7 +73,7 @@ class CheckNumbersHook(Hook):
         self.limit = limit
         self._wrappers: list[OptimWrapper] = []
         self._undo: list[tuple[OptimWrapper, Callable, Callable]] = []
-        self._own_step: dict[str, Callable] = {}
+        self._own_step: Callable | None = None  # of the model's instance, such as a compiled one
         self._counts = dict(skipped_steps=0, overflows=0)
         self._in_a_row = 0
         self._spoilt = False
@@ -94,8 +94,7 @@ class CheckNumbersHook(Hook):
             wrapper.step = partial(self._step, runner, wrapper, before[1])
             wrapper.step._with_counter = True  # what the schedulers of the learning rate have put there is still called
         if self._wrappers:
-            own = vars(runner.model)  # such as a compiled one
-            self._own_step = {name: own[name] for name in ('train_step',) if name in own}
+            self._own_step = vars(runner.model).get('train_step')
             runner.model.train_step = partial(self._train_step, runner, runner.model.train_step)
 
     def after_train(self, runner) -> None:
@@ -104,7 +103,8 @@ class CheckNumbersHook(Hook):
             wrapper.backward, wrapper.step = backward, step
         if self._wrappers:
             del runner.model.train_step
-            vars(runner.model).update(self._own_step)
+            if self._own_step is not None:
+                runner.model.train_step = self._own_step
         self._wrappers, self._undo = [], []
         for name, count in self._counts.items():
             if count:
