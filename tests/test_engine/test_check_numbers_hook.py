@@ -1,6 +1,7 @@
 """Numbers that are not finite end a training before they reach its weights, with the images and the module."""
 
 import copy
+import itertools
 import os
 from functools import partial
 from types import SimpleNamespace
@@ -63,6 +64,8 @@ def make_batch(number, bad=None, value=float('nan')):
 class Run:
     """As much of a Runner as the hook sees."""
 
+    numbers = itertools.count()
+
     def __init__(self, model, hook=None, accumulate=1, wrapper=OptimWrapper, fused=False):
         model.data_preprocessor = Stack()
         self.model = model.train()
@@ -70,7 +73,7 @@ class Run:
         self.optim_wrapper = wrapper(optimizer, accumulative_counts=accumulate, clip_grad=dict(max_norm=5))
         self.hook, self.iter = hook, 0
         self.step = self.optim_wrapper.step
-        self.message_hub = MessageHub.get_instance('test_check_numbers')
+        self.message_hub = MessageHub.get_instance(f'test_check_numbers_{next(self.numbers)}')
         self.warnings = []
         self.logger = SimpleNamespace(warning=self.warnings.append)
 
@@ -202,8 +205,18 @@ def test_skipping_leaves_weights_and_statistics_as_they_were(accumulate):
     assert_equal(got, expected)
     (line, summary) = run.warnings
     assert line.startswith('iteration 3: ') and line.endswith('images: 9/0.png; this step is left out')
-    assert summary == f'CheckNumbersHook: 1 of {4 + accumulate} iterations: skipped_steps'
+    assert summary == f'CheckNumbersHook: skipped_steps 1 after {4 + accumulate} iterations'
     assert run.message_hub.get_scalar('train/skipped_steps').current() == 1
+
+
+def test_counting_goes_on_after_a_resume():
+    first = Run(build(nn.Identity()), CheckNumbersHook('skip'))
+    first([make_batch(0, bad=1), make_batch(1), make_batch(2, bad=0)])
+    run = Run(build(nn.Identity()), CheckNumbersHook('skip'))
+    run.message_hub, run.iter = first.message_hub, first.iter  # as mmengine restores both from a checkpoint
+    run([make_batch(3), make_batch(4, bad=2)])
+    assert run.message_hub.get_scalar('train/skipped_steps').current() == 3
+    assert run.warnings[-1] == 'CheckNumbersHook: skipped_steps 3 after 5 iterations'
 
 
 class Matching(nn.Module):
@@ -300,7 +313,7 @@ def test_overflow_is_counted():
     count = run.message_hub.get_scalar('train/overflows').current()
     halved = 127 - torch.tensor(run.optim_wrapper.loss_scaler.get_scale()).log2()
     assert 0 < count < 25 and count == halved
-    assert run.warnings == [f'CheckNumbersHook: {count:,} of 30 iterations: overflows']
+    assert run.warnings == [f'CheckNumbersHook: overflows {count:,} after 30 iterations']
 
 
 def test_overflow_of_a_fused_optimizer():

@@ -85,6 +85,9 @@ class CheckNumbersHook(Hook):
     def before_train(self, runner) -> None:
         """Step between the backward pass and the optimizer."""
         self._wrappers = list(_find_optim_wrappers(runner.optim_wrapper))
+        for name in self._counts:  # of the training before it was resumed
+            counted = runner.message_hub.log_scalars.get(f'train/{name}')
+            self._counts[name] = int(counted.current()) if counted else 0
         buffers = runner.model.named_buffers()
         self._statistics = [value for name, value in buffers if name.endswith(('running_mean', 'running_var'))]
         for wrapper in self._wrappers:
@@ -108,7 +111,7 @@ class CheckNumbersHook(Hook):
         self._wrappers, self._undo = [], []
         for name, count in self._counts.items():
             if count:
-                runner.logger.warning(f'CheckNumbersHook: {count:,} of {runner.iter:,} iterations: {name}')
+                runner.logger.warning(f'CheckNumbersHook: {name} {count:,} after {runner.iter:,} iterations')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Keep what is needed to run the iteration again."""
@@ -184,8 +187,10 @@ class CheckNumbersHook(Hook):
         handle = wrapper.optimizer.register_step_post_hook(
             lambda optimizer, *args: stepped.append(not getattr(optimizer, 'found_inf', None))
         )
-        original(**kwargs)
-        handle.remove()
+        try:
+            original(**kwargs)
+        finally:
+            handle.remove()
         if any(stepped):
             self._in_a_row = 0
         else:
