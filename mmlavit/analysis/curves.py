@@ -39,9 +39,11 @@ class Log:
 
     Args:
         rows (list[Row]): Names and numbers; a row each time that something was logged.
+        firsts (Sequence[Row]): Those of ``rows`` that are the first of training after a start, which took time.
     """
 
     rows: list[Row]
+    firsts: Sequence[Row] = ()
 
     @classmethod
     def read(cls, path: Path) -> Log:
@@ -62,25 +64,32 @@ class Log:
             files = [path] if path.is_file() else []
         if not files:
             raise UserError(f'{path} has no log of a training; expected a work dir (with */{SCALARS}) or such a file')
-        rows = []
+        rows, firsts = [], []
         for file in files:
-            later = _read_rows(file)
-            steps = [row['step'] for row in later if _is_training(row)]
+            later = read_rows(file)
+            steps = [row['step'] for row in later if is_training(row)]
             start = steps[0] if steps else math.inf
             from_the_start = start <= min((b - a for a, b in pairwise(steps)), default=0)
             if from_the_start and not _was_resumed(file):  # a training of its own
                 rows = []
-            repeated = (index for index, row in enumerate(rows) if _is_training(row) and row['step'] >= start)
+            repeated = (index for index, row in enumerate(rows) if is_training(row) and row['step'] >= start)
             del rows[next(repeated, len(rows)) :]
-            rows += place_validations(later, rows[-1]['step'] if rows else 0)
-        if not any(map(_is_training, rows)):
+            later = place_validations(later, rows[-1]['step'] if rows else 0)
+            firsts += [row for row in later if is_training(row)][:1]
+            rows += later
+        if not any(map(is_training, rows)):
             raise UserError(f'{path} has no row of a training; it may have stopped before its first log')
-        return cls(rows)
+        return cls(rows, firsts)
 
     @cached_property
     def trained(self) -> list[Row]:
         """The rows of training, without those of validation."""
-        return [row for row in self.rows if _is_training(row)]
+        return [row for row in self.rows if is_training(row)]
+
+    @cached_property
+    def validated(self) -> list[Row]:
+        """The rows of validation."""
+        return [row for row in self.rows if not is_training(row)]
 
     def keys(self, training: bool = False) -> list[str]:
         """List what can be drawn, in its order; with ``training`` only what was logged of the training."""
@@ -103,12 +112,12 @@ class Log:
 
         Returns:
             dict[str, float]: 'time' and 'data_time', the seconds of an iteration and of waiting for data in it,
-            averaged without the first row, which has the start; 'memory', the peak in MB. What was not logged is
-            missing.
+            averaged without the first row after each start; 'memory', the peak in MB. What was not logged is missing.
         """
-        means = {}
+        means, firsts = {}, {id(row) for row in self.firsts}
+        pace = [row for row in self.trained if id(row) not in firsts]
         for key in ('time', 'data_time'):
-            values = [row[key] for row in self.trained[1:] or self.trained if key in row]
+            values = [row[key] for row in pace or self.trained if key in row]
             if values:
                 means[key] = sum(values) / len(values)
         memory = [row['memory'] for row in self.trained if 'memory' in row]
@@ -133,7 +142,7 @@ def place_validations(rows: list[Row], step: int = 0) -> list[Row]:
     Returns:
         list[dict]: The rows, those of validations with their step.
     """
-    if any('epoch' in row or (row['step'] and not _is_training(row)) for row in rows):
+    if any('epoch' in row or (row['step'] and not is_training(row)) for row in rows):
         return rows
     placed = []
     for row in rows:
@@ -142,8 +151,19 @@ def place_validations(rows: list[Row], step: int = 0) -> list[Row]:
     return placed
 
 
-def _read_rows(path: Path) -> list[Row]:
-    """Read a ``scalars.json``, one JSON object per line; the last is left out if it was not written to its end."""
+def read_rows(path: Path, need: str | None = 'step') -> list[Row]:
+    """Read a log of mmengine's, one JSON object per line; the last is left out if it was not written to its end.
+
+    Args:
+        path (Path): A ``scalars.json``, or the file of a test.
+        need (str, optional): What each row has; that of a test has no step.
+
+    Returns:
+        list[dict]: The rows.
+
+    Raises:
+        UserError: If it is something else.
+    """
     try:
         lines = path.read_text().splitlines()
     except UnicodeDecodeError:
@@ -156,13 +176,13 @@ def _read_rows(path: Path) -> list[Row]:
             if number == len(lines) and (number > 1 or line.startswith('{')):
                 break  # the training was stopped while it wrote
             row = None
-        if not isinstance(row, dict) or 'step' not in row:
+        if not isinstance(row, dict) or (need and need not in row):
             raise UserError(f'{path} is not a log of scalars (line {number}); expected DIR/{SCALARS} of a training')
         rows.append(row)
     return rows
 
 
-def _is_training(row: Row) -> bool:
+def is_training(row: Row) -> bool:
     """Tell rows of training from those of validation; both have times."""
     return 'lr' in row
 

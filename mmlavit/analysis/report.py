@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from mmlavit.errors import ConfigError, UserError
+from mmlavit.errors import UserError
 from mmlavit.models import LessAttention
 from mmlavit.models.plain_vit import PlainLessAttention
 from mmlavit.utils.local_files import write_file
@@ -147,7 +147,7 @@ def _measure_each(source: Source, measure: Callable[[str, str, Run], T]) -> tupl
     for name, colour, run in zip(source.names, source.colours, source.runs, strict=True):
         try:
             found.append(measure(name, colour, run))
-        except ConfigError as error:
+        except UserError as error:
             if run is source.run:
                 raise
             left_out.append(f'{name} is left out: {error}.')
@@ -166,7 +166,7 @@ def _training(source: Source) -> Section:
     keys = main_keys(logs)
     draw_panels([make_panel(key, names, logs, colours) for key in keys], source.folder / 'training.png')
     text = [f'Logged in {source.run.folder}: {", ".join(keys)}.']
-    if not any('lr' not in row for row in source.run.log.rows):
+    if not source.run.log.validated:
         text.append('The training was not validated, so there are no metrics.')
     return Section(text, ['training.png'])
 

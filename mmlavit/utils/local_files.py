@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
@@ -55,17 +57,17 @@ def write_file(path: str | Path, content: bytes) -> None:
         place = Path(os.path.realpath(path))
         place.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder, hence on the same disk, where moving is one step.
-        handle, partial = tempfile.mkstemp(prefix=f'.{place.name[:_PREFIX]}.', suffix='.partial', dir=place.parent)
-        with os.fdopen(handle, 'wb') as file:
+        partial = place.with_name(f'.{place.name[:_PREFIX]}.{uuid.uuid4().hex}.partial')
+        with partial.open('xb') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
         os.replace(partial, place)
         _sync_folder(place.parent)
     except BaseException as error:
         if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
         if not isinstance(error, OSError):
             raise
         reason = error.strerror or error
@@ -103,12 +105,6 @@ def remove_partial_files(folder: str | Path) -> None:
     """Remove what processes that were killed have left of :func:`write_file`; only where nothing writes now."""
     for path in Path(folder).glob('.*.partial'):
         path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

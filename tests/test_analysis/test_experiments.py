@@ -72,7 +72,7 @@ def test_run(plan, tmp_path, jobs):
     assert sorted(order) == sorted(['a 0', 'a 1', 'a 2', 'b 0', 'b 1', 'b 2', 'c 5'])
     assert [line[0] for line in order] == list('aaabbbc')  # each after what it needs
     record = json.loads((root / 'b/seed_1/train/done.json').read_text())
-    assert record['command'] == f'python {tmp_path}/step.py {root}/b/seed_1/train 1 2'
+    assert record['plan'] == f'python {tmp_path}/step.py b/seed_1/train 1 2'
 
     run_plan(plan, plan.choose([]), root, jobs)  # what has ended well is not run again
     assert (root / 'order.txt').read_text().split('\n')[:-1] == order

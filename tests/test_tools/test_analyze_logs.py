@@ -77,6 +77,7 @@ def test_resumed_training(tmp_path):
     write_run(tmp_path, [(25, 1.5), (35, 1.0)], [(3, 70.0)], start='20260102_000000')
     log = Log.read(tmp_path)
     assert log.points('loss') == [(10, 3.0), (20, 2.0), (25, 1.5), (35, 1.0)]
+    assert log.means()['time'] == pytest.approx((0.2 + 0.35) / 2)  # without the first row of each start
     assert log.points('accuracy/top1') == [(3, 70.0)]
     # Only the second start.
     assert Log.read(tmp_path / '20260102_000000').points('loss') == [(25, 1.5), (35, 1.0)]

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from mmlavit.errors import UserError
 from mmlavit.utils.local_files import write_file
 
-from ..curves import place_validations
+from ..curves import is_training, place_validations, read_rows
 from .plan import Arm, Plan
 
 RESUMABLE = ('tools/train.py', 'tools/distill.py')
@@ -279,7 +279,6 @@ def _run_command(run: Run, terms: _Terms) -> None:
         conditions = f'{begun}, then {conditions}'
     record = dict(plan=run.planned, conditions=conditions, sources=run.sources())
     print(f'{time.strftime("%H:%M:%S")} {command}\n', end='', flush=True)  # in one piece: jobs print at the same time
-    start = time.monotonic()
     env = {**os.environ, 'OMP_NUM_THREADS': str(terms.threads)}
     with log.open('ab') as output, _locked(folder) as lock:
         if (folder / 'done.json').is_file():  # another process was faster
@@ -299,9 +298,7 @@ def _run_command(run: Run, terms: _Terms) -> None:
         if code:
             last = log.read_text(errors='replace').strip().splitlines()[-1:]
             raise UserError(f'exit code {code} from: {command}\n{"".join(last)}\n(all of its output: {log})')
-        seconds = round(time.monotonic() - start)
-        record = dict(command=command, seconds=seconds, id=uuid.uuid4().hex, **record)
-        write_file(folder / 'done.json', json.dumps(record).encode())
+        write_file(folder / 'done.json', json.dumps(dict(id=uuid.uuid4().hex, **record)).encode())
 
 
 @contextmanager
@@ -317,11 +314,11 @@ def _locked(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def _read_rows(folder: Path) -> list[dict[str, Any]]:
+def _read_logs(folder: Path) -> list[dict[str, Any]]:
     """Read all rows of a command's logs."""
     rows = []
     for log in sorted(log for pattern in _LOGS for log in folder.glob(pattern)):
-        found = [json.loads(line) for line in log.read_text().splitlines() if line.endswith('}')]
+        found = read_rows(log, need=None)
         if all('step' in row for row in found):  # a test has none
             found = place_validations(found, rows[-1].get('step', 0) if rows else 0)
         rows += found
@@ -330,7 +327,8 @@ def _read_rows(folder: Path) -> list[dict[str, Any]]:
 
 def _logged(folder: Path) -> list[str]:
     """List what validations or a test gave."""
-    return sorted({key for row in _read_rows(folder) if 'lr' not in row for key in row} - {'step', 'time', 'data_time'})
+    keys = {key for row in _read_logs(folder) if not is_training(row) for key in row}
+    return sorted(keys - {'step', 'time', 'data_time'})
 
 
 def read_results(folder: Path, metric: str) -> list[tuple[int, float]]:
@@ -344,10 +342,10 @@ def read_results(folder: Path, metric: str) -> list[tuple[int, float]]:
         list[tuple[int, float]]: Step and value of each; the last is the result. Empty if it logged none.
     """
     results = {}
-    for row in _read_rows(folder):
+    for row in _read_logs(folder):
         if metric in row:
             results[int(row.get('step', 0))] = float(row[metric])
-        elif metric.startswith('coco/') and not any(key == 'lr' or key.startswith('coco/') for key in row):
+        elif metric.startswith('coco/') and not is_training(row) and not any(key.startswith('coco/') for key in row):
             # mmdet logs no AP where nothing was found
             results[int(row.get('step', 0))] = 0.0
     return sorted(results.items())
