@@ -79,6 +79,8 @@ def distillation_config(
         )
     if iters < 1 or not 0 <= layerwise_iters <= iters:
         raise UserError(f'expected 0 <= layerwise_iters <= iters and iters > 0, got {layerwise_iters} and {iters}')
+    if fit_images < 0 or (lr is not None and lr <= 0):
+        raise UserError(f'expected fit_images >= 0 and lr > 0, got {fit_images} and {lr}')
     require_checkpoint(checkpoint)
     cfg = copy.deepcopy(student)
     for split in ('val', 'test'):

@@ -74,20 +74,21 @@ def export_onnx(
         raise UserError(f'shape is {shape}, expected a height and a width above 0')
     if not isinstance(cfg, Config):
         cfg = load_config(os.fspath(cfg))
+    name = cfg.filename or 'the config'
     file = find_checkpoint(checkpoint)
     require_folder(out_file.parent, '--out')
     built = build_model(cfg, str(file), 'cpu', 0.0)
     sides = [_coarsest_stride(built.model) + 1, _LARGEST]  # grids of one row or column are a case of their own
     if shape is not None and min(shape) < sides[0]:
         raise UserError(f'shape is {shape}, expected a height and a width of at least {sides[0]} for this model')
+    try:
+        graph = build_graph(built.model, built.scope)
+    except AttributeError as error:  # a model that lacks what those of its toolbox have
+        raise UserError(f'{name} cannot be exported: {error}') from error
     metadata = _describe(cfg, built.scope, built.model, built.meta, file)
     # How many masks there are is known before they are put into the image, so here they are counted then.
     memory = built.memory if built.scope == 'mmseg' else built.memory._replace(image=0.0)
     metadata.update(sides=None if shape else sides, memory=list(memory))
-    try:
-        graph = build_graph(built.model, built.scope)
-    except AttributeError as error:  # a model that lacks what those of its toolbox have
-        raise UserError(f'{cfg.filename} cannot be exported: {error}') from error
     height, width = shape or (max(side, sides[0] + 11 * (place + 1)) for place, side in enumerate(_EXAMPLE))
     batched = built.scope != 'mmdet'
     arguments = {'images': torch.zeros(2 if batched else 1, height, width, 3, dtype=torch.uint8)}
@@ -114,7 +115,7 @@ def export_onnx(
         if is_full_disk(error):
             raise
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-        raise UserError(f'{cfg.filename} cannot be exported: {reason}') from error
+        raise UserError(f'{name} cannot be exported: {reason}') from error
     return out_file
 
 
@@ -127,7 +128,9 @@ def _coarsest_stride(model: nn.Module) -> int:
 
 def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     """Collect what a user of the file has to know, as values for JSON."""
-    preprocessor = model.data_preprocessor
+    preprocessor, digest = model.data_preprocessor, hashlib.sha256()
+    for shard in find_shards(checkpoint):
+        digest.update(shard.read_bytes())
     normalised = getattr(preprocessor, '_enable_normalize', True)
     classes, palette = meta.get('classes'), meta.get('palette')  # lists, or arrays
     rcnn = (model.test_cfg.get('rcnn') or {}) if scope == 'mmdet' else {}
@@ -147,6 +150,6 @@ def _describe(cfg: Config, scope: str, model: nn.Module, meta: Mapping[str, Any]
         mask_thr=rcnn.get('mask_thr_binary', 0.5),
         config=Path(cfg.filename).name if cfg.filename else None,
         checkpoint=checkpoint.name,
-        checkpoint_sha256=hashlib.sha256(b''.join(map(Path.read_bytes, find_shards(checkpoint)))).hexdigest(),
+        checkpoint_sha256=digest.hexdigest(),
         mmlavit_version=__version__,
     )

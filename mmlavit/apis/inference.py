@@ -96,7 +96,7 @@ class TorchModel(ABC):
 
     @abstractmethod
     def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
-        """Take what was found out of a data sample on the CPU."""
+        """Take what was found out of a data sample."""
 
     @abstractmethod
     def _sample(self, side: int) -> BaseDataElement:
@@ -145,9 +145,14 @@ class TorchModel(ABC):
         Returns:
             list[Result]: One for each.
         """
-        with _entered(self.scope):
-            samples = self._run(list(images))
-        return [self._to_result(image.shape[:2], sample.cpu()) for image, sample in zip(images, samples, strict=True)]
+        # What toolboxes give for an image may be much larger than its result: no more of it than needed is kept.
+        groups = [list(images)] if self.batched else [[image] for image in images]
+        results = []
+        for group in groups:
+            with _entered(self.scope):
+                samples = self._run(group)
+            results += [self._to_result(image.shape[:2], one) for image, one in zip(group, samples, strict=True)]
+        return results
 
 
 def find_meta(weights: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,7 +264,7 @@ class _Detector(TorchModel):
             raise UserError(f'{type(self.model).__name__} finds no boxes (panoptic segmentation?); expected a detector')
         found = sample.pred_instances
         order = found.scores.argsort(descending=True, stable=True)
-        found = found[order[found.scores[order] > self.score_thr]].numpy()
+        found = found[order[found.scores[order] > self.score_thr]].cpu().numpy()
         masks = found.masks if 'masks' in found else None
         return Detections(shape, self.classes, found.bboxes, found.scores, found.labels, masks)
 
@@ -288,11 +293,13 @@ class _Segmentor(TorchModel):
     def _run(self, images: list[np.ndarray]) -> list[BaseDataElement]:
         from mmseg.apis import inference_model
 
-        # One by one: mmseg pads a batch to its largest image, which changes what is found in the others.
+        # Not in a batch: mmseg pads it to its largest image, which changes what is found in the others.
         return [inference_model(self.model, image) for image in images]
 
     def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
-        return Segmentation(shape, self.classes, sample.pred_sem_seg.data[0].long().numpy(), self.meta.get('palette'))
+        return Segmentation(
+            shape, self.classes, sample.pred_sem_seg.data[0].cpu().long().numpy(), self.meta.get('palette')
+        )
 
     def _sample(self, side: int) -> BaseDataElement:
         from mmseg.structures import SegDataSample
@@ -333,7 +340,7 @@ class _Classifier(TorchModel):
             return [self.model.test_step(pseudo_collate([entry]))[0] for entry in data]
 
     def _to_result(self, shape: tuple[int, int], sample: BaseDataElement) -> Result:
-        return Classification(shape, self.classes, sample.pred_score.numpy())
+        return Classification(shape, self.classes, sample.pred_score.cpu().numpy())
 
     def _sample(self, side: int) -> BaseDataElement:
         from mmpretrain.structures import DataSample

@@ -263,8 +263,8 @@ def _centred(scores: Scores) -> Tensor:
 
 def _relative_error(given: list[Scores], wanted: list[Scores]) -> float:
     """Squared distance over squared size, both without what softmax does not see."""
-    pairs = [(_centred(a), _centred(s)) for a, s in zip(given, wanted, strict=True)]
-    return float(sum((a - s).square().sum() for a, s in pairs) / sum(s.square().sum() for _, s in pairs))
+    distance = sum((_centred(a) - _centred(s)).square().sum() for a, s in zip(given, wanted, strict=True))
+    return float(distance / sum(_centred(s).square().sum() for s in wanted))
 
 
 def _match_heads(given: list[Scores], wanted: list[Scores]) -> Tensor:

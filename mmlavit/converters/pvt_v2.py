@@ -127,7 +127,7 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor]) -> Converted:
         Converted: All weights, and where they went.
 
     Raises:
-        ConfigError: If a name of the backbone is not one of PVTv2's.
+        ConfigError: If a name of the backbone is not one of PVTv2's, or one is missing.
     """
     whole = any(name.startswith('backbone.') for name in state_dict)
     others, classifier, backbone = {}, [], {}
@@ -140,6 +140,8 @@ def convert_pvt_v2(state_dict: Mapping[str, Tensor]) -> Converted:
             name = name.removeprefix('backbone.').removeprefix('timm_model.').removeprefix('pvt_v2.')
             name = re.sub(r'^stages_(\d)', r'stages.\1', name)  # timm's with features_only=True
             backbone[name] = value
+    if not backbone:
+        raise ConfigError('there are no weights of a backbone; expected those of a PVTv2')
     layout = _find_layout(backbone)
     first, modules = _LAYOUTS[layout]
     converted = {}
@@ -210,5 +212,10 @@ def _join_keys_and_values(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         match = re.fullmatch(r'(.*\.attn)\.k\.(weight|bias)', name)
         if match:
             del joined[name]
-            joined[f'{match[1]}.kv.{match[2]}'] = torch.cat([key, joined.pop(f'{match[1]}.v.{match[2]}')])
+            value = joined.pop(f'{match[1]}.v.{match[2]}', None)
+            if value is None:
+                raise ConfigError(
+                    f'there are keys but no values ({match[2]}) of {match[1]}; is the checkpoint complete?'
+                )
+            joined[f'{match[1]}.kv.{match[2]}'] = torch.cat([key, value])
     return joined

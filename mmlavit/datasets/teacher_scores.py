@@ -42,11 +42,14 @@ class TeacherScores(NamedTuple):
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(file['names'].tolist(), file['logits'])
+                names, logits = file['names'].tolist(), file['logits']
         except FileNotFoundError:
             raise UserError(f'{path} does not exist; make it with tools/misc/predict_scores.py') from None
-        except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f'{path} has no scores of a teacher: {error}') from error
+        if len(names) != len(logits):
+            raise UserError(f'{path} has no scores of a teacher: {len(names)} names, {len(logits)} logits')
+        return cls(names, logits)
 
 
 @TRANSFORMS.register_module()

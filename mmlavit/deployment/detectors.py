@@ -86,6 +86,8 @@ class OneStage(nn.Module):
         super().__init__()
         if getattr(model, 'bbox_head', None) is None:
             raise ConfigError(f'{type(model).__name__} has no bbox_head, so it cannot be exported')
+        if type(model.bbox_head) is not RetinaHead:  # an RPN alone keeps its levels apart, not its classes
+            raise ConfigError(f'{type(model.bbox_head).__name__} cannot be exported alone; expected a RetinaHead')
         self.head = AnchorHead(model.bbox_head)
         self.score_thr = model.test_cfg.get('score_thr', 0)
         self.iou_threshold = iou_threshold_of(model.test_cfg, 'test_cfg')

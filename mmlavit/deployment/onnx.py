@@ -86,6 +86,8 @@ def write_onnx(
     out_file.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(out_file) as partial:
         exported.save(os.fspath(partial))
+        if len(os.listdir(partial.parent)) > 1:  # from 1.5 GB on, torch puts weights into a file beside it
+            raise UserError(f'{out_file} would have too many weights for one file; expected a model below 1.5 GB')
 
 
 @contextmanager

@@ -153,10 +153,11 @@ def _keep_metadata(model: Path, out_file: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep quantisers from advice about graphs that are not the user's."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter('ignore')
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

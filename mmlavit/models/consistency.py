@@ -101,7 +101,7 @@ def find_class_numbers(node: Any, place: str) -> Iterator[tuple[str, int]]:
 
 
 def _find_backbone_channels(backbone: Any) -> list[int] | None:
-    """Give the channels of a LaViT's maps; None for other backbones, or if its arguments are wrong themselves."""
+    """Give the channels of a LaViT's maps; None for other backbones, or if ``out_indices`` is wrong itself."""
     if not isinstance(backbone, Mapping) or type_name(backbone) != 'LaViT':
         return None
     indices = backbone.get('out_indices', (0, 1, 2, 3))

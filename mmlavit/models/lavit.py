@@ -559,6 +559,12 @@ class LaViT(BaseModule):
                 f'expected images of shape (B, in_channels={self.in_channels}, H, W), got {tuple(x.shape)}'
             )
         share_traced_matrices(True)
+        try:
+            return self._forward(x)
+        finally:
+            share_traced_matrices(False)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
         height, width = x.shape[-2:]
         # An export knows the padded sides as 32 times a number.
         pad_h, pad_w = (ceil_div(side, STRIDES[-1]) * STRIDES[-1] - side for side in (height, width))
@@ -573,7 +579,6 @@ class LaViT(BaseModule):
                 # contiguous(), which would ask an export whether anything was cut off.
                 crop = x[..., : ceil_div(height, STRIDES[i]), : ceil_div(width, STRIDES[i])]
                 outs.append(crop.clone(memory_format=torch.contiguous_format))
-        share_traced_matrices(False)
         return tuple(outs)
 
     def init_weights(self) -> None:

@@ -9,8 +9,8 @@ little, and their results are the same to the last bit.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -62,17 +62,21 @@ def checkpoint_contexts() -> tuple[AbstractContextManager, AbstractContextManage
 
     It would hold on to x, which the checkpoint wants to forget.
     """
-    return _plainly(), _plainly()
+    return _Plainly(), _Plainly()
 
 
-@contextmanager
-def _plainly() -> Iterator[None]:
-    before = getattr(_state, 'off', False)
-    _state.off = True
-    try:
-        yield
-    finally:
-        _state.off = before
+class _Plainly:
+    """Where nothing is kept back. It is entered anew for each backward pass through a checkpoint."""
+
+    def __init__(self) -> None:
+        self.before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self.before.append(getattr(_state, 'off', False))
+        _state.off = True
+
+    def __exit__(self, *_: object) -> None:
+        _state.off = self.before.pop()
 
 
 class _View(NamedTuple):

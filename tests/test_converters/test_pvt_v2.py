@@ -217,6 +217,12 @@ def test_an_unknown_key_is_named():
         convert_pvt_v2({'stages.0.blocks.0.attn.pool': torch.zeros(1)})
 
 
+def test_keys_without_values():
+    state = {f'encoder.layers.0.blocks.0.attention.{name}.weight': torch.ones(32, 32) for name in ('query', 'key')}
+    with pytest.raises(ConfigError, match=r'there are keys but no values \(weight\) of stages.0.blocks.0.attn'):
+        convert_pvt_v2(state)
+
+
 def test_linear_variant():
     """Its names are those of the others, but what they stand for is not."""
     state = timm.create_model('pvt_v2_b0', linear=True).state_dict()
@@ -263,6 +269,7 @@ def test_tool(pvt, suffix, tool, capsys):
     [
         (['no.pth', 'out.pth'], 'checkpoint no.pth does not exist'),
         (['other.pth', 'out.pth'], "'a' is not a key of PVTv2"),
+        (['head.pth', 'out.pth'], 'there are no weights of a backbone'),
         (['notes.pth', 'out.pth'], 'notes.pth cannot be read as a checkpoint'),
         (['other.pth', 'no/out.pth'], 'the folder no does not exist'),
         (['other.pth', './other.pth'], 'other.pth would overwrite its source'),
@@ -271,6 +278,7 @@ def test_tool(pvt, suffix, tool, capsys):
 )
 def test_mistakes_of_the_tool(args, message, tool, capsys):
     torch.save({'a': torch.ones(1)}, 'other.pth')
+    torch.save({'head.weight': torch.ones(1)}, 'head.pth')
     Path('notes.pth').write_text('no checkpoint')
     with pytest.raises(SystemExit) as stopped:
         tool(*args)

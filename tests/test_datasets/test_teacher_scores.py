@@ -184,6 +184,9 @@ def test_errors_of_the_transform(tmp_path):
         (tmp_path / 's.npz').write_bytes(content)
         with pytest.raises(UserError, match='has no scores of a teacher'):
             AddTeacherScores(path, root='data')
+    np.savez(path, names=np.array(['1.png', '2.png']), logits=np.zeros((1, 3)))
+    with pytest.raises(UserError, match='has no scores of a teacher: 2 names, 1 logits'):
+        AddTeacherScores(path, root='data')
     write(path)
     with pytest.raises(ConfigError, match='share must be from 0 to 1'):
         AddTeacherScores(path, root='data', share=1.5)

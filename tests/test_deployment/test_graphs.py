@@ -136,6 +136,16 @@ def test_given_proposals():
         build_graph(build(cfg), cfg.default_scope)
 
 
+def test_proposals_alone():
+    """An RPN keeps its levels apart where boxes overlap, a RetinaNet its classes."""
+    cfg = make_config('mask_rcnn')
+    cfg.model.update(type='RPN', train_cfg=None, test_cfg=cfg.model.test_cfg)
+    for part in ('roi_head',):
+        del cfg.model[part]
+    with pytest.raises(ConfigError, match='RPNHead cannot be exported alone; expected a RetinaHead'):
+        build_graph(build(cfg), cfg.default_scope)
+
+
 @pytest.mark.parametrize(('make', 'expected'), [(make_ocr, 4 * 11 + 16), (make_solo, 2 * 7)])
 def test_memory_of_other_models(make, expected, tmp_path):
     """What torch can run and an export cannot."""

@@ -140,6 +140,14 @@ def test_twice_through_the_graph():
     torch.testing.assert_close(*grads, rtol=0, atol=0)
 
 
+def test_twice_through_a_checkpoint():
+    model = LaViT('nano', with_cp=True).train()
+    torch.manual_seed(0)
+    out = sum(map_.square().mean() for map_ in model(torch.rand(1, 3, 64, 64)))
+    first, second = (torch.autograd.grad(out, [*model.parameters()], retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
 def test_changed_in_place():
     x = torch.rand(5, 8, requires_grad=True) * 1
     layer = nn.Linear(8, 8)

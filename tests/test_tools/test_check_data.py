@@ -145,11 +145,15 @@ CLASS = IMAGENET / 'train/n00000002'
             (HANDWRITTEN / 'classification/train/3/3_000002.png').unlink,
             ['classification/train has 63 images, expected 64: run python tools/dataset_converters/handwritten.py'],
         ),
-        ('handwritten', (HANDWRITTEN / 'meta.json').unlink, ['data/handwritten has no meta.json of theirs: run']),
+        (
+            'handwritten',
+            (HANDWRITTEN / 'meta.json').unlink,
+            ['no meta.json of theirs: remove images, annotations, masks, classification, README.txt there, then run'],
+        ),
         (
             'handwritten',
             lambda: (HANDWRITTEN / 'meta.json').write_text('[]'),
-            ['data/handwritten has no meta.json of theirs: run'],
+            ['data/handwritten has no meta.json of theirs: remove images, annotations, masks, classification, README'],
         ),
     ],
 )

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mmlavit.errors import first_few
 
-from ..handwritten import UNFINISHED, HandwrittenConfig
+from ..handwritten import FOLDERS, META, README, UNFINISHED, HandwrittenConfig
 from ..handwritten_annotations import CLASSES
 from .coco import read_coco
 
@@ -163,8 +163,14 @@ def check_handwritten(root: Path, decode: int) -> Iterator[str]:
         meta = json.loads((root / 'meta.json').read_text())
         counts, options = meta['counts'], meta['options']
     except (OSError, ValueError, KeyError, TypeError):
-        unfinished = (root / UNFINISHED).exists()
-        yield f'{root} {"was not finished" if unfinished else "has no meta.json of theirs"}: {remedy}'
+        if (root / UNFINISHED).exists():
+            yield f'{root} was not finished: {remedy}'
+            return
+        left = [
+            name for name in (*FOLDERS, README, META) if (root / name).exists()
+        ]  # which the tool takes for another's
+        first = f'remove {", ".join(left)} there, then ' if left else ''
+        yield f'{root} has no {META} of theirs: {first}{remedy}'
         return
     default = vars(HandwrittenConfig())
     changed = {name: value for name, value in options.items() if value != json.loads(json.dumps(default.get(name)))}
