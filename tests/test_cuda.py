@@ -212,7 +212,7 @@ def test_detector_trains_and_predicts():
     from mmdet.structures.mask import BitmapMasks
     from mmengine.registry import MODELS, DefaultScope
 
-    from mmlavit.utils.arguments import load_config
+    from mmlavit.utils.config_files import load_config
     from mmlavit.utils.toolbox import load_toolbox
 
     load_toolbox('mmdet')

@@ -6,7 +6,7 @@ import pytest
 from mmengine.registry import MODELS, DefaultScope
 
 from mmlavit.models import LessAttention
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).parents[1] / 'configs'

@@ -15,8 +15,8 @@ from mmlavit.analysis.complexity import model_complexity
 from mmlavit.apis import export
 from mmlavit.errors import UserError
 from mmlavit.models import LessAttention
-from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import find_checkpoint, find_shards, find_weights
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,8 @@ from pathlib import Path
 from mmlavit.datasets.check.config import check_config
 from mmlavit.datasets.check.named import DATA_SETS
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_options_argument, load_config
+from mmlavit.utils.arguments import add_options_argument
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.local_files import expand_home
 
 

@@ -20,7 +20,7 @@ from mmengine.device import get_device
 from mmlavit.analysis.curves import Curve, Log, Panel, draw_panels
 from mmlavit.datasets.handwritten import UNFINISHED
 from mmlavit.errors import one_line_errors
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.data_paths import missing_data
 from mmlavit.utils.local_files import expand_home
 from mmlavit.visualization.annotated import read_examples

@@ -10,11 +10,11 @@ import argparse
 import os.path as osp
 from pathlib import Path
 
-from mmlavit.analysis.complexity import find_config
 from mmlavit.apis.distill import distillation_config, keep_options
 from mmlavit.engine import local_rank, run
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_train_arguments, load_config, merge_train_args
+from mmlavit.utils.arguments import add_train_arguments, merge_train_args
+from mmlavit.utils.config_files import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,13 +49,13 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--lr', type=float, help="highest learning rate (default: the student config's)")
     add_train_arguments(parser)
+    parser.set_defaults(auto_scale_lr=False)  # of tools/train.py, which this tool has not
     return parser.parse_args()
 
 
 def main() -> None:
     """Distil."""
     args = parse_args()
-    args.auto_scale_lr = False
     with one_line_errors(local_rank(args.launcher, args.local_rank)):
         if not osp.isdir(args.images):
             raise UserError(f'--images {args.images} does not exist; expected a folder of images')
@@ -64,7 +64,7 @@ def main() -> None:
             args.work_dir = osp.join('work_dirs', f'distill_{Path(args.config).stem}')
         cfg = distillation_config(
             student,
-            load_config(find_config(args.teacher)),
+            load_config(args.teacher),
             args.checkpoint,
             args.images,
             iters=args.iters,

@@ -17,7 +17,8 @@ from mmengine.device import get_device
 from rich.progress import track
 
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config
+from mmlavit.utils.arguments import add_options_argument, add_trust_argument
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.json_list import JsonList, read_entries
 from mmlavit.utils.local_files import expand_home, require_folder, write_file
 from mmlavit.visualization.drawing import write_picture

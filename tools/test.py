@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mmlavit.engine import local_rank, run
 from mmlavit.errors import one_line_errors
-from mmlavit.utils.arguments import add_common_arguments, load_config, merge_test_args
+from mmlavit.utils.arguments import add_common_arguments, merge_test_args
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.local_files import expand_home, require_folder
 
 

@@ -4,7 +4,8 @@ import argparse
 
 from mmlavit.engine import local_rank, run
 from mmlavit.errors import one_line_errors
-from mmlavit.utils.arguments import add_train_arguments, load_config, merge_train_args
+from mmlavit.utils.arguments import add_train_arguments, merge_train_args
+from mmlavit.utils.config_files import load_config
 
 
 def parse_args() -> argparse.Namespace:

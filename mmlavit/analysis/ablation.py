@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from mmengine.hooks import Hook
@@ -97,8 +98,8 @@ def ablate(
     """
     _require_known(what)
     refuse_control(backbone, 'so nothing is taken away from it; ablate the model that it is compared with')
-    if not ABLATIONS[what](backbone, _later_layers(backbone, num_va_layers, layers)):
-        raise ConfigError(f'this backbone has no {TITLES[what]}')
+    if not ABLATIONS[what].remove(backbone, _later_layers(backbone, num_va_layers, layers)):
+        raise ConfigError(f'this backbone has no {ABLATIONS[what].part}')
 
 
 def _require_known(what: str) -> None:
@@ -294,25 +295,28 @@ def _replace(attn: Attention, attend: Callable[[Attention, Tensor, tuple[int, in
     attn.register_forward_hook(hook)
 
 
-ABLATIONS: dict[str, Callable[[nn.Module, Sequence[nn.Module]], int]] = {
-    'residual': _remove_residual,
-    'transforms': _remove_transforms,
-    'psi': _remove_psi,
-    'theta': _remove_theta,
-    'blocks': _spread_in_blocks,
-    'content': _forget_content,
-    'uniform': _make_uniform,
-    'none': _remove_attention,
-}
-"""By name: functions that remove a part and return how many layers or parameters they changed."""
+class Ablation(NamedTuple):
+    """One part that can be taken away.
 
-TITLES = {
-    'residual': 'attention residuals',
-    'transforms': 'transforms of scores',
-    'psi': 'transforms of queries',
-    'theta': 'transforms of keys',
-    'blocks': 'transforms of queries',
-    'content': 'later layers',
-    'uniform': 'later layers',
-    'none': 'later layers',
+    Args:
+        remove (Callable): Takes it away; returns how many layers or parameters that changed.
+        part (str): What a model without it is said not to have.
+        row (str): What a table calls a model that it was taken from.
+    """
+
+    remove: Callable[[nn.Module, Sequence[nn.Module]], int]
+    part: str
+    row: str
+
+
+ABLATIONS = {
+    'residual': Ablation(_remove_residual, 'attention residuals', 'without attention residuals'),
+    'transforms': Ablation(_remove_transforms, 'transforms', 'scores of the layer before, untransformed'),
+    'psi': Ablation(_remove_psi, 'transforms', 'without transforms of queries'),
+    'theta': Ablation(_remove_theta, 'transforms', 'without transforms of keys'),
+    'blocks': Ablation(_spread_in_blocks, 'transforms', 'transforms of queries spread in blocks'),
+    'content': Ablation(_forget_content, 'later layers', 'scores of later layers averaged over images'),
+    'uniform': Ablation(_make_uniform, 'later layers', 'later layers attend to all keys alike'),
+    'none': Ablation(_remove_attention, 'later layers', 'later layers without attention'),
 }
+"""What can be taken away, by name."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from copy import deepcopy
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmlavit.environment import SCOPES, check_environment
+from mmlavit.environment import check_environment
 from mmlavit.errors import UserError
 from mmlavit.utils.config_types import without_initialisation
 from mmlavit.utils.toolbox import find_scope
@@ -23,35 +20,6 @@ from .flops import Complexity, Roles, count_complexity
 
 DEFAULT_SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1344), 'mmseg': (512, 512)}
 """Image height and width that each toolbox's models are usually counted at."""
-
-
-def find_config(name: str) -> str:
-    """Find a config that an installed toolbox brings along.
-
-    Args:
-        name (str): A file, or ``TOOLBOX::FILE`` such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
-
-    Returns:
-        str: The file; a name without ``::`` as it is.
-
-    Raises:
-        UserError: If the toolbox has no such config.
-        EnvironmentProblem: If the toolbox is not installed.
-    """
-    toolbox, separator, file = name.partition('::')
-    if not separator:
-        return name
-    if toolbox not in SCOPES:
-        raise UserError(f'{name}: expected {", ".join(f"{scope}::FILE" for scope in SCOPES)} or the path of a config')
-    check_environment(toolbox)
-    # Not by mmengine's get_config: it looks for the name of a distribution, which the maintained builds do not have.
-    root = Path(find_spec(toolbox).submodule_search_locations[0], '.mim', 'configs')
-    if (root / file).is_file():
-        return str(root / file)
-    known = {path.name: f'{toolbox}::{path.relative_to(root).as_posix()}' for path in root.rglob('*.py')}
-    close = difflib.get_close_matches(Path(file).name, known, n=3)
-    hint = f'; close are {", ".join(known[name] for name in close)}' if close else ''
-    raise UserError(f'{toolbox} has no config {file}{hint}')
 
 
 def model_complexity(cfg: Config, shape: tuple[int, int], roles: Roles = lavit_roles) -> tuple[Complexity, list[str]]:

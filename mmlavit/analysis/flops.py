@@ -153,7 +153,7 @@ class _Meter(TorchDispatchMode):
             self.modules.pop()
 
         # For all modules at once: hooks of its own would tell a LaViT that somebody watches, and it would not fold.
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
         try:
             yield
         finally:

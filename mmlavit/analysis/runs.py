@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mmlavit.engine.hooks.diagonality_loss_hook import DEFAULT_WEIGHT
 from mmlavit.errors import UserError
 from mmlavit.utils.checkpoint import load_checkpoint
 from mmlavit.utils.config_types import type_name
@@ -33,7 +34,7 @@ class Run(NamedTuple):
     def diagonality_weight(self) -> float | None:
         """Weight of the diagonality loss; None without it."""
         hooks = self.trained.cfg.get('custom_hooks') or []
-        weights = [hook.get('weight', 0.1) for hook in hooks if type_name(hook) == 'DiagonalityLossHook']
+        weights = [hook.get('weight', DEFAULT_WEIGHT) for hook in hooks if type_name(hook) == 'DiagonalityLossHook']
         return weights[0] if weights else None
 
 

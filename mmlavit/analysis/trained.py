@@ -21,15 +21,13 @@ from mmlavit.deployment.pipeline import find_test_dataset
 from mmlavit.engine.teacher import build_teacher
 from mmlavit.errors import UserError, first_few
 from mmlavit.models.resample import ceil_div
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.config_types import find_class, model_config
 from mmlavit.utils.data_paths import missing_data
 from mmlavit.utils.spread import spread_evenly
 from mmlavit.utils.toolbox import find_scope, load_toolbox
 from mmlavit.visualization.browse import find_inner_size
 from mmlavit_serve.predictor import find_images, read_image
-
-from .complexity import find_config
 
 # Whose transforms change no pixel by labels in a test.
 _TOOLBOXES = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg')
@@ -105,7 +103,7 @@ def load_trained(
         UserError: If a file is missing or does not fit, or the config is for none of the toolboxes.
         EnvironmentProblem: If the toolbox cannot work as installed.
     """
-    cfg = load_config(find_config(config), options)
+    cfg = load_config(config, options)
     scope = find_scope(cfg)
     load_toolbox(scope)
     require_device(device)

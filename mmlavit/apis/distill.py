@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmlavit.datasets.unlabelled import remove_labels
 from mmlavit.errors import UserError
 from mmlavit.models import LaViT, WithLessAttention
-from mmlavit.utils.arguments import merge_options
 from mmlavit.utils.checkpoint import load_checkpoint, require_checkpoint
+from mmlavit.utils.config_files import merge_options
 from mmlavit.utils.config_types import model_config, type_name, without_initialisation
 
 from .inference import find_meta

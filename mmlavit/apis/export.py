@@ -21,8 +21,8 @@ from mmlavit.deployment.onnx import OPSETS, write_onnx
 from mmlavit.deployment.pipeline import describe_pipeline, find_test_dataset
 from mmlavit.errors import UserError, is_full_disk
 from mmlavit.models.arch import STRIDES
-from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import find_checkpoint, find_shards
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.local_files import expand_home, require_folder
 from mmlavit.utils.toolbox import TASKS
 from mmlavit.version import __version__
@@ -79,8 +79,6 @@ def export_onnx(
     require_folder(out_file.parent, '--out')
     built = build_model(cfg, str(file), 'cpu', 0.0)
     sides = [_coarsest_stride(built.model) + 1, _LARGEST]  # grids of one row or column are a case of their own
-    if shape is not None and min(shape) < sides[0]:
-        raise UserError(f'shape is {shape}, expected a height and a width of at least {sides[0]} for this model')
     try:
         graph = build_graph(built.model, built.scope)
     except AttributeError as error:  # a model that lacks what those of its toolbox have

@@ -28,8 +28,8 @@ from torch import nn
 from mmlavit.deployment.pipeline import describe_known_steps, find_test_dataset
 from mmlavit.errors import UserError
 from mmlavit.models.consistency import require_channels
-from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import require_checkpoint
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.config_types import find_class, model_config, type_name
 from mmlavit.utils.tensor_peak import peak_tensor_bytes
 from mmlavit.utils.toolbox import find_scope, load_toolbox

@@ -194,7 +194,8 @@ def fit_transforms(
     """
     chains = list(_find_chains(student))
     reference = student.reference_grid if isinstance(student, WithLessAttention) else None
-    scores = _collect_scores(twin, batches, reference)
+    needed = {first + i for first, layers in chains for i in range(len(layers) + 1)}
+    scores = _collect_scores(twin, batches, reference, needed)
     fits = []
     for first, layers in chains:
         if first + len(layers) >= len(scores):  # a stage that the teacher lacks
@@ -233,18 +234,23 @@ def _find_chains(student: LaViT | WithLessAttention) -> Iterator[tuple[int, list
             yield number - len(run) - 1, run
 
 
-def _collect_scores(twin: nn.Module, batches: Iterable[Tensor], reference: Grid | None) -> list[list[Scores]]:
-    """Scores of all layers on the reference keys, for each batch, centred over the keys."""
+def _collect_scores(
+    twin: nn.Module, batches: Iterable[Tensor], reference: Grid | None, needed: set[int]
+) -> list[list[Scores]]:
+    """Scores of all layers on the reference keys, for each batch, centred over the keys; none of layers not needed."""
     found: dict[str, list[Scores]] = {}
 
     def observe(layer: Observed) -> None:
+        kept = found.setdefault(layer.name, [])
+        if list(found).index(layer.name) not in needed:
+            return
         a = layer.scores.transpose(1, 2)  # (B, E + N, H, E + K)
         if reference is not None and layer.key_grid != reference:  # keys are averaged, and scores are linear in them
             tokens = a[..., layer.extra :].permute(0, 3, 1, 2).flatten(2)  # (B, h * w, (E + N) * H)
             tokens = resample_tokens(tokens, layer.key_grid, reference).unflatten(2, a.shape[1:3]).permute(0, 2, 3, 1)
             a = torch.cat([a[..., : layer.extra], tokens], dim=-1)
         a = (a - a.mean(-1, keepdim=True)).float()
-        found.setdefault(layer.name, []).append(Scores(a.flatten(2), a.shape[2], layer.grid))
+        kept.append(Scores(a.flatten(2), a.shape[2], layer.grid))
 
     with observe_attention(twin, observe):
         for images in batches:

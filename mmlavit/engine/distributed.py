@@ -19,8 +19,13 @@ from torch import distributed as dist
 from mmlavit.errors import UserError
 from mmlavit.utils.config_types import type_name
 
-# Which variable of the environment holds the rank on this machine, by launcher.
-_LOCAL_RANK = {'pytorch': 'LOCAL_RANK', 'slurm': 'SLURM_LOCALID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
+# What launchers call torch's variables of the environment: rank, number of processes, rank on this machine.
+_TORCH = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')
+_VARIABLES = {
+    'pytorch': _TORCH,
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
 _LAUNCHED_BY = {
     'pytorch': 'tools/dist_train.sh or tools/dist_test.sh (torchrun)',
     'slurm': 'tools/slurm_train.sh or tools/slurm_test.sh (srun)',
@@ -53,7 +58,7 @@ def local_rank(launcher: str, default: int = 0) -> int:
     Returns:
         int: 0 for the first process.
     """
-    return int(os.environ.get(_LOCAL_RANK.get(launcher, ''), default))
+    return int(os.environ.get(_VARIABLES[launcher][-1], default)) if launcher in _VARIABLES else default
 
 
 def require_launcher(launcher: str, rank: int = 0) -> None:
@@ -84,8 +89,7 @@ def require_launcher(launcher: str, rank: int = 0) -> None:
         return
     if launcher == 'pytorch':
         os.environ.setdefault('LOCAL_RANK', str(rank))
-    needed = {'pytorch': ['RANK', 'WORLD_SIZE'], 'slurm': ['SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_JOB_ID']}
-    for name in [*needed.get(launcher, []), _LOCAL_RANK[launcher]]:
+    for name in (*_VARIABLES[launcher], *(['SLURM_JOB_ID'] if launcher == 'slurm' else [])):
         if name not in os.environ:
             raise UserError(
                 f'--launcher {launcher} expects to be started by {_LAUNCHED_BY[launcher]}, '
@@ -246,17 +250,11 @@ def init_gloo(launcher: str, timeout: float | None = None) -> None:
         UserError: If the address of the first process is not known.
     """
     environ = os.environ
-    if launcher == 'slurm':
-        environ['RANK'] = environ['SLURM_PROCID']
-        environ['WORLD_SIZE'] = environ['SLURM_NTASKS']
-        environ['LOCAL_RANK'] = environ['SLURM_LOCALID']
-        if 'MASTER_ADDR' not in environ:
+    environ.update({name: environ[own] for name, own in zip(_TORCH, _VARIABLES[launcher], strict=True)})
+    if 'MASTER_ADDR' not in environ:
+        if launcher == 'slurm':
             environ['MASTER_ADDR'] = _first_slurm_host()
-    elif launcher == 'mpi':
-        environ['RANK'] = environ['OMPI_COMM_WORLD_RANK']
-        environ['WORLD_SIZE'] = environ['OMPI_COMM_WORLD_SIZE']
-        environ['LOCAL_RANK'] = environ['OMPI_COMM_WORLD_LOCAL_RANK']
-        if 'MASTER_ADDR' not in environ:
+        elif launcher == 'mpi':
             raise UserError('--launcher mpi needs MASTER_ADDR, the host of the first process')
     environ.setdefault('MASTER_PORT', '29500')
     options = {} if timeout is None else {'timeout': datetime.timedelta(seconds=timeout)}

@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from mmlavit.errors import STOPPED_CODE, USER_ERROR_CODE
+from mmlavit.utils.processors import count_processors
 
 from .hooks.stop_hook import STOPPED_FILE
 
@@ -73,9 +74,7 @@ def threads_per_process(processes: str) -> int:
     """
     if torch.cuda.is_available() or not processes.isdigit():
         return 1
-    affinity = getattr(os, 'sched_getaffinity', None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, cores // max(1, int(processes)))
+    return max(1, count_processors() // max(1, int(processes)))
 
 
 def _renew_stores(args: argparse.Namespace) -> None:

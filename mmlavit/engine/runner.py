@@ -44,6 +44,7 @@ from .hooks.total_batch_hook import TotalBatchHook
 from .hooks.warm_up_hook import WarmUpHook
 from .loader import ResumableLoader
 from .loops import ENDLESS_SAMPLERS, NO_BATCH, NO_END, EpochLoop, find_loop
+from .plain_model import unwrap
 from .resume import find_whole_checkpoint, has_begun
 
 
@@ -166,7 +167,7 @@ def _run(cfg: Config, mode: str, notes: list[str]) -> dict | None:
 def _require_own_checkpointing(cfg: Config, model: nn.Module) -> None:
     """Refuse mmengine's gradient checkpointing of layers that hand on scores, whose gradients it loses."""
     names = cfg.activation_checkpointing
-    for place, module in getattr(model, 'module', model).named_modules():
+    for place, module in unwrap(model).named_modules():
         for name in [names] if isinstance(names, str) else names:
             if isinstance(module, (LaViT, WithLessAttention)) and (
                 f'{place}.'.startswith(f'{name}.') or f'{name}.'.startswith(f'{place}.')

@@ -1,6 +1,6 @@
 """Sharded training (FSDP, DeepSpeed) of models with a LaViT, through mmengine's strategies.
 
-Configs name both by their full path, so nothing else imports this module: mmengine's strategies are slow to import.
+Configs name both by their full path, so nothing else imports this module.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from mmlavit.analysis.experiments.plan import Plan
 from mmlavit.analysis.experiments.report import Benchmark, draw_times, interval, summarise, write_report
 from mmlavit.analysis.experiments.runs import read_results, run_plan
 from mmlavit.errors import UserError
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 
 PLANS = sorted((ROOT / 'configs/experiments/plans').glob('*.py'))
 # Writes a log as mmengine does, of validations whose values depend on the arm and the seed.

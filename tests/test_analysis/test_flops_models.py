@@ -12,14 +12,15 @@ from tool_runs import run_tool
 from torch import nn
 
 from mmlavit.analysis.breakdown import break_down, part_of
-from mmlavit.analysis.complexity import find_config, model_complexity
+from mmlavit.analysis.complexity import model_complexity
 from mmlavit.errors import UserError
+from mmlavit.utils.config_files import load_config
 
 ROOT = Path(__file__).parents[2]
 
 
 def count(name, shape):
-    return model_complexity(Config.fromfile(find_config(name)), shape)
+    return model_complexity(load_config(name), shape)
 
 
 def test_retinanet():

@@ -16,7 +16,7 @@ from mmlavit.analysis.shares import BACKBONE, MECHANISMS, TRANSFORMS, measure_sh
 from mmlavit.analysis.trained import load_trained, read_pictures
 from mmlavit.models.lavit import LaViT, LessAttention
 from mmlavit.models.layers import FeedForward
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.apis.inference import build_model
 from mmlavit.errors import UserError
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
 CONFIG = Path(__file__).parents[2] / 'configs/handwritten/classify_lavit_nano.py'

@@ -6,7 +6,7 @@ import pytest
 from documents import ROOT
 from tool_runs import run_tool
 
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from mmlavit.datasets.check.maps import find_zero_label_fault
 from mmlavit.datasets.guard import GuardedPipeline, guard_dataset
 from mmlavit.engine.data import _require_fitting_classes
 from mmlavit.errors import DataError
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from toy_training import same_training
 
 from mmlavit.engine import run
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 
 ROOT = Path(__file__).parents[2]
 FLIP = dict(type='RandomFlip', prob=0.5)

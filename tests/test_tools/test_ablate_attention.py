@@ -11,7 +11,7 @@ from shell_commands import load
 from tool_runs import run_tool
 
 from mmlavit.analysis.ablation import AblationHook
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).parents[2]

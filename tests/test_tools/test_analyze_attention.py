@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 from small_vit import VIT
 from tool_runs import run_tool
 
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from tool_runs import run_tool
 from mmlavit.apis.distill import distillation_config, keep_options
 from mmlavit.datasets.unlabelled import UnlabelledImages, remove_labels
 from mmlavit.errors import UserError
-from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import load_checkpoint
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).parents[2]

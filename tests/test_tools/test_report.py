@@ -13,7 +13,7 @@ from tool_runs import run_tool
 
 from mmlavit.analysis import report
 from mmlavit.analysis.runs import Run, find_last_checkpoint
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
 ROOT = Path(__file__).parents[2]

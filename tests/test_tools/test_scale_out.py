@@ -17,7 +17,7 @@ import torch
 from mmengine.registry import DefaultScope
 
 from mmlavit.engine import run
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 
 ROOT = Path(__file__).parents[2]
 CLASSIFY = ROOT / 'configs/handwritten/classify_lavit_nano.py'

@@ -10,13 +10,8 @@ from mmengine.hooks import EMAHook
 from mmengine.optim import OptimWrapper
 
 from mmlavit.errors import UserError
-from mmlavit.utils.arguments import (
-    add_common_arguments,
-    load_config,
-    merge_options,
-    merge_test_args,
-    merge_train_args,
-)
+from mmlavit.utils.arguments import add_common_arguments, merge_test_args, merge_train_args
+from mmlavit.utils.config_files import load_config, merge_options
 from mmlavit.utils.config_types import type_name
 
 

@@ -12,8 +12,8 @@ from tool_runs import run_tool
 
 from mmlavit import LaViT
 from mmlavit.errors import UserError
-from mmlavit.utils.arguments import load_config
 from mmlavit.utils.blame import blame_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.toolbox import load_toolbox
 
 

@@ -26,7 +26,6 @@ from safetensors.torch import save_file
 
 from mmlavit.errors import UserError
 from mmlavit.utils import checkpoint as module
-from mmlavit.utils.arguments import load_config
 from mmlavit.utils.checkpoint import (
     find_checkpoint,
     find_shards,
@@ -36,6 +35,7 @@ from mmlavit.utils.checkpoint import (
     require_checkpoints,
     trust_checkpoints,
 )
+from mmlavit.utils.config_files import load_config
 
 TRUST, REFUSE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 WEIGHTS = {'a': torch.arange(6.0).view(2, 3)}

@@ -16,22 +16,12 @@ from mmlavit.analysis.ablation import ABLATIONS, require_batches  # registers Ab
 from mmlavit.engine import run
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch, resolve_num_va_layers
-from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config, merge_test_args
+from mmlavit.utils.arguments import add_options_argument, add_trust_argument, merge_test_args
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.config_types import type_name
 from mmlavit.utils.console import table_console
 from mmlavit.utils.local_files import expand_home
 
-ROWS = {
-    'residual': 'without attention residuals',
-    'transforms': 'scores of the layer before, untransformed',
-    'psi': 'without transforms of queries',
-    'theta': 'without transforms of keys',
-    'blocks': 'transforms of queries spread in blocks',
-    'content': 'scores of later layers averaged over images',
-    'uniform': 'later layers attend to all keys alike',
-    'none': 'later layers without attention',
-}
-TRANSFORMS = ('transforms', 'psi', 'theta', 'blocks')
 # What a table without --without has.
 DEFAULT = ('residual', 'transforms', 'uniform', 'none')
 
@@ -42,7 +32,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='what --without takes, and the row of the table for it:\n'
-        + '\n'.join(f'  {what:<11}{row}' for what, row in ROWS.items())
+        + '\n'.join(f'  {what:<11}{row}' for what, (_, _, row) in ABLATIONS.items())
         + '\ndetails: docs/tools.md',
     )
     parser.add_argument('config', help='config of a classifier, detector or segmentor')
@@ -70,6 +60,8 @@ def parse_args() -> argparse.Namespace:
     )
     add_options_argument(parser, 'change settings of the config')
     add_trust_argument(parser)
+    # Those of tools/test.py that this tool has not.
+    parser.set_defaults(runtime=None, out=None, show=False, show_dir=None, wait_time=0, tta=False, launcher='none')
     return parser.parse_args()
 
 
@@ -92,7 +84,7 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
         num_va_layers = resolve_num_va_layers(backbone.get('num_va_layers'), arch)
         twin = num_va_layers == tuple(arch.depths)
         if twin:
-            has = [what for what in has if what not in TRANSFORMS]
+            has = [what for what in has if ABLATIONS[what].part != 'transforms']
             num_va_layers = resolve_num_va_layers(None, arch)
         if not backbone.get('attention_residual', True):
             has.remove('residual')
@@ -100,7 +92,7 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
     else:
         has.remove('residual')
         if kind != 'WithLessAttention':
-            has = [what for what in has if what not in TRANSFORMS]
+            has = [what for what in has if ABLATIONS[what].part != 'transforms']
             if layers is None:
                 raise UserError(
                     f'backbone is {kind}: say with --layers which layers of it are meant, such as '
@@ -116,12 +108,6 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
     return wanted or [what for what in DEFAULT if what in has], later
 
 
-def as_test(args: argparse.Namespace) -> argparse.Namespace:
-    """Give the options of a plain run of tools/test.py."""
-    plain = dict(runtime=None, out=None, show=False, show_dir=None, wait_time=0, tta=False, launcher='none')
-    return argparse.Namespace(config=args.config, checkpoint=args.checkpoint, work_dir=args.work_dir, **plain)
-
-
 def show(value: object) -> str:
     """Word a metric; mmdet has none where nothing was found, and lists for single classes."""
     return '-' if value is None else f'{value:.4g}' if isinstance(value, (int, float)) else str(value)
@@ -133,7 +119,7 @@ def main() -> None:
     with one_line_errors():
         if args.checkpoint.endswith('.onnx'):
             raise UserError(f'{args.checkpoint} is an exported model, which cannot be changed; give its checkpoint')
-        cfg = merge_test_args(load_config(args.config, args.cfg_options), as_test(args))
+        cfg = merge_test_args(load_config(args.config, args.cfg_options), args)
         without, later = choose(cfg, args.without, args.layers)
 
         def test(name: str, *hooks: dict) -> dict:
@@ -151,7 +137,7 @@ def main() -> None:
         rows = {'whole': whole}
         try:
             for what in without:
-                rows[ROWS[what]] = test(what, dict(type='AblationHook', what=what, **later))
+                rows[ABLATIONS[what].row] = test(what, dict(type='AblationHook', what=what, **later))
         finally:  # what has been tested is shown, even if a later part of the model is not as expected
             table = Table('', *names, title=f'{args.config}, {args.checkpoint}')
             for row, metrics in rows.items():

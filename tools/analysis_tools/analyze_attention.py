@@ -12,10 +12,10 @@ from mmlavit.analysis.saturation import plot_attention
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.models.arch import resolve_arch
-from mmlavit.utils.arguments import add_trust_argument, figure, positive
+from mmlavit.utils.arguments import add_picture_arguments, figure
 from mmlavit.utils.config_types import type_name
 from mmlavit.utils.console import table_console
-from mmlavit.utils.local_files import expand_home, require_folder
+from mmlavit.utils.local_files import require_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,10 +28,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config of a classifier, detector or segmentor')
     parser.add_argument('checkpoint', help='its weights')
-    parser.add_argument(
-        '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
-    )
-    parser.add_argument('--num-images', type=positive, default=16, metavar='N', help='at most so many (default: 16)')
+    add_picture_arguments(parser, 16)
     parser.add_argument(
         '--convert', type=int, metavar='N', help='choose N layers (default: half of those that can be converted)'
     )
@@ -44,8 +41,6 @@ def parse_args() -> argparse.Namespace:
         help='measure this model, too, on the same images, such as the twin; may be repeated',
     )
     parser.add_argument('--out', type=figure, metavar='FILE', help='draw the figures, such as attention.png')
-    parser.add_argument('--device', default='cpu', help='default: %(default)s')
-    add_trust_argument(parser)
     return parser.parse_args()
 
 

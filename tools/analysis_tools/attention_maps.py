@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from mmlavit.analysis.maps_page import write_maps
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_options_argument, add_trust_argument, positive
+from mmlavit.utils.arguments import add_options_argument, add_picture_arguments
 from mmlavit.utils.local_files import expand_home, require_folder
 
 
@@ -23,10 +23,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config of a classifier, detector or segmentor')
     parser.add_argument('checkpoint', help='its weights')
-    parser.add_argument(
-        '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
-    )
-    parser.add_argument('--num-images', type=positive, default=1, metavar='N', help='at most so many (default: 1)')
+    add_picture_arguments(parser, 1)
     parser.add_argument(
         '--point',
         type=float,
@@ -37,9 +34,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--heads', action='store_true', help='draw each head, instead of their mean, into the picture')
     parser.add_argument('--out-dir', type=expand_home, default=Path('outputs'), help='default: %(default)s')
-    parser.add_argument('--device', default='cpu', help='default: %(default)s')
     add_options_argument(parser, 'change the config, such as test_dataloader.dataset.pipeline.1.scale="(480,360)"')
-    add_trust_argument(parser)
     return parser.parse_args()
 
 

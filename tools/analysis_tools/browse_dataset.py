@@ -7,7 +7,8 @@ from pathlib import Path
 from mmengine.visualization import Visualizer
 
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_options_argument, load_config, require_screen
+from mmlavit.utils.arguments import add_options_argument, require_screen
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.local_files import expand_home
 from mmlavit.visualization.browse import browse
 from mmlavit.visualization.drawing import write_picture

@@ -9,8 +9,8 @@ from mmengine.logging import MMLogger
 from mmlavit.analysis.pyramid import observe_pyramid, plot_pyramid
 from mmlavit.analysis.trained import choose_pictures, load_trained, read_pictures
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_options_argument, add_trust_argument, figure, positive
-from mmlavit.utils.local_files import expand_home, require_folder
+from mmlavit.utils.arguments import add_options_argument, add_picture_arguments, figure
+from mmlavit.utils.local_files import require_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,14 +21,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config of a classifier, detector or segmentor')
     parser.add_argument('checkpoint', help='its weights')
-    parser.add_argument(
-        '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
-    )
-    parser.add_argument('--num-images', type=positive, default=2, metavar='N', help='at most so many (default: 2)')
+    add_picture_arguments(parser, 2)
     parser.add_argument('--out', type=figure, default=Path('outputs/pyramid.png'), help='default: %(default)s')
-    parser.add_argument('--device', default='cpu', help='default: %(default)s')
     add_options_argument(parser, 'change the config, such as test_dataloader.dataset.pipeline.1.scale="(480,360)"')
-    add_trust_argument(parser)
     return parser.parse_args()
 
 

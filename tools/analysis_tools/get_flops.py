@@ -6,17 +6,17 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich import box
 from rich.table import Column, Table
 
 from mmlavit.analysis.breakdown import Row, break_down, part_of
-from mmlavit.analysis.complexity import DEFAULT_SHAPES, find_config, model_complexity
+from mmlavit.analysis.complexity import DEFAULT_SHAPES, model_complexity
 from mmlavit.analysis.flops import Complexity
 from mmlavit.errors import one_line_errors
-from mmlavit.utils.arguments import add_options_argument, load_config
+from mmlavit.utils.arguments import add_options_argument
 from mmlavit.utils.blame import blame_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.console import table_console
 
 STAGES = range(4)
@@ -67,13 +67,13 @@ def main() -> None:
     # Without a terminal rich would squeeze the tables into 80 columns.
     console = table_console(150)
     with one_line_errors():
-        cfg = read_config(args.config, args.cfg_options)
+        cfg = load_config(args.config, args.cfg_options)
         shape = args.shape or DEFAULT_SHAPES.get(cfg.get('default_scope'))
         with blame_config(cfg, args.cfg_options):
             first, notes = model_complexity(cfg, shape)
         compared = [(f'{args.config}, changed' if args.cfg_options else args.config, first)]
         for name in args.compare:
-            other_cfg = read_config(name)
+            other_cfg = load_config(name)
             with blame_config(other_cfg):
                 other, more = model_complexity(other_cfg, shape)
             compared.append((name, other))
@@ -93,16 +93,6 @@ def main() -> None:
         console.print(comparison_table(compared))
     for note in notes:
         console.print(note, style='dim')
-
-
-def read_config(name: str, options: Mapping | None = None) -> Config:
-    """Read a config that may be a toolbox's own.
-
-    Raises:
-        UserError: If it cannot be read.
-        EnvironmentProblem: If the toolbox is not installed.
-    """
-    return load_config(find_config(name), options)
 
 
 def make_table(header: Sequence[str], rows: Iterable[Sequence[str]], last: Sequence[str] = ()) -> Table:

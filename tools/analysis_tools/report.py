@@ -12,7 +12,7 @@ from mmlavit.analysis.report import Source, write_report
 from mmlavit.analysis.runs import open_run
 from mmlavit.analysis.trained import choose_pictures
 from mmlavit.errors import one_line_errors
-from mmlavit.utils.arguments import add_trust_argument, positive
+from mmlavit.utils.arguments import add_picture_arguments
 from mmlavit.utils.local_files import expand_home, require_folder
 
 
@@ -43,13 +43,8 @@ def parse_args() -> argparse.Namespace:
         metavar='WORK_DIR',
         help='draw these trainings, too: that of the vanilla twin, or that without the diagonality loss',
     )
-    parser.add_argument(
-        '--images', type=expand_home, help="an image or a folder of them (default: those of the config's test)"
-    )
-    parser.add_argument('--num-images', type=positive, default=2, metavar='N', help='at most so many (default: 2)')
+    add_picture_arguments(parser, 2)
     parser.add_argument('--out-dir', type=expand_home, help='default: report, in the work dir')
-    parser.add_argument('--device', default='cpu', help='default: %(default)s')
-    add_trust_argument(parser)
     return parser.parse_args()
 
 

@@ -6,7 +6,8 @@ import argparse
 from mmlavit.apis.export import export_onnx
 from mmlavit.deployment.onnx import OPSETS
 from mmlavit.errors import one_line_errors
-from mmlavit.utils.arguments import add_options_argument, add_trust_argument, load_config
+from mmlavit.utils.arguments import add_options_argument, add_trust_argument
+from mmlavit.utils.config_files import load_config
 
 
 def parse_args() -> argparse.Namespace:

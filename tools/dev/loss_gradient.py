@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from mmlavit.engine.hooks import DiagonalityLossHook
 from mmlavit.errors import one_line_errors
-from mmlavit.utils.arguments import add_options_argument, load_config
+from mmlavit.utils.arguments import add_options_argument
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.config_types import model_config
 from mmlavit.utils.data_paths import require_data
 from mmlavit.utils.toolbox import load_toolbox

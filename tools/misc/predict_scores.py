@@ -16,7 +16,6 @@ from mmengine.registry import DefaultScope
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from mmlavit.analysis.complexity import find_config
 from mmlavit.apis.inference import require_device
 from mmlavit.datasets.guard import guard_dataset
 from mmlavit.datasets.teacher_scores import TeacherScores
@@ -24,7 +23,8 @@ from mmlavit.datasets.unlabelled import UnlabelledImages
 from mmlavit.deployment.pipeline import find_test_dataset
 from mmlavit.engine.teacher import build_teacher
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_trust_argument, load_config
+from mmlavit.utils.arguments import add_trust_argument
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.config_types import model_config
 from mmlavit.utils.local_files import expand_home, require_folder
 from mmlavit.utils.toolbox import load_toolbox
@@ -80,7 +80,7 @@ def _score(model: torch.nn.Module, images: list[torch.Tensor], amp: bool) -> tor
 @torch.inference_mode()
 def predict(args: argparse.Namespace, columns: Sequence[int] | None) -> TeacherScores:
     """Run the teacher on all images."""
-    cfg = load_config(find_config(args.config))
+    cfg = load_config(args.config)
     if cfg.get('default_scope') != 'mmpretrain':
         raise UserError(f'{args.config} has default_scope={cfg.get("default_scope")!r}; expected a classifier')
     load_toolbox('mmpretrain')

@@ -4,7 +4,8 @@
 import argparse
 
 from mmlavit.errors import UserError, one_line_errors
-from mmlavit.utils.arguments import add_options_argument, load_config
+from mmlavit.utils.arguments import add_options_argument
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.local_files import expand_home, require_folder
 
 FORMATS = ('.py', '.json', '.yml', '.yaml')

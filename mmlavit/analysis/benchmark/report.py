@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from mmlavit.environment import find_installed
+from mmlavit.utils.local_files import write_file
 from mmlavit.version import __version__
 
 from .measure import Comparison
@@ -56,9 +57,8 @@ class Report:
         Args:
             folder (Path): Where; made if it does not exist.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'report.md').write_text(self.to_markdown(), encoding='utf-8')
-        (folder / 'report.json').write_text(json.dumps(self.to_json(), indent=1) + '\n', encoding='utf-8')
+        write_file(folder / 'report.md', self.to_markdown().encode())
+        write_file(folder / 'report.json', f'{json.dumps(self.to_json(), indent=1)}\n'.encode())
         caption = f'{self.conditions()}\n{self.software()}'
         if self.comparisons:
             plot_comparisons(self.comparisons, caption).savefig(folder / 'time.png', dpi=120)

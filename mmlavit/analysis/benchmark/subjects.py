@@ -16,7 +16,7 @@ from torch import nn
 from mmlavit.environment import check_environment, find_installed
 from mmlavit.errors import UserError
 from mmlavit.models.arch import ARCH_ZOO
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 from mmlavit.utils.config_types import type_name
 from mmlavit.utils.toolbox import find_scope, load_toolbox
 

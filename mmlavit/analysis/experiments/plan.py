@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlavit.errors import UserError
-from mmlavit.utils.arguments import load_config
+from mmlavit.utils.config_files import load_config
 
 _KEYS = {'title', 'metric', 'scale', 'digits', 'seeds', 'reference', 'columns', 'arms'}
 _ARM_KEYS = {'title', 'seeds', 'needs', 'names', 'commands'}

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from mmlavit.errors import UserError
 from mmlavit.utils.local_files import write_file
+from mmlavit.utils.processors import count_processors
 
 from ..curves import is_training, place_validations, read_rows
 from .plan import Arm, Plan
@@ -208,7 +209,7 @@ def run_plan(plan: Plan, arms: Sequence[Arm], root: Path, jobs: int = 1, conditi
             if another process runs it.
     """
     require_runnable(plan, arms, root)
-    terms = _Terms(jobs, max(1, _processors() // jobs), conditions, threading.Event(), threading.Event())
+    terms = _Terms(jobs, max(1, count_processors() // jobs), conditions, threading.Event(), threading.Event())
     with ThreadPoolExecutor(jobs) as pool:
         futures: dict[str, list[Future]] = {}
         # Those that wait for nobody come first, since who waits takes up a job. The others keep their order: whom they
@@ -254,13 +255,6 @@ def _run_in_turn(runs: Sequence[Run], before: Sequence[Future], terms: _Terms) -
             )
         terms.failed.set()
         raise
-
-
-def _processors() -> int:
-    """Count those that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _run_command(run: Run, terms: _Terms) -> None:

@@ -22,6 +22,8 @@ from mmlavit.models.resample import Grid
 from ..padding import find_image_sizes
 from ..plain_model import unwrap
 
+DEFAULT_WEIGHT = 0.1
+
 
 @HOOKS.register_module()
 class DiagonalityLossHook(Hook):
@@ -46,7 +48,7 @@ class DiagonalityLossHook(Hook):
         ConfigError: If the weight is not positive; in a training, if the loss is not computed, or in some layers only.
     """
 
-    def __init__(self, weight: float = 0.1) -> None:
+    def __init__(self, weight: float = DEFAULT_WEIGHT) -> None:
         if not is_number(weight) or weight <= 0:
             raise ConfigError(
                 f'DiagonalityLossHook: weight must be a positive number, got {weight!r}; to have no such loss, remove '
