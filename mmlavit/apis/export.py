@@ -78,7 +78,8 @@ def export_onnx(
     file = find_checkpoint(checkpoint)
     require_folder(out_file.parent, '--out')
     built = build_model(cfg, str(file), 'cpu', 0.0)
-    sides = [_coarsest_stride(built.model) + 1, _LARGEST]  # grids of one row or column are a case of their own
+    # Where sizes are symbols, grids of one row or column would be a case of their own.
+    sides = [_coarsest_stride(built.model) + 1, _LARGEST]
     try:
         graph = build_graph(built.model, built.scope)
     except AttributeError as error:  # a model that lacks what those of its toolbox have

@@ -365,13 +365,20 @@ def test_missing_device(exported, monkeypatch):
         (dict(out_file='/dev/null/a.onnx'), 'cannot write to the folder /dev/null'),
         (dict(out_file='a.onnx', opset=11), 'opset is 11, expected 18 to 20'),
         (dict(out_file='a.onnx', shape=(0, 5)), 'expected a height and a width above 0'),
-        (dict(out_file='a.onnx', shape=(32, 64)), 'of at least 33 for this model'),
     ],
 )
 def test_mistakes(options, message, exported):
     cfg, checkpoint, _ = exported('classifier')
     with pytest.raises(UserError, match=message):
         export_onnx(cfg, checkpoint, **options)
+
+
+def test_images_of_one_position_at_the_coarsest_stride(exported, tmp_path):
+    cfg, checkpoint, _ = exported('classifier')
+    file = export_onnx(cfg, checkpoint, tmp_path / 'small.onnx', shape=(32, 20))
+    image = np.random.default_rng(0).integers(0, 256, (32, 20, 3), dtype=np.uint8)
+    found, wanted = (Predictor(*model).predict(image).scores for model in ((file,), (cfg, checkpoint)))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_pipeline_that_is_not_known(exported, tmp_path):

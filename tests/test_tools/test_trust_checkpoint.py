@@ -217,4 +217,4 @@ def test_every_tool_that_reads_checkpoints_has_the_option():
     assert readers == runs | converters | pictures
     for path in tools:
         if path.name in readers - {'demo.py'}:  # that reads what its own training has just written
-            assert re.search(r'add_(trust|common|train)_arguments?\(parser\)', path.read_text()), path
+            assert re.search(r'add_(trust|common|train|picture)_arguments?\(parser\b', path.read_text()), path
