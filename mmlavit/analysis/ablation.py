@@ -308,13 +308,18 @@ class Ablation(NamedTuple):
     part: str
     row: str
 
+    @property
+    def of_transforms(self) -> bool:
+        """Whether only less attention has that part."""
+        return self.part.startswith('transforms of')
+
 
 ABLATIONS = {
     'residual': Ablation(_remove_residual, 'attention residuals', 'without attention residuals'),
     'transforms': Ablation(_remove_transforms, 'transforms of scores', 'scores of the layer before, untransformed'),
-    'psi': Ablation(_remove_psi, 'transforms of scores', 'without transforms of queries'),
-    'theta': Ablation(_remove_theta, 'transforms of scores', 'without transforms of keys'),
-    'blocks': Ablation(_spread_in_blocks, 'transforms of scores', 'transforms of queries spread in blocks'),
+    'psi': Ablation(_remove_psi, 'transforms of queries', 'without transforms of queries'),
+    'theta': Ablation(_remove_theta, 'transforms of keys', 'without transforms of keys'),
+    'blocks': Ablation(_spread_in_blocks, 'transforms of queries', 'transforms of queries spread in blocks'),
     'content': Ablation(_forget_content, 'later layers', 'scores of later layers averaged over images'),
     'uniform': Ablation(_make_uniform, 'later layers', 'later layers attend to all keys alike'),
     'none': Ablation(_remove_attention, 'later layers', 'later layers without attention'),

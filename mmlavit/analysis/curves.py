@@ -71,7 +71,7 @@ class Log:
             start = steps[0] if steps else math.inf
             from_the_start = start <= min((b - a for a, b in pairwise(steps)), default=0)
             if from_the_start and not _was_resumed(file):  # a training of its own
-                rows = []
+                rows, firsts = [], []
             repeated = (index for index, row in enumerate(rows) if is_training(row) and row['step'] >= start)
             del rows[next(repeated, len(rows)) :]
             later = place_validations(later, rows[-1]['step'] if rows else 0)

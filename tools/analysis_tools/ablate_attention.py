@@ -84,7 +84,7 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
         num_va_layers = resolve_num_va_layers(backbone.get('num_va_layers'), arch)
         twin = num_va_layers == tuple(arch.depths)
         if twin:
-            has = [what for what in has if ABLATIONS[what].part != 'transforms of scores']
+            has = [what for what in has if not ABLATIONS[what].of_transforms]
             num_va_layers = resolve_num_va_layers(None, arch)
         if not backbone.get('attention_residual', True):
             has.remove('residual')
@@ -92,7 +92,7 @@ def choose(cfg: Config, wanted: list[str] | None, layers: list[int] | None) -> t
     else:
         has.remove('residual')
         if kind != 'WithLessAttention':
-            has = [what for what in has if ABLATIONS[what].part != 'transforms of scores']
+            has = [what for what in has if not ABLATIONS[what].of_transforms]
             if layers is None:
                 raise UserError(
                     f'backbone is {kind}: say with --layers which layers of it are meant, such as '

@@ -160,15 +160,14 @@ def check_handwritten(root: Path, decode: int) -> Iterator[str]:
     """
     remedy = f'run python tools/dataset_converters/handwritten.py --root {root} again'
     try:
-        meta = json.loads((root / 'meta.json').read_text())
+        meta = json.loads((root / META).read_text())
         counts, options = meta['counts'], meta['options']
     except (OSError, ValueError, KeyError, TypeError):
         if (root / UNFINISHED).exists():
             yield f'{root} was not finished: {remedy}'
             return
-        left = [
-            name for name in (*FOLDERS, README, META) if (root / name).exists()
-        ]  # which the tool takes for another's
+        # Without its note, the tool takes these for another dataset's.
+        left = [name for name in (*FOLDERS, README, META) if (root / name).exists()]
         first = f'remove {", ".join(left)} there, then ' if left else ''
         yield f'{root} has no {META} of theirs: {first}{remedy}'
         return
