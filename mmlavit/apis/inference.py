@@ -28,6 +28,7 @@ from torch import nn
 from mmlavit.deployment.pipeline import describe_known_steps, find_test_dataset
 from mmlavit.errors import UserError
 from mmlavit.models.consistency import require_channels
+from mmlavit.utils.allocator import keep_freed_memory
 from mmlavit.utils.checkpoint import require_checkpoint
 from mmlavit.utils.config_files import load_config
 from mmlavit.utils.config_types import find_class, model_config, type_name
@@ -63,6 +64,8 @@ class TorchModel(ABC):
 
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_thr: float) -> None:
         self.score_thr, self.device = score_thr, device
+        if torch.device(device).type == 'cpu':
+            keep_freed_memory()  # for any model, as LaViT asks for it
         cfg = copy.deepcopy(cfg)
         cfg.model = model_config(cfg)
         require_channels(cfg.model)

@@ -37,13 +37,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmlavit.errors import ConfigError
+from mmlavit.utils.allocator import keep_freed_memory
 
 from .arch import STRIDES, Arch, resolve_arch, resolve_num_va_layers
 from .arguments import require_flags, require_integer, require_number, resolve_stages
 from .factored import AnyScores, FactoredScores, factor, factoring_pays
 from .initialization import resolve_init_cfg
 from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
-from .layout import PointwiseLinear, Scores, folding_pays, linear, linear_each, to_map, to_tokens
+from .layout import PointwiseLinear, Scores, folding_pays, is_traced, linear, linear_each, to_map, to_tokens
 from .onnx_attention import attend_in_pieces, is_traced_for_onnx
 from .recompute import checkpoint_contexts, recompute
 from .resample import Grid, ceil_div, is_symbolic, resample_tokens, share_traced_matrices
@@ -558,6 +559,8 @@ class LaViT(BaseModule):
             raise ConfigError(
                 f'expected images of shape (B, in_channels={self.in_channels}, H, W), got {tuple(x.shape)}'
             )
+        if x.device.type == 'cpu' and not is_traced():
+            keep_freed_memory()
         share_traced_matrices(True)
         try:
             return self._forward(x)

@@ -22,11 +22,12 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmlavit.errors import ConfigError
+from mmlavit.utils.allocator import keep_freed_memory
 
 from .arguments import require_integer, resolve_layers
 from .initialization import resolve_init_cfg
 from .lavit import attend, transform_keys
-from .layout import Scores
+from .layout import Scores, is_traced
 from .resample import Grid, ceil_div, resample_tokens, share_traced_matrices
 
 # What stands between the projection and the result, in this order, where a package has it.
@@ -307,6 +308,8 @@ class WithLessAttention(BaseModule):
         """Run the transformer: images (B, 3, H, W) to what it returns. Masked patches, as of MaskFeat, have no grid."""
         if mask is not None:
             raise ConfigError('less attention needs the tokens of a whole grid: masked pre-training is not possible')
+        if x.device.type == 'cpu' and not is_traced():
+            keep_freed_memory()
         share_traced_matrices(True)
         if not torch.compiler.is_compiling():
             self._watch_sources()

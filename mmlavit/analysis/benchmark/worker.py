@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmlavit.utils.allocator import keep_freed_memory
+
 from ..flops import count_complexity
 from .runtimes import RUNTIMES
 from .subjects import InputSize, Subject
@@ -171,6 +173,8 @@ class Runner:
         self.size = size
         self.settings = settings
         self.device = torch.device(settings.device)
+        if self.device.type == 'cpu':
+            keep_freed_memory()  # for any backbone, as LaViT asks for it
         # torch computes convolutions in TF32 by default, but not what transformers consist of.
         torch.backends.cudnn.allow_tf32 = False
         torch.set_num_threads(settings.threads)
