@@ -10,14 +10,11 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mmlavit.errors import UserError
 
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from .figures import save_figure, write_legend
 
 Row = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -274,20 +271,6 @@ def make_panel(key: str, names: Sequence[str], logs: Sequence[Log], colours: Seq
     return Panel(key, unit, curves, log='loss' in key and positive)
 
 
-def write_legend(owner: Axes | Figure, handles: Sequence[Artist], names: Sequence[str], **options: Any) -> None:
-    """Write a legend with names as they are: matplotlib hides those with ``_`` first, and reads ``$`` as formulas.
-
-    Args:
-        owner (Axes or Figure): Whose legend it is.
-        handles (Sequence[Artist]): What is explained.
-        names (Sequence[str]): What each is called.
-        **options (Any): As of matplotlib's ``legend``.
-    """
-    legend = owner.legend(handles, [f' {name}' if name.startswith('_') else name for name in names], **options)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
 def draw_panels(panels: Sequence[Panel], out_file: Path, columns: int = 2) -> None:
     """Draw panels side by side into a picture, each with its legend below.
 
@@ -317,5 +300,4 @@ def draw_panels(panels: Sequence[Panel], out_file: Path, columns: int = 2) -> No
             longest = max(len(curve.name) for curve in curves) + 6  # with the line before it
             place = dict(loc='upper center', bbox_to_anchor=(0.5, -0.13), ncols=min(4, _LEGEND_WIDTH // longest) or 1)
             write_legend(axes, axes.lines, [curve.name for curve in curves], fontsize='small', frameon=False, **place)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out_file, dpi=120)
+    save_figure(figure, out_file)

@@ -14,6 +14,7 @@ from mmlavit.models.observation import Observed, observe_attention
 from mmlavit.models.resample import Grid
 
 from .attention import place_of
+from .figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,8 +125,7 @@ def plot_maps(
             place = point[0] * frame.shape[1] - 0.5, point[1] * frame.shape[0] - 0.5
             axes.plot(*place, 'o', markersize=6, markerfacecolor='none', markeredgecolor=colour, markeredgewidth=width)
     _explain_colours(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _draw_map(axes: Axes, shown: np.ndarray, size: tuple[int, int], label: str, colour: str) -> None:

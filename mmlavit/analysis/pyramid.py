@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmlavit.models.resample import ceil_div
 
+from .figures import save_figure
 from .trained import Picture
 
 _CUT = 1  # per cent of the positions at either end of a component that take its darkest and lightest value
@@ -114,5 +115,4 @@ def plot_pyramid(images: Sequence[tuple[Picture, list[list[Level]]]], title: str
         for axes, level in zip(axes_row[1:], levels, strict=False):
             axes.imshow(level.image)
             axes.set_title(f'{level.name}\n{level.explained:.0%} of the variance', fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

@@ -16,9 +16,9 @@ from mmlavit.models.plain_vit import PlainLessAttention
 from mmlavit.utils.local_files import write_file
 
 from .attention import LayerAttention, measure_attention
-from .benchmark.report import device_name, versions
 from .curves import default_colours, draw_panels, main_keys, make_panel
 from .diagonality import History, measure_diagonality, plot_diagonality
+from .machine import device_name, software
 from .maps_page import write_maps
 from .pages import render
 from .pyramid import observe_pyramid, plot_pyramid
@@ -114,7 +114,7 @@ def write_report(source: Source, command: str, notify: Callable[[str], None] = l
         others=[run.folder for run in source.others],
         images=[path.name for path in source.paths],
         conditions=_conditions(source),
-        versions=', '.join(f'{name} {version}' for name, version in versions().items()),
+        versions=software(),
         command=command,
         sections=sections,
     )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .attention import LayerAttention, place_of
-from .curves import default_colours, write_legend
+from .curves import default_colours
+from .figures import save_figure, write_legend
 
 PANELS = {
     'similarity': 'cosine with the layer before',
@@ -61,5 +62,4 @@ def plot_attention(
     ]
     place = dict(loc='outside lower center', ncols=len(marks))
     write_legend(figure, marks, [mark.get_label() for mark in marks], frameon=False, fontsize=9, **place)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

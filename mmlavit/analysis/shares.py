@@ -23,6 +23,7 @@ from mmlavit.models.layers import FeedForward, PatchEmbed, SpatialReduction
 
 from .breakdown import part_of
 from .complexity import model_complexity
+from .figures import save_figure
 from .flops import Operation
 from .maps import LESS, VANILLA
 from .trained import Picture, Trained
@@ -254,5 +255,4 @@ def plot_shares(shares: Sequence[Share], conditions: str, path: Path) -> None:
     axes.set_title(conditions, fontsize=9, loc='left')
     marks = [Patch(color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=marks, loc='outside lower center', ncols=4, fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

@@ -21,6 +21,7 @@ from mmlavit.analysis.benchmark.report import (
 from mmlavit.analysis.benchmark.runtimes import EXPORTED, RUNTIMES
 from mmlavit.analysis.benchmark.subjects import PRESETS, SUBJECTS, parse_input, resolve_subjects
 from mmlavit.analysis.benchmark.worker import DTYPES, Settings, Worker, WorkerError
+from mmlavit.analysis.machine import software
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import positive
 from mmlavit.utils.console import table_console
@@ -148,7 +149,7 @@ def benchmark(args: argparse.Namespace, settings: Settings) -> None:
     )
     # Without a terminal rich would squeeze the tables into 80 columns.
     console = table_console(150)
-    for line in (report.conditions(), report.software(), report.method(), report.command):
+    for line in (report.conditions(), software(), report.method(), report.command):
         console.print(line, style='dim', highlight=False)
 
     def measure(subjects, sizes, settings):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from mmlavit.analysis.benchmark.report import device_name, versions
 from mmlavit.analysis.experiments.plan import Plan
 from mmlavit.analysis.experiments.report import Benchmark, draw_times, write_report
 from mmlavit.analysis.experiments.runs import require_runnable, run_plan
+from mmlavit.analysis.machine import device_name, software
 from mmlavit.errors import UserError, one_line_errors
 from mmlavit.utils.arguments import positive
 from mmlavit.utils.local_files import expand_home, require_folder
@@ -80,11 +80,10 @@ def main() -> None:
             require_runnable(plan, arms, root)  # else a report that is there would be replaced by a poorer one
         command = f'python {shlex.join(sys.argv)}'
         device = device_name('cuda' if torch.cuda.is_available() else 'cpu')
-        software = ', '.join(f'{name} {version}' for name, version in versions().items())
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             if not args.report_only:
-                run_plan(plan, arms, root, args.jobs, f'{device} ({software})')
+                run_plan(plan, arms, root, args.jobs, f'{device} ({software()})')
         except KeyboardInterrupt:
             print('interrupted; the same command goes on from there', file=sys.stderr)
             sys.exit(128 + signal.SIGINT)

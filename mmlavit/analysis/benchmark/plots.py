@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from ..curves import write_legend
+from ..figures import write_legend
 from .measure import Comparison, Result
 
 _OURS, _PEERS = 'tab:orange', 'tab:blue'

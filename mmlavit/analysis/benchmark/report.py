@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 
-import torch
 from rich import box
 from rich.table import Table
 
-from mmlavit.environment import find_installed
 from mmlavit.utils.local_files import write_file
-from mmlavit.version import __version__
 
+from ..figures import save_figure
+from ..machine import device_name, software, versions
 from .measure import Comparison
 from .plots import plot_comparisons, plot_growth
 from .worker import Settings
@@ -59,11 +55,11 @@ class Report:
         """
         write_file(folder / 'report.md', self.to_markdown().encode())
         write_file(folder / 'report.json', f'{json.dumps(self.to_json(), indent=1)}\n'.encode())
-        caption = f'{self.conditions()}\n{self.software()}'
+        caption = f'{self.conditions()}\n{software()}'
         if self.comparisons:
-            plot_comparisons(self.comparisons, caption).savefig(folder / 'time.png', dpi=120)
+            save_figure(plot_comparisons(self.comparisons, caption), folder / 'time.png')
         if self.growth:
-            plot_growth(self.growth, caption).savefig(folder / 'growth.png', dpi=120)
+            save_figure(plot_growth(self.growth, caption), folder / 'growth.png')
 
     def conditions(self) -> str:
         """Return one line that says what is run on what."""
@@ -72,10 +68,6 @@ class Report:
         threads = f'{settings.threads} CPU thread{"s" if settings.threads > 1 else ""}'
         device = device_name(settings.device)
         return f'{_MODES[settings.mode]}, {settings.dtype}{autocast}; {device}, {threads}'
-
-    def software(self) -> str:
-        """Return one line with all versions."""
-        return ', '.join(f'{name} {version}' for name, version in versions().items())
 
     def method(self) -> str:
         """Return one line that says how the numbers were measured."""
@@ -124,7 +116,7 @@ class Report:
     def to_markdown(self) -> str:
         """Return the report as a document."""
         conditions = self.conditions()
-        lines = ['# Benchmark of backbones', '', f'{conditions[0].upper()}{conditions[1:]}.', '', f'{self.software()}.']
+        lines = ['# Benchmark of backbones', '', f'{conditions[0].upper()}{conditions[1:]}.', '', f'{software()}.']
         lines += ['', self.method(), '', '```bash', self.command, '```', '']
         for comparison in self.comparisons:
             lines += [f'## {comparison.size.title}', '', *_markdown(comparison_rows(comparison, self.reference)), '']
@@ -138,33 +130,6 @@ class Report:
             lines += [f'- {failure}' for failure in failures(self.growth)] + ['']
             lines += ['![Time and memory against the size of the image](growth.png)', '']
         return '\n'.join(lines).replace('\n\n\n', '\n\n')
-
-
-def device_name(device: str) -> str:
-    """Return the name of the processor.
-
-    Args:
-        device (str): 'cpu', or such as 'cuda' or 'cuda:1'; of another kind, its own name is all there is.
-    """
-    kind = torch.device(device).type
-    if kind != 'cpu':
-        return torch.cuda.get_device_name(device) if kind == 'cuda' else device
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return the versions of what takes part, by the name of the distribution."""
-    found = {'mmlavit': __version__, 'python': platform.python_version(), 'torch': torch.__version__}
-    for part in find_installed().values():
-        found[part.dist or part.module] = part.version
-    for name in ('timm', 'onnxruntime', 'openvino'):
-        for dist in metadata.distributions(name=name):
-            found[name] = dist.version
-    return found
 
 
 def comparison_rows(comparison: Comparison, reference: str) -> list[list[str]]:
