@@ -41,10 +41,21 @@ from mmlavit.utils.allocator import keep_freed_memory
 
 from .arch import STRIDES, Arch, resolve_arch, resolve_num_va_layers
 from .arguments import require_flags, require_integer, require_number, resolve_stages
+from .biased_attention import attend_with_bias
 from .factored import AnyScores, FactoredScores, factor, factoring_pays
 from .initialization import resolve_init_cfg
 from .layers import DropPath, FeedForward, LayerNorm, PatchEmbed, SpatialReduction
-from .layout import PointwiseLinear, Scores, folding_pays, is_traced, linear, linear_each, to_map, to_tokens
+from .layout import (
+    PointwiseLinear,
+    Scores,
+    folding_pays,
+    is_plain_eager,
+    is_traced,
+    linear,
+    linear_each,
+    to_map,
+    to_tokens,
+)
 from .onnx_attention import attend_in_pieces, is_traced_for_onnx
 from .recompute import checkpoint_contexts, recompute
 from .resample import Grid, ceil_div, is_symbolic, resample_tokens, share_traced_matrices
@@ -176,8 +187,9 @@ class VanillaAttention(nn.Module):
     def _attend_all(self, query: Tensor, key: Tensor, value: Tensor, key_grid: Grid, residual: Scores | None) -> Tensor:
         """Fused attention of queries (B, N, C) on all M keys and values (B, M, C): (B, N, C).
 
-        The residual on M keys is ``E U^T``, U (M, K) the resampling from the reference keys. It is not built: E
-        joins the queries as K extra columns and U the keys, so that the fused kernel adds the two products.
+        The residual on M keys is ``E U^T``, U (M, K) the resampling from the reference keys. It is not built as a
+        whole: E joins the queries as K extra columns and U the keys, so that the fused kernel adds the two products; on
+        a CPU without gradients it exists for some queries at a time.
         """
         query, key, value = (t.unflatten(-1, (self.heads, -1)) for t in (query, key, value))  # (B, N or M, H, d)
         head_dim, scale = query.shape[-1], self.scale
@@ -185,8 +197,10 @@ class VanillaAttention(nn.Module):
             extra = residual.map.unflatten(-1, (self.heads, -1)).to(query.dtype)  # (B, N, H, K)
             columns = extra.shape[-1]
             identity = torch.eye(columns, device=key.device, dtype=key.dtype)
-            up = resample_tokens(identity[None], self.reference_grid, key_grid)[0]  # (M, K)
-            up = up.to(key.dtype)[:, None].expand(*key.shape[:3], columns)  # (B, M, H, K)
+            up = resample_tokens(identity[None], self.reference_grid, key_grid)[0].to(key.dtype)  # (M, K)
+            if query.device.type == 'cpu' and not torch.is_grad_enabled() and is_plain_eager():
+                return attend_with_bias(query, key, value, extra, up, scale).flatten(2)
+            up = up[:, None].expand(*key.shape[:3], columns)  # (B, M, H, K)
             queries, keys, scale = [query * scale, extra], [key, up], 1.0
             if not is_traced_for_onnx():  # whose runtimes take the product apart
                 # Fused kernels want one width for queries, keys and values; on a GPU they are made for multiples of 32.

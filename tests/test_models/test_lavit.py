@@ -24,6 +24,7 @@ from mmlavit.models import (
     Scores,
     VanillaAttention,
     diagonality_loss,
+    lavit,
     layers,
     resample_matrix,
     resample_tokens,
@@ -116,14 +117,17 @@ class TestAgainstLiteralMatrices:
         expected_out = attn.proj((expected.softmax(-1) @ values).transpose(1, 2).flatten(2))
         torch.testing.assert_close(out, expected_out, rtol=0, atol=1e-10)
 
-    @pytest.mark.parametrize('key_grid', [(9, 11), (3, 4), (5, 9)])
-    def test_extra_columns_equal_a_mask_of_all_keys(self, key_grid):
+    @pytest.mark.parametrize('grad', [True, False], ids=['extra columns', 'pieces'])
+    @pytest.mark.parametrize('key_grid', [(9, 11), (3, 4), (15, 13)])
+    def test_residual_equals_a_mask_of_all_keys(self, key_grid, grad, monkeypatch):
+        monkeypatch.setattr(lavit, 'attend_with_bias', partial(lavit.attend_with_bias, piece_bytes=1))  # 64 queries
         heads, dim = 2, 16
         attn = randomise(VanillaAttention(dim, heads, 1, (7, 7)).double())
         n = key_grid[0] * key_grid[1]
         x = torch.randn(2, n, dim, dtype=torch.float64)
         residual = torch.randn(2, n, heads * 49, dtype=torch.float64)
-        out, _ = attn(x, key_grid, Scores(residual, heads, key_grid))
+        with torch.set_grad_enabled(grad):
+            out, _ = attn(x, key_grid, Scores(residual, heads, key_grid))
         mask = residual.unflatten(2, (heads, 49)).transpose(1, 2) @ literal.grid_matrix((7, 7), key_grid).T
         q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (attn.q(x), *attn.kv(x).chunk(2, dim=-1)))
         expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
