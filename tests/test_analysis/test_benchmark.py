@@ -167,6 +167,14 @@ def test_runner(mode, dtype):
     assert finished['macs'] > 1e6
 
 
+def test_a_backbone_whose_train_returns_nothing():
+    """As those of OpenMMLab do, and with it their ``eval``."""
+    runner = Runner(SUBJECTS['resnet50'], SIZE, QUICK)
+    assert runner.model.eval() is None
+    runner.warm_up()
+    assert runner.finish()['params'] == pytest.approx(PARAMETERS['resnet50'] * 1e6, rel=1e-3)
+
+
 def test_compiled_subject(monkeypatch):
     calls = []
     monkeypatch.setattr(torch, 'compile', lambda model, **options: calls.append(options) or model.forward)

@@ -223,7 +223,8 @@ class Runner:
         memory = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else _peak_resident() - self.base_memory
         memory = memory if on_gpu or self.has_base else None
         # Counted on the CPU for every device: kernels of a GPU pad some operands, which is no work of the model.
-        model, image = self.model.eval().cpu(), self.images[:1].cpu()
+        self.model.eval()  # not chained, as above
+        model, image = self.model.cpu(), self.images[:1].cpu()
         counted = count_complexity(model, lambda: model(image))
         return dict(memory_mb=memory, params=counted.params, macs=counted.macs)
 
