@@ -18,8 +18,8 @@ KEPT_BYTES = 64 << 20
 def keep_freed_memory() -> bool:
     """Let glibc keep some freed memory for the next layer, instead of giving it back to the system after each.
 
-    The system clears and maps each page at its first use. Where each layer frees and allocates maps of some MB, that can
-    take more than a third of the time.
+    The system clears and maps each page at its first use. Where each layer frees and allocates maps of some MB, that
+    can take more than a third of the time.
 
     Returns:
         bool: False if nothing was changed: another C library, or the user has set thresholds in the environment.
